@@ -46,8 +46,10 @@ __all__ = [
     "ReplyDecodeError",
     "ReplyError",
     "ReplyTooLargeError",
+    "TimeoutPhase",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "status_error_class",
 ]
 
 TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
@@ -107,7 +109,14 @@ class InvalidMessageError(CromicleError, ValueError):
 
 
 class APIConnectionError(CromicleError):
-    """No answer came: DNS, refused, TLS, proxy, dropped before the answer."""
+    """No answer came: DNS, refused, TLS, proxy, dropped before the answer.
+
+    `detail` is what the network said. `is_final` says that another attempt can't help: a
+    certificate that does not verify, a host that can't be a name, a client that was closed.
+    """
+
+    detail: str = ""
+    is_final: bool = False
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
@@ -127,7 +136,8 @@ class APIStatusError(CromicleError):
     """The server answered with a status that is not success.
 
     `status_code`, `headers`, `body` (its first 64 KiB, as text) and `request_id` (the header
-    `x-request-id`, or None) are the answer's.
+    `x-request-id`, or None) are the answer's. `retry_after` is how many seconds the server asks
+    to wait before the next request, None where it does not say.
     """
 
     def __init__(
@@ -137,12 +147,14 @@ class APIStatusError(CromicleError):
         status_code: int,
         headers: Mapping[str, str],
         body: str,
+        retry_after: float | None = None,
         attempts: int = 0,
     ) -> None:
         super().__init__(message, attempts=attempts)
         self.status_code = status_code
         self.headers = headers
         self.body = body
+        self.retry_after = retry_after
 
     @property
     def request_id(self) -> str | None:
@@ -175,9 +187,7 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429. `retry_after` is how many seconds the server asks to wait, None if it does not say."""
-
-    retry_after: float | None = None
+    """429: too many requests; `retry_after` says when to come back."""
 
 
 class RedirectError(APIStatusError):
@@ -198,7 +208,12 @@ class ReplyError(CromicleError):
 
 
 class IncompleteReplyError(ReplyError):
-    """The reply was cut off: reset, closed early, broken framing."""
+    """The reply was cut off: reset, closed early, broken framing.
+
+    `is_final` says that another attempt can't help: the caller closed it.
+    """
+
+    is_final: bool = False
 
 
 class ReplyTooLargeError(ReplyError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from ._errors import InvalidMessageError
 
@@ -81,12 +81,12 @@ class Conversation:
         Raises `InvalidMessageError` where `text` is not such an array.
         """
         try:
-            turns = json.loads(text)
+            turns: object = json.loads(text)
         except (ValueError, RecursionError):
             raise InvalidMessageError("this is not JSON; expected what to_json() wrote") from None
         if not isinstance(turns, list):
             raise InvalidMessageError("expected a JSON array of messages, as to_json() writes it")
-        return cls(messages=turns)
+        return cls(messages=cast("list[MessageLike]", turns))
 
     def _append(self, role: object, content: object) -> Conversation:
         index = len(self._messages)
@@ -128,12 +128,8 @@ def format_prompt(messages: Messages) -> str:
     """
     if isinstance(messages, str):
         return _check_text(messages, None)
-    if isinstance(messages, (bytes, bytearray, Mapping)) or not isinstance(messages, Iterable):
-        raise InvalidMessageError(
-            f"messages must be a text or an iterable of messages, not {_kind(messages)}"
-        )
     turns: list[tuple[str, str]] = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(_check_iterable(messages)):
         role, content = _split(message, index)
         turns.append((_check_role(role, index), _join_content(content, index)))
     if not turns:
@@ -145,21 +141,30 @@ def format_prompt(messages: Messages) -> str:
     return "\n".join(lines)
 
 
+def _check_iterable(messages: object) -> Iterable[object]:
+    # One message alone would be taken for an iterable of its keys.
+    if isinstance(messages, (bytes, bytearray, Mapping)) or not isinstance(messages, Iterable):
+        kind = type(cast("Any", messages)).__name__
+        raise InvalidMessageError(f"messages must be a text or an iterable of messages, not {kind}")
+    return cast("Iterable[object]", messages)
+
+
 def _split(message: object, index: int) -> tuple[object, object]:
     """The role and the content of a message of either form, unchecked."""
     found: list[object] = []
     for name in ("role", "content"):
         if isinstance(message, Mapping):
-            if name not in message:
+            fields = cast("Mapping[str, object]", message)
+            if name not in fields:
                 raise InvalidMessageError(f"it has no {name!r}", index=index)
-            found.append(message[name])
-        else:
-            if isinstance(message, (str, bytes)) or not hasattr(message, name):
-                raise InvalidMessageError(
-                    f"expected a mapping or an object with role and content, not {_kind(message)}",
-                    index=index,
-                )
+            found.append(fields[name])
+        elif hasattr(message, name):
             found.append(getattr(message, name))
+        else:
+            raise InvalidMessageError(
+                f"expected a mapping or an object with role and content, not {_kind(message)}",
+                index=index,
+            )
     return found[0], found[1]
 
 
@@ -182,9 +187,10 @@ def _join_content(content: object, index: int) -> str:
             f"its content must be a str or a list of text parts, not {_kind(content)}", index=index
         )
     texts: list[str] = []
-    for place, part in enumerate(content):
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if not isinstance(text, str) or part.get("type") != "text":
+    for place, part in enumerate(cast("Sequence[object]", content)):
+        fields = cast("Mapping[str, object]", part if isinstance(part, Mapping) else {})
+        text = fields.get("text")
+        if not isinstance(text, str) or fields.get("type") != "text":
             raise InvalidMessageError(
                 f"part {place} of its content must be {{'type': 'text', 'text': str}}", index=index
             )

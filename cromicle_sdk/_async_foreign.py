@@ -1,0 +1,98 @@
+"""Exchanges over a client that the user made: it is used as it is, and not closed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from . import _async_io as io
+from ._httpx import build_foreign_request, expect_body, foreign_head
+from ._limits import Limits
+from ._request import Request
+from ._transport import ClosedByCaller, Head
+
+__all__ = ["AsyncForeignConnections"]
+
+
+class AsyncForeignConnections:
+    """The counterpart of `AsyncConnections` for an httpx or httpx2 client of the user's."""
+
+    def __init__(self, http_client: Any) -> None:
+        self._http_client = http_client
+        self._pauses = io.Slots(1)
+        self.is_closed = False
+
+    def start(self, limits: Limits) -> AsyncForeignExchange:
+        """An exchange that has yet to be sent. Raises `ClosedByCaller` after `close`."""
+        if self.is_closed or self._http_client.is_closed:
+            raise ClosedByCaller("its client is closed")
+        return AsyncForeignExchange(self._http_client, limits)
+
+    async def wait(self, seconds: float) -> None:
+        """Sleep between two attempts; `close` wakes it."""
+        await self._pauses.wait(seconds)
+
+    def close(self) -> None:
+        """Take no more calls. The user's client stays open."""
+        self.is_closed = True
+        self._pauses.close()
+
+
+class AsyncForeignExchange:
+    """One request and its answer, in the hands of the user's client."""
+
+    head: Head
+
+    def __init__(self, http_client: Any, limits: Limits) -> None:
+        self._http_client = http_client
+        self._limits = limits
+        self._response: Any = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._is_aborted = False
+
+    async def send(self, request: Request) -> None:
+        """Send the request and wait for the head of its answer.
+
+        Raises what httpx raises, `TimeoutError` and `ClosedByCaller`.
+        """
+        self._limits.enter("first_byte", total_only=True)
+        with io.time_limit(self._limits):
+            self._response = await self._http_client.send(
+                build_foreign_request(self._http_client, request, self._limits),
+                stream=True,
+                auth=None,
+                follow_redirects=False,
+            )
+        self.head = foreign_head(self._response)
+        expect_body(self._response, self._limits)
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, b"" at its end. Raises as `send` does."""
+        if self._chunks is None:
+            self._chunks = aiter(self._response.stream)
+        with io.time_limit(self._limits):
+            async for data in self._chunks:
+                if self._is_aborted:
+                    raise ClosedByCaller("it was closed while it was in use")
+                if data:
+                    self._limits.enter("stall", total_only=True)
+                    return data
+        return b""
+
+    async def finish(self) -> None:
+        """The body has ended: the user's client may use the connection again."""
+        await self.aclose()
+
+    def abort(self) -> None:
+        """End it from anywhere: who reads it sees `ClosedByCaller` at the next bytes."""
+        self._is_aborted = True
+
+    async def aclose(self) -> None:
+        if self._response is not None:
+            with io.shield():
+                await self._response.aclose()
+        if self._chunks is not None:
+            io.discard(self._chunks)
+
+    def drop(self) -> None:
+        """Nobody reads it any more, and nothing can be waited for: its client has to see to it."""

@@ -1,0 +1,178 @@
+"""What async code does otherwise than blocking code: the only room that knows anyio.
+
+`_sync_io.py` has the same names for the blocking colour; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from ._limits import Limits
+from ._transport import Address, ClosedByCaller
+
+__all__ = [
+    "Slots",
+    "connect",
+    "discard",
+    "find_place",
+    "receive",
+    "resolve",
+    "send",
+    "shield",
+    "time_limit",
+]
+
+# How often a waiting call looks up, in seconds: a slot may have been given back by the garbage
+# collector in another thread, where an event does not wake the loop.
+_LOOK_UP = 1.0
+
+
+def find_place() -> object:
+    """Where connections live: this process and this event loop."""
+    return os.getpid(), anyio.lowlevel.current_token()
+
+
+async def resolve(host: str, port: int, timeout: float | None) -> list[Address]:
+    """A host's addresses. Raises `OSError`, or `UnicodeError` for what can't be a name."""
+    with anyio.fail_after(timeout):
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def connect(sock: socket.socket, address: Any, timeout: float | None) -> None:
+    """Connect a new socket to an address. Raises `OSError`."""
+    sock.setblocking(False)
+    with anyio.fail_after(timeout):
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            await anyio.wait_writable(sock)
+    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+async def receive(sock: socket.socket, max_bytes: int, timeout: float | None) -> bytes:
+    """The next bytes, b"" at the end. Raises `OSError`."""
+    # A server that is always ahead must not keep the loop from other tasks, nor a
+    # cancellation from this one.
+    await anyio.lowlevel.checkpoint()
+    try:
+        return sock.recv(max_bytes)
+    except BlockingIOError:
+        pass
+    with anyio.fail_after(timeout):
+        while True:
+            await anyio.wait_readable(sock)
+            try:
+                return sock.recv(max_bytes)
+            except BlockingIOError:
+                continue
+
+
+async def send(sock: socket.socket, data: bytes, timeout: float | None) -> None:
+    """Send all of it. Raises `OSError`."""
+    rest = memoryview(data)
+    with anyio.fail_after(timeout):
+        while rest:
+            try:
+                rest = rest[sock.send(rest) :]
+            except BlockingIOError:
+                await anyio.wait_writable(sock)
+
+
+class Slots:
+    """How many exchanges may be under way; who finds none free waits in line.
+
+    `release` may be called by the garbage collector, at any point and from any thread.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._line: OrderedDict[anyio.Event, None] = OrderedDict()
+        self._sleepers: set[anyio.Event] = set()
+        self._is_closed = False
+
+    async def acquire(self, timeout: float | None) -> None:
+        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller` after `close`."""
+        if self._free and not self._line and not self._is_closed:
+            self._free -= 1
+            return
+        turn = anyio.Event()
+        self._line[turn] = None
+        try:
+            with anyio.fail_after(timeout):
+                while not turn.is_set() and not self._is_closed:
+                    with anyio.move_on_after(_LOOK_UP):
+                        await turn.wait()
+            if self._is_closed:
+                raise ClosedByCaller("it was closed while this call waited for its turn")
+        except BaseException:
+            if turn not in self._line:
+                self.release()
+            self._line.pop(turn, None)
+            raise
+
+    def release(self) -> None:
+        """Give a slot back: to the first in line, where there is one."""
+        try:
+            turn, _ = self._line.popitem(last=False)
+        except KeyError:
+            self._free += 1
+        else:
+            turn.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Sleep; `close` wakes it."""
+        alarm = anyio.Event()
+        self._sleepers.add(alarm)
+        try:
+            with anyio.move_on_after(seconds):
+                await alarm.wait()
+        finally:
+            self._sleepers.discard(alarm)
+
+    def close(self) -> None:
+        """Wake everybody who waits here."""
+        self._is_closed = True
+        for event in (*self._line, *self._sleepers):
+            event.set()
+
+
+def discard(chunks: AsyncIterator[bytes]) -> None:
+    """Finish an iterator whose connection is closed, without an event loop's help.
+
+    A generator that is dropped unfinished would be a warning under trio, and a task on asyncio.
+    Nothing in it can wait any more, so its steps are taken by hand until it raises.
+    """
+    while True:
+        step = chunks.__anext__().__await__()
+        try:
+            while True:
+                next(step)
+        except StopIteration:
+            continue  # it was one of the pieces that had been read before
+        except Exception:  # noqa: BLE001 - whatever it is, it ends the generator, and nobody asks
+            return
+
+
+@contextmanager
+def shield() -> Generator[None]:
+    """Let a clean-up finish, although its call is cancelled."""
+    with anyio.CancelScope(shield=True):
+        yield
+
+
+@contextmanager
+def time_limit(limits: Limits) -> Generator[None]:
+    """Hold somebody else's code to the limits. Raises `TimeoutError`."""
+    with anyio.fail_after(limits.left()):
+        yield

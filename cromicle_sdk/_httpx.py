@@ -1,0 +1,283 @@
+"""The only room that knows httpx and httpx2: what users hand over, and what goes wrong in them."""
+
+from __future__ import annotations
+
+import math
+import ssl
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies, proxy_bypass
+
+import httpcore
+import httpx
+
+from ._errors import APIConnectionError, APITimeoutError, ConfigurationError, TimeoutPhase
+from ._limits import Limits
+from ._options import ConnectionOptions, Endpoint
+from ._request import Request
+from ._transport import ClosedByCaller, Head, Route
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = [
+    "HTTPX_VERSION",
+    "AsyncHTTPClient",
+    "HTTPClient",
+    "ProxyOption",
+    "build_foreign_request",
+    "build_route",
+    "check_http_client",
+    "expect_body",
+    "foreign_head",
+    "strip_frames",
+    "translate_error",
+]
+
+HTTPX_VERSION = httpx.__version__
+
+if TYPE_CHECKING:
+    HTTPClient = httpx.Client | httpx2.Client
+    AsyncHTTPClient = httpx.AsyncClient | httpx2.AsyncClient
+    ProxyOption = str | httpx.URL | httpx.Proxy
+
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def build_route(endpoint: Endpoint, options: ConnectionOptions) -> Route:
+    """How to reach the endpoint, by the options `proxy` and `verify` and the environment.
+
+    Raises `ConfigurationError`, which names the option or the environment variable.
+    """
+    verify = options.verify
+    if verify is not True and not isinstance(verify, ssl.SSLContext):
+        raise ConfigurationError(
+            f"verify: expected True or an ssl.SSLContext, not {verify!r}; for a certificate "
+            "authority of your own pass ssl.create_default_context(cafile=...)"
+        )
+    given = options.proxy
+    proxy = _find_proxy(endpoint) if given is None else _build_proxy("proxy", given)
+    return Route(endpoint, proxy, None if verify is True else verify)
+
+
+def check_http_client(client: object, name: str) -> None:
+    """Whether it is a `Client` or an `AsyncClient` of httpx or httpx2, whichever `name` says.
+
+    Raises `ConfigurationError`.
+    """
+    kinds = [getattr(module, name) for module in _modules()]
+    if not isinstance(client, tuple(kinds)):
+        raise ConfigurationError(
+            f"http_client: expected an httpx.{name} or an httpx2.{name}, "
+            f"not {type(client).__module__}.{type(client).__qualname__}"
+        )
+
+
+def build_foreign_request(client: Any, request: Request, limits: Limits) -> Any:
+    """The request as one of the user's client: with its default headers, without its cookies."""
+    timeout = limits.timeout
+    waits = {
+        "connect": timeout.connect,
+        "read": timeout.first_byte,
+        "write": timeout.first_byte,
+        "pool": None,
+    }
+    built = client.build_request(
+        "POST",
+        request.endpoint.url,
+        headers=list(request.headers),
+        content=request.body,
+        extensions={"timeout": {name: _at_most(wait, limits) for name, wait in waits.items()}},
+    )
+    built.headers.pop("cookie", None)
+    return built
+
+
+def expect_body(response: Any, limits: Limits) -> None:
+    """From the head on, each read of the user's client may take as long as `stall`."""
+    # httpcore looks this up when the body is first asked for.
+    response.request.extensions["timeout"]["read"] = _at_most(limits.timeout.stall, limits)
+
+
+def _at_most(wait: float | None, limits: Limits) -> float | None:
+    left = limits.total_left()
+    if wait is not None and wait < left:
+        return wait
+    return None if left == math.inf else max(left, 0.001)
+
+
+def foreign_head(response: Any) -> Head:
+    """The head of an answer that the user's client received."""
+    version = response.extensions.get("http_version", b"HTTP/1.1")
+    return Head(response.status_code, response.headers.raw, version)
+
+
+def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnectionError | None:
+    """This package's error for one of the network; None for what is a defect instead."""
+    if isinstance(error, ClosedByCaller):
+        return _failed(f"The call to {url} can't go on", str(error), is_final=True)
+    if isinstance(error, (TimeoutError, *_kinds("TimeoutException"))):
+        return _timed_out(error, url, limits)
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            what, advice = f"The certificate of {url} can't be trusted", _CERTIFICATE_ADVICE
+            return _failed(what, cause.verify_message, advice, is_final=True)
+        if isinstance(cause, UnicodeError):
+            what = f"The host of {url} can't be a name in DNS"
+            return _failed(what, str(cause), "Check base_url.", is_final=True)
+    if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
+        return _failed(f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE)
+    if isinstance(error, (OSError, *_kinds(*_NETWORK_ERRORS))):
+        return _failed(f"No answer came from {url}", _detail(error), _ADVICE)
+    return None
+
+
+_CERTIFICATE_ADVICE = "For a certificate authority of your own, pass verify=ssl_context."
+_PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
+_ADVICE = "Check that the server runs and that base_url is right."
+# httpcore's, then the bases of httpx's.
+_NETWORK_ERRORS = (
+    "ConnectionNotAvailable",
+    "NetworkError",
+    "ProtocolError",
+    "UnsupportedProtocol",
+    "HTTPError",
+    "InvalidURL",
+    "StreamError",
+)
+
+
+def strip_frames(error: BaseException) -> BaseException:
+    """The error without its frames, whose locals hold the request, and so the token."""
+    for cause in _chain(error):
+        cause.__traceback__ = None
+        if getattr(cause, "_request", None) is not None:
+            cause._request = None  # type: ignore[attr-defined]  # httpx's errors carry theirs
+    return error
+
+
+def _modules() -> list[Any]:
+    """httpx, and httpx2 where somebody has imported it: an object of it can't be here else."""
+    other = sys.modules.get("httpx2")
+    return [httpx] if other is None else [httpx, other]
+
+
+def _kinds(*names: str) -> tuple[type[Exception], ...]:
+    """The exception classes of these names in httpcore, httpx and httpx2."""
+    modules = [httpcore, *_modules()]
+    return tuple(getattr(m, name) for m in modules for name in names if hasattr(m, name))
+
+
+def _socksio() -> tuple[type[Exception], ...]:
+    # It is imported by httpcore when a SOCKS proxy is first used; then its error may come.
+    module = sys.modules.get("socksio")
+    return () if module is None else (module.SOCKSError,)
+
+
+def _timed_out(error: Exception, url: str, limits: Limits) -> APITimeoutError:
+    phase = limits.phase_that_ended()
+    if phase != "total" and isinstance(error, _kinds("ConnectTimeout")):
+        phase = "connect"
+    elif phase != "total" and isinstance(error, _kinds("PoolTimeout")):
+        phase = "pool"
+    return APITimeoutError(f"{_WAITED[phase].format(url=url)} {_RAISE[phase]}", phase=phase)
+
+
+_WAITED: dict[TimeoutPhase, str] = {
+    "connect": "No connection to {url} within timeout.connect.",
+    "first_byte": "{url} did not begin its reply within timeout.first_byte.",
+    "stall": "{url} sent nothing more for timeout.stall.",
+    "total": "The call to {url} was not done within timeout.total.",
+    "pool": "No connection to {url} became free within timeout.total.",
+}
+_RAISE: dict[TimeoutPhase, str] = {
+    "connect": _ADVICE,
+    "first_byte": "Raise that limit if the server is known to be slow.",
+    "stall": "Raise that limit if the server is known to be slow.",
+    "total": "Raise that limit if the reply is long.",
+    "pool": "Close streams that are not needed any more, or raise max_connections.",
+}
+
+
+def _failed(
+    what: str, detail: str, advice: str = "", *, is_final: bool = False
+) -> APIConnectionError:
+    error = APIConnectionError(f"{what}: {detail}. {advice}".rstrip())
+    error.detail = detail
+    error.is_final = is_final
+    return error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it and what it came up in, each once."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            waiting += [current.__cause__, current.__context__]
+
+
+def _detail(error: BaseException) -> str:
+    """What happened, in words: some errors come without any."""
+    for cause in _chain(error):
+        text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        if text:
+            return text.strip().rstrip(".")
+    return type(error).__name__
+
+
+def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
+    """The environment's proxy for this endpoint; never one for this machine itself."""
+    if endpoint.is_loopback or proxy_bypass(endpoint.netloc):
+        return None
+    proxies = getproxies()
+    for name in (endpoint.scheme, "all"):
+        if proxies.get(name):
+            url = proxies[name]
+            return _build_proxy(
+                f"the proxy variable {name}_proxy", url if "://" in url else f"http://{url}"
+            )
+    return None
+
+
+def _build_proxy(name: str, value: object) -> httpcore.Proxy:
+    """Errors name the option and never quote the URL: it may hold a password."""
+    if not isinstance(value, (str, httpx.URL, httpx.Proxy)):
+        raise ConfigurationError(
+            f"{name}: expected a URL or an httpx.Proxy, not {type(value).__name__}"
+        )
+    try:
+        proxy = value if isinstance(value, httpx.Proxy) else httpx.Proxy(value)
+    except (ValueError, httpx.InvalidURL, UnicodeError):
+        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}") from None
+    url = proxy.url
+    if url.scheme not in _PROXY_SCHEMES or not url.host:
+        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
+    if url.scheme.startswith("socks") and not _has_socksio():
+        raise ConfigurationError(
+            f'{name}: a SOCKS proxy needs an extra: pip install "cromicle-sdk[socks]"'
+        )
+    return httpcore.Proxy(
+        url=httpcore.URL(
+            scheme=url.raw_scheme,
+            host=url.raw_host,
+            port=url.port or _PROXY_PORTS[url.scheme],
+            target=url.raw_path,
+        ),
+        auth=proxy.raw_auth,
+        headers=proxy.headers.raw,
+        ssl_context=proxy.ssl_context,
+    )
+
+
+_PROXY_FORMS = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
+_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+
+def _has_socksio() -> bool:
+    return find_spec("socksio") is not None

@@ -1,0 +1,65 @@
+"""The clock of one call: what it waits for now, and how long it still may."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from ._errors import TimeoutPhase
+from ._options import Timeout
+
+__all__ = ["Limits"]
+
+
+class Limits:
+    """The limits of a `Timeout` while its call runs; seconds of `time.monotonic`.
+
+    A call goes through the phases "pool" (a wait for a free connection, which `total` alone
+    limits), "connect", "first_byte" and "stall", once for each attempt.
+    """
+
+    __slots__ = ("_deadline", "_until", "phase", "started", "timeout")
+
+    def __init__(self, timeout: Timeout) -> None:
+        self.timeout = timeout
+        self.started = time.monotonic()
+        self._deadline = math.inf if timeout.total is None else self.started + timeout.total
+        self.enter("pool")
+
+    def enter(self, phase: TimeoutPhase, *, total_only: bool = False) -> None:
+        """The call waits for something else from now on.
+
+        `total_only` leaves the phase's own limit to somebody else.
+        """
+        self.phase: TimeoutPhase = phase
+        limit = None if total_only or phase == "pool" else getattr(self.timeout, phase)
+        self._until = (
+            self._deadline if limit is None else min(self._deadline, time.monotonic() + limit)
+        )
+
+    def begin_read(self) -> None:
+        """A wait for bytes begins: `stall` counts from here, `first_byte` goes on."""
+        if self.phase == "stall":
+            self.enter("stall")
+
+    def left(self) -> float | None:
+        """Seconds that the next wait may take, None for no limit.
+
+        Raises `TimeoutError` where there are none.
+        """
+        if self._until == math.inf:
+            return None
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def total_left(self) -> float:
+        """Seconds until `total` is used up; infinite where it is None."""
+        return self._deadline - time.monotonic()
+
+    def phase_that_ended(self) -> TimeoutPhase:
+        """Which limit it was, once a wait has run out of time."""
+        if self.phase != "pool" and self.total_left() <= 0:
+            return "total"
+        return self.phase

@@ -1,0 +1,159 @@
+"""Connections: what both colours know of them, and do without any I/O."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+import httpcore
+import httpx
+
+from ._limits import Limits
+from ._options import Endpoint
+
+__all__ = [
+    "IDLE_SECONDS",
+    "READ_BYTES",
+    "Address",
+    "Body",
+    "ClosedByCaller",
+    "Head",
+    "Route",
+    "default_ssl_context",
+    "has_leftover",
+    "is_quiet",
+    "parse_address",
+    "share",
+]
+
+# A family and what its sockets connect to.
+Address = tuple[socket.AddressFamily, Any]
+
+# How long a connection waits for its next call. Servers drop theirs after 5 s (uvicorn, Node)
+# to 75 s (nginx); one that is gone is noticed before use, so this only bounds what lies idle.
+IDLE_SECONDS = 30.0
+
+# What httpcore reads at a time, too.
+READ_BYTES = 64 * 1024
+
+
+class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
+    """The stream or its client was closed while this call was under way."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of an answer, as the wire had it."""
+
+    status_code: int
+    headers: list[tuple[bytes, bytes]]
+    http_version: bytes
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a client reaches its endpoint."""
+
+    endpoint: Endpoint
+    proxy: httpcore.Proxy | None
+    ssl_context: ssl.SSLContext | None
+
+    @property
+    def origin(self) -> httpcore.Origin:
+        endpoint = self.endpoint
+        return httpcore.Origin(endpoint.scheme.encode(), endpoint.host.encode(), endpoint.port)
+
+    @property
+    def url(self) -> httpcore.URL:
+        endpoint = self.endpoint
+        return httpcore.URL(
+            scheme=endpoint.scheme,
+            host=endpoint.host,
+            port=endpoint.port,
+            target=endpoint.path,
+        )
+
+
+class Body:
+    """A request's body, to be sent once, in either colour.
+
+    httpcore asks for it when the connection is ready and the head is on its way: the moment
+    from which `first_byte` counts.
+    """
+
+    __slots__ = ("_content", "_limits")
+
+    def __init__(self, content: bytes, limits: Limits) -> None:
+        self._content: bytes | None = content
+        self._limits = limits
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        content, self._content = self._content, None
+        if content is None:
+            raise StopIteration
+        self._limits.enter("first_byte")
+        return content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+@lru_cache(maxsize=1)
+def default_ssl_context() -> ssl.SSLContext:
+    """The process's one context: certifi's certificates take some 10 ms to load."""
+    return httpx.create_ssl_context()
+
+
+def parse_address(host: str, port: int) -> list[Address]:
+    """The address that an IP literal is, so that no resolver is asked; none for a name."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return []
+    if isinstance(address, IPv6Address):
+        return [(socket.AF_INET6, (str(address), port, 0, int(address.scope_id or 0)))]
+    return [(socket.AF_INET, (str(address), port))]
+
+
+def share(left: float | None, among: int) -> float | None:
+    """One address's part of the time to connect: a dead IPv6 route must not use up all of it."""
+    return None if left is None else left / among
+
+
+def is_quiet(sock: socket.socket) -> bool:
+    """Whether an idle connection still lives and has sent nothing more."""
+    try:
+        sock.setblocking(False)
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    # The end, or the beginning of an answer that nobody asked for.
+    return False
+
+
+def has_leftover(connection: object) -> bool:
+    """Whether bytes beyond the answer were read along with it.
+
+    h11 would take them for the answer to the next request. No public name tells: httpcore keeps
+    its h11 connection below one or more of its own. One where it is not found counts as unclean.
+    """
+    while hasattr(connection, "_connection"):
+        connection = getattr(connection, "_connection")  # noqa: B009 - private, and not typed
+    state = getattr(connection, "_h11_state", None)
+    return state is None or bool(state.trailing_data[0])
