@@ -1,0 +1,27 @@
+"""The protocol from the other side: a server for tests, first steps and gateways.
+
+```python
+from cromicle_sdk import Client
+from cromicle_sdk.server import LocalServer
+
+with LocalServer() as server, Client(base_url=server.base_url) as client:
+    print(client.chat("Hello!").text)
+```
+
+Needs the extra `server`: `pip install "cromicle-sdk[server]"`.
+"""
+
+from __future__ import annotations
+
+try:
+    from ._app import create_app
+    from ._backends import Backend, echo_backend
+    from ._local import LocalServer
+    from ._serve import serve
+except ImportError as error:
+    raise ImportError(
+        "cromicle_sdk.server needs starlette and uvicorn; "
+        'install them with: pip install "cromicle-sdk[server]"'
+    ) from error
+
+__all__ = ["Backend", "LocalServer", "create_app", "echo_backend", "serve"]

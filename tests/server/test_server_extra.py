@@ -1,0 +1,21 @@
+"""Without its extra the server says what to install."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_a_missing_package_is_named_with_the_command_that_brings_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == missing or name.startswith("cromicle_sdk.server"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r'pip install "cromicle-sdk\[server\]"') as caught:
+        importlib.import_module("cromicle_sdk.server")
+    assert isinstance(caught.value.__cause__, ImportError)
