@@ -41,7 +41,7 @@ def find_place() -> object:
 
 
 async def resolve(host: str, port: int, timeout: float | None) -> list[Address]:
-    """A host's addresses. Raises `OSError`, or `UnicodeError` for what can't be a name."""
+    """A host's addresses. Raises `OSError`."""
     with anyio.fail_after(timeout):
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]

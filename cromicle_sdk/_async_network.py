@@ -203,7 +203,8 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
             with suppress(httpcore.WriteError):
                 await self._flush()
         data = await self._layer.receive(max_bytes)
-        self._wire.has_received = True
+        if data:
+            self._wire.has_received = True
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:

@@ -35,13 +35,13 @@ def find_place() -> object:
 
 
 def resolve(host: str, port: int, timeout: float | None) -> list[Address]:
-    """A host's addresses. Raises `OSError`, or `UnicodeError` for what can't be a name."""
-    answer: SimpleQueue[list[Address] | Exception] = SimpleQueue()
+    """A host's addresses. Raises `OSError`."""
+    answer: SimpleQueue[list[Address] | OSError] = SimpleQueue()
 
     def ask() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             answer.put(error)
         else:
             answer.put([(family, address) for family, _, _, _, address in found])
@@ -52,7 +52,7 @@ def resolve(host: str, port: int, timeout: float | None) -> list[Address]:
         result = answer.get(timeout=timeout)
     except Empty:
         raise TimeoutError from None
-    if isinstance(result, Exception):
+    if isinstance(result, OSError):
         raise result
     return result
 

@@ -203,7 +203,8 @@ class _Stream(httpcore.NetworkStream):
             with suppress(httpcore.WriteError):
                 self._flush()
         data = self._layer.receive(max_bytes)
-        self._wire.has_received = True
+        if data:
+            self._wire.has_received = True
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:

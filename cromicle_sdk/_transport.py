@@ -119,10 +119,14 @@ def default_ssl_context() -> ssl.SSLContext:
 
 
 def parse_address(host: str, port: int) -> list[Address]:
-    """The address that an IP literal is, so that no resolver is asked; none for a name."""
+    """The address that an IP literal is, so that no resolver is asked; none for a name.
+
+    Raises `UnicodeError` for what can't be a name: resolvers differ in what they say of it.
+    """
     try:
         address = ip_address(host)
     except ValueError:
+        host.encode("idna")
         return []
     if isinstance(address, IPv6Address):
         return [(socket.AF_INET6, (str(address), port, 0, int(address.scope_id or 0)))]
