@@ -12,7 +12,7 @@ def main() -> None:
     """Run the command with the arguments of this process, and end it with its exit code."""
     if any(find_spec(name) is None for name in ("click", "rich")):
         sys.exit('The command needs an extra: pip install "cromicle-sdk[cli]"')
-    from .cli import run
+    from cromicle_sdk.cli import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -49,8 +49,12 @@ __all__ = [
     "TimeoutPhase",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "shorten",
     "status_error_class",
 ]
+
+# Enough of what a server said for one line of an error.
+_MAX_QUOTED = 200
 
 TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
 
@@ -233,6 +237,13 @@ class UnexpectedContentError(ReplyError):
     def __init__(self, message: str, *, body: str = "", attempts: int = 0) -> None:
         super().__init__(message, attempts=attempts)
         self.body = body
+
+
+def shorten(text: str) -> str:
+    """A text of somebody else's as part of one short line, safe to print on a terminal."""
+    line = " ".join(text[: 4 * _MAX_QUOTED].split())
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return printable if len(printable) <= _MAX_QUOTED else printable[:_MAX_QUOTED] + "…"
 
 
 _STATUS_ERRORS: dict[int, type[APIStatusError]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import ssl
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
-from ._errors import APIConnectionError, APITimeoutError, ConfigurationError, TimeoutPhase
+from ._errors import (
+    APIConnectionError,
+    APITimeoutError,
+    ConfigurationError,
+    TimeoutPhase,
+    shorten,
+)
 from ._limits import Limits
 from ._options import ConnectionOptions, Endpoint
 from ._request import Request
@@ -123,7 +130,8 @@ def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnect
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             what, advice = f"The certificate of {url} can't be trusted", _CERTIFICATE_ADVICE
-            return _failed(what, cause.verify_message, advice, is_final=True)
+            said = getattr(cause, "verify_message", "") or str(cause)
+            return _failed(what, said, advice, is_final=True)
         if isinstance(cause, UnicodeError):
             what = f"The host of {url} can't be a name in DNS"
             return _failed(what, str(cause), "Check base_url.", is_final=True)
@@ -153,6 +161,8 @@ def strip_frames(error: BaseException) -> BaseException:
     """The error without its frames, whose locals hold the request, and so the token."""
     for cause in _chain(error):
         cause.__traceback__ = None
+        # What it came up in may be an error that the caller is handling: not ours to touch.
+        cause.__context__ = None
         if getattr(cause, "_request", None) is not None:
             cause._request = None  # type: ignore[attr-defined]  # httpx's errors carry theirs
     return error
@@ -211,15 +221,10 @@ def _failed(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it and what it came up in, each once."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is not None and id(current) not in seen:
-            seen.add(id(current))
-            yield current
-            waiting += [current.__cause__, current.__context__]
+    """The error, what caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _detail(error: BaseException) -> str:
@@ -227,13 +232,16 @@ def _detail(error: BaseException) -> str:
     for cause in _chain(error):
         text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         if text:
-            return text.strip().rstrip(".")
+            return shorten(text).rstrip(".")
     return type(error).__name__
 
 
 def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     """The environment's proxy for this endpoint; never one for this machine itself."""
-    if endpoint.is_loopback or proxy_bypass(endpoint.netloc):
+    if endpoint.is_loopback:
+        return None
+    # An IPv6 address may stand in `no_proxy` with brackets or without.
+    if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
         return None
     proxies = getproxies()
     for name in (endpoint.scheme, "all"):
@@ -251,12 +259,18 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
         raise ConfigurationError(
             f"{name}: expected a URL or an httpx.Proxy, not {type(value).__name__}"
         )
+    if isinstance(value, str) and not _PROXY_URL.match(value):
+        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
     try:
         proxy = value if isinstance(value, httpx.Proxy) else httpx.Proxy(value)
     except (ValueError, httpx.InvalidURL, UnicodeError):
         raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}") from None
     url = proxy.url
-    if url.scheme not in _PROXY_SCHEMES or not url.host:
+    if (
+        url.scheme not in _PROXY_SCHEMES
+        or not url.host
+        or (url.port is not None and not 1 <= url.port <= 65535)
+    ):
         raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
     if url.scheme.startswith("socks") and not _has_socksio():
         raise ConfigurationError(
@@ -276,6 +290,7 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
 
 
 _PROXY_FORMS = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
+_PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 

@@ -10,6 +10,9 @@ from ._options import Timeout
 
 __all__ = ["Limits"]
 
+# No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
+_LONGEST_WAIT = 2_000_000.0
+
 
 class Limits:
     """The limits of a `Timeout` while its call runs; seconds of `time.monotonic`.
@@ -52,7 +55,7 @@ class Limits:
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        return left
+        return min(left, _LONGEST_WAIT)
 
     def total_left(self) -> float:
         """Seconds until `total` is used up; infinite where it is None."""

@@ -54,7 +54,9 @@ class Conversation:
         self._messages: list[Message] = []
         if system is not None:
             self._append("system", system)
-        for message in messages:
+        if isinstance(messages, str):
+            raise InvalidMessageError("messages must be an iterable of messages, not str")
+        for message in _check_iterable(messages):
             self._append(*_split(message, len(self._messages)))
 
     @property
@@ -82,7 +84,7 @@ class Conversation:
         """
         try:
             turns: object = json.loads(text)
-        except (ValueError, RecursionError):
+        except (TypeError, ValueError, RecursionError):
             raise InvalidMessageError("this is not JSON; expected what to_json() wrote") from None
         if not isinstance(turns, list):
             raise InvalidMessageError("expected a JSON array of messages, as to_json() writes it")
@@ -182,9 +184,10 @@ def _check_role(role: object, index: int) -> str:
 def _join_content(content: object, index: int) -> str:
     if isinstance(content, str):
         return _check_text(content, index)
-    if not isinstance(content, (list, tuple)):
+    if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray, memoryview)):
+        kind = type(cast("Any", content)).__name__
         raise InvalidMessageError(
-            f"its content must be a str or a list of text parts, not {_kind(content)}", index=index
+            f"its content must be a str or a list of text parts, not {kind}", index=index
         )
     texts: list[str] = []
     for place, part in enumerate(cast("Sequence[object]", content)):

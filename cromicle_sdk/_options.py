@@ -40,6 +40,8 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
 # there as opaque data, but a str does not say which bytes those would be.
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
+_URL_FORM = "write https://HOST[:PORT][/PATH]"
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 
 
@@ -47,15 +49,21 @@ def _check_count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(f"{name}: expected a whole number, 1 or more, not {_kind(value)}")
     if value < 1:
-        raise ConfigurationError(f"{name}: {value} is below 1")
+        # Python refuses to write out the digits of a very long number.
+        shown = value if value > -(10**18) else "this number"
+        raise ConfigurationError(f"{name}: {shown} is below 1")
     return value
 
 
 def _check_number(name: str, value: object, expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name}: expected {expected}, not {_kind(value)}")
-    if not math.isfinite(value):
-        raise ConfigurationError(f"{name}: expected {expected}, not {value!r}")
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:
+        is_finite = False
+    if not is_finite:
+        raise ConfigurationError(f"{name}: expected {expected}, and a finite one")
 
 
 def _kind(value: object) -> str:
@@ -183,15 +191,18 @@ class Endpoint:
                 f"{name}: it holds a character that a URL can't hold (a space, a quote, a control)"
             )
         try:
+            base_url.encode()
             parts = urlsplit(base_url)
             port = parts.port
-        except ValueError as error:
-            # Its text is about brackets and ports; what stands before an "@" is not in it.
-            raise ConfigurationError(f"{name}: not a URL: {_reason(error)}") from None
+        except ValueError:
+            # What urllib says would quote the URL, and so a password in it.
+            raise ConfigurationError(f"{name}: not a URL; {_URL_FORM}") from None
         if parts.scheme not in ("http", "https"):
             raise ConfigurationError(f"{name}: it must begin with http:// or https://")
         if not parts.hostname:
-            raise ConfigurationError(f"{name}: it names no host; write https://HOST[:PORT][/PATH]")
+            raise ConfigurationError(f"{name}: it names no host; {_URL_FORM}")
+        if not _HOST_AND_PORT.match(parts.netloc.rpartition("@")[2]):
+            raise ConfigurationError(f"{name}: its host or port is none; {_URL_FORM}")
         if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
             raise ConfigurationError(f"{name}: it can't have a query or a fragment")
         if port == 0:
@@ -222,7 +233,8 @@ class Endpoint:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1."""
-        if self.host == "localhost" or self.host.endswith(".localhost"):
+        name = self.host.removesuffix(".")
+        if name == "localhost" or name.endswith(".localhost"):
             return True
         try:
             address = ipaddress.ip_address(self.host)
@@ -242,7 +254,7 @@ class Options:
     retry: Retry
     max_reply_bytes: int
     strict: bool
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def build(
@@ -293,7 +305,7 @@ class Options:
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
         """These options with those that `with_options` sets. Raises `ConfigurationError`."""
-        for name in options.keys() - ViewOptions.__annotations__.keys():
+        for name in options.keys() & _CONNECTION_OPTIONS:
             raise ConfigurationError(
                 f"{name}: it belongs to the connections, which with_options() shares; "
                 "make a new client for it"
@@ -343,13 +355,15 @@ class ConnectionOptions:
         )
 
 
-def hide_token(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the token wrapped, unchecked.
+def hide_token(options: dict[str, Any]) -> dict[str, Any]:
+    """The same options with the token wrapped, in place and unchecked.
 
-    The first thing to do with them: an error about another option leaves through frames whose
-    locals a traceback may print.
+    The first thing to do with a call's keywords: an error about another option leaves through
+    frames whose locals a traceback may print.
     """
-    return {name: Secret(value) if name == "token" else value for name, value in options.items()}
+    if "token" in options:
+        options["token"] = Secret(options["token"])
+    return options
 
 
 def _find_token(token: Secret | None) -> Secret:
@@ -430,6 +444,10 @@ def _check_headers(value: object) -> dict[str, str]:
     return checked
 
 
+_CONNECTION_OPTIONS = frozenset(
+    {"base_url", "max_connections", "proxy", "verify", "transport", "http_client"}
+)
+
 # The framing is ours; `accept-encoding` is the protocol's, since a compressed reply is refused.
 _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 
@@ -445,19 +463,19 @@ def _ascii_host(name: str, host: str) -> str:
     if host.isascii():
         return host
     try:
-        return host.encode("idna").decode("ascii")
+        encoded = host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ConfigurationError(f"{name}: its host is not a name that DNS can hold") from None
+        encoded = ""
+    # IDNA folds some characters to what must not stand in a host: a space, a slash.
+    if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
+        raise ConfigurationError(f"{name}: its host is not a name that DNS can hold")
+    return encoded
 
 
 def _basic_authorization(netloc: str) -> Secret | None:
-    userinfo, at, _ = netloc.rpartition("@")
-    if not at:
+    userinfo = netloc.rpartition("@")[0]
+    if not userinfo:
         return None
     user, _, password = userinfo.partition(":")
     pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return Secret("Basic " + base64.b64encode(pair).decode("ascii"))
-
-
-def _reason(error: ValueError) -> str:
-    return str(error).partition(":")[0]

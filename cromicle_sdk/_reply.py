@@ -23,6 +23,7 @@ from ._errors import (
     ReplyError,
     ReplyTooLargeError,
     UnexpectedContentError,
+    shorten,
     status_error_class,
 )
 from ._options import Options
@@ -32,13 +33,16 @@ __all__ = ["Headers", "Reply", "ReplyReceiver", "parse_retry_after"]
 _BYTE_ORDER_MARK = "\ufeff"
 # Enough to show what a server said, and far less than what an endless error page sends.
 _MAX_ERROR_BODY = 64 * 1024
-_MAX_EXCERPT = 200
+# How much more is read, so that a secret which the limit would cut is whole when it is looked for.
+_REDACTION_MARGIN = 8 * 1024
 # What a `Retry-After` that no float can hold comes to, in seconds: above every limit.
 _FOREVER = 1e9
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
 _LENGTH = re.compile(r"[0-9]+\Z")
-_NOT_PLAIN_TEXT = frozenset({"text/html", "text/xml", "text/event-stream"})
+_MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
+# Parts of subtypes: text/html, text/x-json, text/event-stream.
+_NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
 
 _ADVICE = {
     400: "The server could not read the request: check that base_url is a Cromicle endpoint.",
@@ -69,7 +73,11 @@ class Headers(Mapping[str, str]):
             self._values[lowered] = value if before is None else f"{before}, {value}"
 
     def __getitem__(self, name: str) -> str:
-        return self._values[name.lower()]
+        # A mapping says "not there" to a key of another type.
+        try:
+            return self._values[name.lower()]
+        except AttributeError:
+            raise KeyError(name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -134,6 +142,7 @@ class ReplyReceiver:
         self._tail = b""
         self._begun = False
         self._received = 0
+        self._decoded = 0
         self._chunks = 0
         self._first_text_after: float | None = None
 
@@ -181,7 +190,9 @@ class ReplyReceiver:
         # A compressed text is refused in either mode: nothing here could read it.
         encoding = self._headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            raise self._unexpected(f"it is compressed ({encoding}), which was not asked for")
+            raise self._unexpected(
+                f"it is compressed ({shorten(encoding)}), which was not asked for"
+            )
         if self._strict:
             self._check_strictly(status_code, http_version)
         length = self._headers.get("content-length", "")
@@ -216,6 +227,9 @@ class ReplyReceiver:
             return self._refuse(self._refusal)
         error.attempts = self._attempt
         error.partial_text = self.text
+        # It quotes the line that it could not read.
+        error.detail = self._redact(error.detail)
+        error.args = (self._redact(str(error)),)
         if self._status_code is None or isinstance(error, APITimeoutError):
             return error
         broken = IncompleteReplyError(
@@ -243,9 +257,10 @@ class ReplyReceiver:
     def _check_strictly(self, status_code: int, http_version: bytes) -> None:
         if status_code != 200:
             raise self._unexpected(f"its status is {_status_line(status_code)}, not 200")
-        media_type = self._headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not _may_be_text(media_type):
-            self._refusal = lambda body: self._unexpected(f"it is {media_type}", body)
+        content_type = self._headers.get("content-type", "")
+        if not _may_be_text(content_type):
+            problem = f"it is {shorten(_media_type(content_type))}"
+            self._refusal = lambda body: self._unexpected(problem, body)
         elif not (
             "content-length" in self._headers
             or "transfer-encoding" in self._headers
@@ -262,9 +277,10 @@ class ReplyReceiver:
         try:
             text, used = codecs.utf_8_decode(data, errors, final)
         except UnicodeDecodeError as error:
-            problem = f"{error.reason} at byte {self._received - len(data) + error.start}"
+            problem = f"{error.reason} at byte {self._decoded + error.start}"
             good = data[: error.start].decode()
         else:
+            self._decoded += used
             self._tail = data[used:]
             return self._accept(text, now)
         self._accept(good, now)
@@ -288,7 +304,7 @@ class ReplyReceiver:
         return text
 
     def _collect_refused(self, data: bytes, refusal: Callable[[str], CromicleError]) -> None:
-        room = _MAX_ERROR_BODY - len(self._refused_body)
+        room = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._refused_body)
         self._refused_body += data[:room]
         if len(data) >= room:
             raise self._refuse(refusal)
@@ -298,15 +314,17 @@ class ReplyReceiver:
         body = (
             "" if encoding not in ("", "identity") else self._refused_body.decode(errors="replace")
         )
-        return refusal(self._redact(body))
+        return refusal(self._redact(body).encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
 
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
     ) -> APIStatusError:
-        said = _excerpt(body, self._headers.get("content-type", ""))
+        said = shorten(self._redact(_excerpt(body, self._headers.get("content-type", "")))).rstrip(
+            "."
+        )
         advice = _ADVICE.get(status_code)
         if 300 <= status_code < 400:
-            target = _shorten(self._headers.get("location", "nowhere"))
+            target = shorten(self._headers.get("location", "nowhere"))
             advice = (
                 "Redirects are not followed, since the body holds the token; "
                 f"it points to {target}: set base_url to the right address."
@@ -364,10 +382,17 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     return min(max(seconds, 0.0), _FOREVER)
 
 
-def _may_be_text(media_type: str) -> bool:
-    if media_type in ("", "application/octet-stream"):
-        return True
-    return media_type.startswith("text/") and media_type not in _NOT_PLAIN_TEXT
+def _may_be_text(content_type: str) -> bool:
+    media_type = _media_type(content_type)
+    kind, _, subtype = media_type.partition("/")
+    if kind == "text" and subtype:
+        return _NOT_PLAIN.isdisjoint(re.split(r"[.+-]", subtype))
+    return media_type in ("", "application/octet-stream")
+
+
+def _media_type(content_type: str) -> str:
+    match = _MEDIA_TYPE.match(content_type)
+    return (match[1] if match else content_type.strip()).lower()
 
 
 def _status_line(status_code: int) -> str:
@@ -378,7 +403,7 @@ def _status_line(status_code: int) -> str:
 
 
 def _excerpt(body: str, content_type: str) -> str:
-    """What the server said, in one short line: the message of a JSON error, or a plain text."""
+    """What the server said: the message of a JSON error, or a plain text."""
     if "html" in content_type.lower():
         return ""
     try:
@@ -389,12 +414,4 @@ def _excerpt(body: str, content_type: str) -> str:
         if isinstance(content, Mapping):
             fields = cast("Mapping[str, object]", content)
             content = fields.get(name, fields)
-    said = content if isinstance(content, str) else body
-    return _shorten(said).rstrip(".")
-
-
-def _shorten(text: str) -> str:
-    """A text of the server's as part of one short line, safe to print."""
-    line = " ".join(text[: 4 * _MAX_EXCERPT].split())
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-    return printable if len(printable) <= _MAX_EXCERPT else printable[:_MAX_EXCERPT] + "…"
+    return content if isinstance(content, str) else body

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring as quote
 
 from ._messages import Messages, format_prompt
 from ._options import Endpoint, Options, Secret
@@ -22,9 +22,13 @@ class Request:
     """One POST, ready to send. Its repr shows where it goes and nothing of what it says."""
 
     endpoint: Endpoint
-    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    fixed_headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     body: bytes = field(repr=False)
     secrets: tuple[Secret, ...] = field(repr=False)
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return (*self.fixed_headers, (b"content-length", b"%d" % len(self.body)))
 
     def redact(self, text: str) -> str:
         """A text of the server's, without the token and the hash that it may have echoed."""
@@ -46,16 +50,16 @@ def build_request(messages: Messages, options: Options, *, httpx_version: str) -
     """
     prompt = format_prompt(messages)
     digest = _hash(options.token, prompt)
-    body = _build_body(prompt, options.token, digest)
     return Request(
         endpoint=options.endpoint,
-        headers=_build_headers(options, httpx_version, len(body)),
-        body=body,
+        fixed_headers=_build_headers(options, httpx_version),
+        body=_build_body(prompt, options.token, digest),
         secrets=(options.token, digest),
     )
 
 
-# No local of these two holds a secret in clear: an interrupt leaves through their frames.
+# No local of these two, nor of a function below them, holds a secret in clear: an interrupt
+# leaves through their frames. So it is the string encoder of `json`, and not `json.dumps`.
 def _hash(token: Secret, prompt: str) -> Secret:
     digest = hashlib.sha256(token.reveal().encode())
     digest.update(prompt.encode())
@@ -63,16 +67,20 @@ def _hash(token: Secret, prompt: str) -> Secret:
 
 
 def _build_body(prompt: str, token: Secret, digest: Secret) -> bytes:
-    return json.dumps(
-        {"message": prompt, "token": token.reveal(), "hash": digest.reveal()},
-        ensure_ascii=False,
-        separators=(",", ":"),
-    ).encode()
+    return b"".join(
+        (
+            b'{"message":',
+            quote(prompt).encode(),
+            b',"token":',
+            quote(token.reveal()).encode(),
+            b',"hash":"',
+            digest.reveal().encode(),
+            b'"}',
+        )
+    )
 
 
-def _build_headers(
-    options: Options, httpx_version: str, length: int
-) -> tuple[tuple[bytes, bytes], ...]:
+def _build_headers(options: Options, httpx_version: str) -> tuple[tuple[bytes, bytes], ...]:
     endpoint = options.endpoint
     headers = {
         "host": endpoint.netloc,
@@ -85,5 +93,4 @@ def _build_headers(
     if endpoint.authorization is not None:
         headers["authorization"] = endpoint.authorization.reveal()
     headers.update(options.headers)
-    headers["content-length"] = str(length)
     return tuple((name.encode(), value.encode()) for name, value in headers.items())

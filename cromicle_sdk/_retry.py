@@ -106,8 +106,6 @@ class Attempts:
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         if asked is not None:
             return asked if asked <= self._retry.max_retry_after else None
-        try:
-            longest = self._retry.first_delay * 2.0 ** (self.count - 1)
-        except OverflowError:
-            longest = self._retry.max_delay
+        # Past 2 ** 1000 any delay has reached its maximum, but for one of 0, which stays.
+        longest = self._retry.first_delay * 2.0 ** min(self.count - 1, 1000)
         return self._random() * min(longest, self._retry.max_delay)

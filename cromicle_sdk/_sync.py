@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ._errors import ConfigurationError, CromicleError
 from ._httpx import (
@@ -142,7 +142,7 @@ class Client:
         `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with
         `partial_text` where some text had arrived.
         """
-        stream = self._start(messages, hide_token(options), whole=True)
+        stream = self._start(messages, hide_token(cast("dict[str, Any]", options)), whole=True)
         try:
             return stream.read()
         finally:
@@ -155,7 +155,7 @@ class Client:
         `chat`; what is wrong with messages or options is raised here, the rest from the stream,
         which never asks again once it has handed over text.
         """
-        return self._start(messages, hide_token(options), whole=False)
+        return self._start(messages, hide_token(cast("dict[str, Any]", options)), whole=False)
 
     def with_options(self, **options: Unpack[ViewOptions]) -> Self:
         """A client with some options changed, on the same connections.
@@ -165,7 +165,8 @@ class Client:
         Raises `ConfigurationError`.
         """
         self._check_open()
-        changed = self._options.with_view_options(hide_token(options))
+        hidden = hide_token(cast("dict[str, Any]", options))
+        changed = self._options.with_view_options(hidden)
         view = type(self).__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = changed
@@ -218,6 +219,9 @@ class Client:
         self._set_up(*state)
 
     def __repr__(self) -> str:
+        if "_connections" not in self.__dict__:
+            # A debugger may ask for it while an option is being refused.
+            return f"<{type(self).__name__} without options>"
         closed = " closed" if self.is_closed else ""
         return f"<{type(self).__name__} {self._options.endpoint.base_url}{closed}>"
 

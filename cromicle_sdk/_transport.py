@@ -129,7 +129,8 @@ def parse_address(host: str, port: int) -> list[Address]:
         host.encode("idna")
         return []
     if isinstance(address, IPv6Address):
-        return [(socket.AF_INET6, (str(address), port, 0, int(address.scope_id or 0)))]
+        # A scope is the name of an interface, which the resolver knows.
+        return [] if address.scope_id else [(socket.AF_INET6, (str(address), port, 0, 0))]
     return [(socket.AF_INET, (str(address), port))]
 
 

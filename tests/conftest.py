@@ -10,6 +10,8 @@ from runtimes import RUNTIMES, Runtime
 from cromicle_sdk.server import LocalServer
 from cromicle_sdk.testing import FaultyServer
 
+pytest_plugins = ["pytester"]
+
 
 @pytest.fixture(params=RUNTIMES, ids=lambda runtime: runtime.name)
 def runtime(request: pytest.FixtureRequest) -> Runtime:

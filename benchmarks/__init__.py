@@ -1,0 +1,1 @@
+"""What the SDK costs beside what its users would take instead: `python -m benchmarks`."""

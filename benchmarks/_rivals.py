@@ -1,0 +1,343 @@
+"""The rivals: what a careful user would write with each package, in each colour it has.
+
+Each is a context manager that takes the base URL of a plan and gives a function: one call, read
+to its end. The packages are imported where they are used, since not all need to be there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from time import perf_counter
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from ._measure import Unavailable
+
+__all__ = ["ASYNC", "BLOCKING", "PROMPT", "Answer", "Ask", "AsyncAsk", "AsyncRival", "Rival"]
+
+PROMPT = "Tell me a story of a lighthouse keeper, in a few sentences."
+
+
+class Answer(NamedTuple):
+    """How many characters came, and when the first of them did (`time.perf_counter`)."""
+
+    characters: int
+    first_text_at: float
+
+
+Ask = Callable[[], Answer]
+AsyncAsk = Callable[[], Awaitable[Answer]]
+Rival = Callable[[str], AbstractContextManager[Ask]]
+AsyncRival = Callable[[str], AbstractAsyncContextManager[AsyncAsk]]
+
+_TOKEN = "abc"  # noqa: S105 - the protocol's default, no secret
+_MODEL = "benchmark"
+
+
+def _payload() -> dict[str, str]:
+    digest = hashlib.sha256((_TOKEN + PROMPT).encode()).hexdigest()
+    return {"message": PROMPT, "token": _TOKEN, "hash": digest}
+
+
+@contextmanager
+def _cromicle(url: str, transport: Literal["fast"] | None = None) -> Iterator[Ask]:
+    from cromicle_sdk import Client, ConfigurationError
+
+    try:
+        opened = Client(base_url=url, transport=transport)
+    except ConfigurationError as error:
+        raise Unavailable(str(error)) from None
+    with opened as client:
+
+        def ask() -> Answer:
+            characters, first = 0, 0.0
+            for text in client.stream(PROMPT):
+                first = first or perf_counter()
+                characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _async_cromicle(
+    url: str, transport: Literal["fast"] | None = None
+) -> AsyncIterator[AsyncAsk]:
+    from cromicle_sdk import AsyncClient, ConfigurationError
+
+    try:
+        opened = AsyncClient(base_url=url, transport=transport, max_connections=4096)
+    except ConfigurationError as error:
+        raise Unavailable(str(error)) from None
+    async with opened as client:
+
+        async def ask() -> Answer:
+            characters, first = 0, 0.0
+            async for text in client.stream(PROMPT):
+                first = first or perf_counter()
+                characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+def _cromicle_fast(url: str) -> AbstractContextManager[Ask]:
+    return _cromicle(url, "fast")
+
+
+def _async_cromicle_fast(url: str) -> AbstractAsyncContextManager[AsyncAsk]:
+    return _async_cromicle(url, "fast")
+
+
+@contextmanager
+def _httpx(url: str) -> Iterator[Ask]:
+    import httpx
+
+    with httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+
+        def ask() -> Answer:
+            characters, first = 0, 0.0
+            with client.stream("POST", f"{url}/chat", json=_payload()) as response:
+                response.raise_for_status()
+                for text in response.iter_text():
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _async_httpx(url: str) -> AsyncIterator[AsyncAsk]:
+    import httpx
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+
+        async def ask() -> Answer:
+            characters, first = 0, 0.0
+            async with client.stream("POST", f"{url}/chat", json=_payload()) as response:
+                response.raise_for_status()
+                async for text in response.aiter_text():
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@contextmanager
+def _httpx2(url: str) -> Iterator[Ask]:
+    import httpx2
+
+    with httpx2.Client(timeout=60, limits=httpx2.Limits(max_connections=None)) as client:
+
+        def ask() -> Answer:
+            characters, first = 0, 0.0
+            with client.stream("POST", f"{url}/chat", json=_payload()) as response:
+                response.raise_for_status()
+                for text in response.iter_text():
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _async_httpx2(url: str) -> AsyncIterator[AsyncAsk]:
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
+
+        async def ask() -> Answer:
+            characters, first = 0, 0.0
+            async with client.stream("POST", f"{url}/chat", json=_payload()) as response:
+                response.raise_for_status()
+                async for text in response.aiter_text():
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _aiohttp(url: str) -> AsyncIterator[AsyncAsk]:
+    import aiohttp
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask() -> Answer:
+            characters, first = 0, 0.0
+            async with session.post(f"{url}/chat", json=_payload()) as response:
+                response.raise_for_status()
+                decoder = codecs.getincrementaldecoder("utf-8")()
+                async for data in response.content.iter_any():
+                    text = decoder.decode(data)
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _first_provider(url: str) -> AsyncIterator[AsyncAsk]:
+    """As gpt4free's Cromicle provider did it: a session for each call."""
+    import aiohttp
+
+    async def ask() -> Answer:
+        characters, first = 0, 0.0
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/chat", json=_payload()) as response,
+        ):
+            response.raise_for_status()
+            async for data in response.content.iter_any():
+                text = data.decode()
+                first = first or perf_counter()
+                characters += len(text)
+        return Answer(characters, first)
+
+    yield ask
+
+
+@contextmanager
+def _openai(url: str) -> Iterator[Ask]:
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=_TOKEN) as client:
+
+        def ask() -> Answer:
+            characters, first = 0, 0.0
+            with client.chat.completions.create(
+                model=_MODEL, messages=[{"role": "user", "content": PROMPT}], stream=True
+            ) as events:
+                for event in events:
+                    text = event.choices[0].delta.content or ""
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _async_openai(url: str) -> AsyncIterator[AsyncAsk]:
+    import openai
+
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=_TOKEN) as client:
+
+        async def ask() -> Answer:
+            characters, first = 0, 0.0
+            async with await client.chat.completions.create(
+                model=_MODEL, messages=[{"role": "user", "content": PROMPT}], stream=True
+            ) as events:
+                async for event in events:
+                    text = event.choices[0].delta.content or ""
+                    first = first or perf_counter()
+                    characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@contextmanager
+def _ollama(url: str) -> Iterator[Ask]:
+    import ollama
+
+    with ollama.Client(host=url) as client:
+
+        def ask() -> Answer:
+            characters, first = 0, 0.0
+            messages = [{"role": "user", "content": PROMPT}]
+            for part in client.chat(model=_MODEL, messages=messages, stream=True):
+                text = part.message.content or ""
+                first = first or perf_counter()
+                characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _async_ollama(url: str) -> AsyncIterator[AsyncAsk]:
+    import ollama
+
+    async with ollama.AsyncClient(host=url) as client:
+
+        async def ask() -> Answer:
+            characters, first = 0, 0.0
+            messages = [{"role": "user", "content": PROMPT}]
+            async for part in await client.chat(model=_MODEL, messages=messages, stream=True):
+                text = part.message.content or ""
+                first = first or perf_counter()
+                characters += len(text)
+            return Answer(characters, first)
+
+        yield ask
+
+
+@contextmanager
+def _raw_socket(url: str) -> Iterator[Ask]:
+    """The floor: the bytes of a request that was built before, and a search for the end."""
+    parts = urlsplit(url)
+    body = json.dumps(_payload()).encode()
+    request = (
+        f"POST {parts.path}/chat HTTP/1.1\r\nhost: {parts.netloc}\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def ask() -> Answer:
+            characters, first, end = 0, 0.0, b""
+            connection.sendall(request)
+            while not end.endswith(b"\r\n0\r\n\r\n"):
+                data = connection.recv(65536)
+                if not data:
+                    raise ConnectionError("the server closed the connection")
+                first = first or perf_counter()
+                if not end:
+                    data = data.partition(b"\r\n\r\n")[2]
+                end = (end + data)[-7:]
+                # Without what frames the chunks, the text is left.
+                characters += len(data.translate(None, b"0123456789abcdef\r\n"))
+            return Answer(characters, first)
+
+        yield ask
+
+
+BLOCKING: dict[str, Rival] = {
+    "cromicle": _cromicle,
+    "cromicle-fast": _cromicle_fast,
+    "httpx": _httpx,
+    "httpx2": _httpx2,
+    "openai": _openai,
+    "ollama": _ollama,
+    "raw socket": _raw_socket,
+}
+
+ASYNC: dict[str, AsyncRival] = {
+    "cromicle": _async_cromicle,
+    "cromicle-fast": _async_cromicle_fast,
+    "httpx": _async_httpx,
+    "httpx2": _async_httpx2,
+    "aiohttp": _aiohttp,
+    "first provider": _first_provider,
+    "openai": _async_openai,
+    "ollama": _async_ollama,
+}

@@ -1,0 +1,63 @@
+"""The embedded server as the command uses it: for one call, or in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Generator
+from types import ModuleType
+
+import click
+
+from cromicle_sdk._options import DEFAULT_TOKEN
+
+from ._report import report
+
+__all__ = ["serve_for_one_call", "serve_in_foreground"]
+
+
+@contextlib.contextmanager
+def serve_for_one_call(token: str | None) -> Generator[tuple[str, str]]:
+    """A server that echoes: its base URL and its token, a random one where none is given.
+
+    Raises `ClickException` without the extra.
+    """
+    server = _load_server()
+    own_token = secrets.token_hex(16) if token is None else token
+    with server.LocalServer(token=own_token) as local:
+        yield local.base_url, own_token
+
+
+def serve_in_foreground(*, host: str, port: int, token: str | None, delay: float) -> None:
+    """Serve until Ctrl-C. Raises `ClickException` without the extra, or where it can't listen."""
+    server = _load_server()
+    own_token = DEFAULT_TOKEN if token is None else token
+
+    def say_how_to_ask(base_url: str) -> None:
+        report(base_url, label="Serving at ")
+        report(f'cromicle ask --base-url {base_url} "Hello, how are you?"', label="Ask it with ")
+        if own_token != DEFAULT_TOKEN:
+            report("the same token in $CROMICLE_TOKEN, or in --token.", label="It wants ")
+
+    try:
+        server.serve(
+            server.echo_backend(delay=delay),
+            host=host,
+            port=port,
+            token=own_token,
+            on_ready=say_how_to_ask,
+        )
+    except OSError as error:
+        raise click.ClickException(
+            f"The server can't listen on {host} port {port}: {error.strerror}. "
+            "Choose another --port, or another --host."
+        ) from None
+
+
+def _load_server() -> ModuleType:
+    # It takes as long to import as the rest together, and is needed for few calls.
+    try:
+        from cromicle_sdk import server
+    except ImportError as error:
+        raise click.ClickException(str(error)) from None
+    return server

@@ -1,0 +1,1 @@
+"""Doors to other projects, one file per neighbour."""

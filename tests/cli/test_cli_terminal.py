@@ -1,0 +1,124 @@
+"""On a terminal: text for people, nothing that could drive it, colour only there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typing_extensions import Self
+
+from cromicle_sdk.testing import FaultyServer
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with FaultyServer() as running:
+        yield running
+
+
+class Terminal:
+    """A pseudo terminal, and a process of the command on it."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.master, slave = pty.openpty()
+        kept = {name: text for name, text in os.environ.items() if name[:9] != "CROMICLE_"}
+        plain = {"TERM": "xterm", "PYTHONUTF8": "1", **environment}
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+            kept.pop(name, None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cromicle_sdk", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**kept, **plain},
+        )
+        os.close(slave)
+        self.seen = b""
+
+    def read_until(self, end: bytes) -> None:
+        while end not in self.seen:
+            self.seen += os.read(self.master, 1024)
+
+    def read_all(self) -> bytes:
+        # Linux says EIO where others say that it has ended.
+        with contextlib.suppress(OSError):
+            while data := os.read(self.master, 1024):
+                self.seen += data
+        return self.seen
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        os.close(self.master)
+
+
+def test_the_text_streams_and_ends_in_a_line_break(server: FaultyServer) -> None:
+    gate = threading.Event()
+    server.reply(chunks=["Hello, ", "wörld!"], gate=gate)
+    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+        terminal.read_until(b"Hello, ")
+        gate.set()
+        # A terminal makes CR LF of a line feed.
+        assert terminal.read_all() == "Hello, wörld!\r\n".encode()
+        assert terminal.process.wait(PATIENCE) == 0
+
+
+def test_nothing_in_a_reply_drives_the_terminal(server: FaultyServer) -> None:
+    server.reply("a\x1b]0;title\x07\x9b31mb\tc\r\n")
+    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+        mark = "\N{REPLACEMENT CHARACTER}"
+        shown = f"a{mark}]0;title{mark}{mark}31mb\tc\r\n"
+        assert terminal.read_all().decode() == shown
+
+
+def test_what_the_terminal_cannot_encode_is_replaced(server: FaultyServer) -> None:
+    server.reply("Grüße 🎉")
+    with Terminal("ask", "--base-url", server.base_url, "Hi", PYTHONIOENCODING="ascii") as terminal:
+        assert terminal.read_all() == b"Gr??e ?\r\n"
+        assert terminal.process.wait(PATIENCE) == 0
+
+
+def test_an_error_begins_on_a_line_of_its_own_and_in_colour(server: FaultyServer) -> None:
+    server.cut(after="Hello, wor")
+    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+        text, _, error = terminal.read_all().partition(b"\r\n")
+        assert text == b"Hello, wor"
+        assert error.startswith(b"\x1b[1;31mError: \x1b[0m")
+        assert error.count(b"\n") == 1
+        assert terminal.process.wait(PATIENCE) == 1
+
+
+def test_colour_can_be_turned_off(server: FaultyServer) -> None:
+    server.fail(404)
+    with Terminal(
+        "ask", "--base-url", server.base_url, "Hi", NO_COLOR="1", TERM="dumb"
+    ) as terminal:
+        assert terminal.read_all().startswith(b"Error: ")
+
+
+def test_ctrl_c_leaves_the_cursor_on_a_line_of_its_own(server: FaultyServer) -> None:
+    server.reply(chunks=["Hello, ", "world!"], gate=threading.Event())
+    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+        terminal.read_until(b"Hello, ")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.read_all() == b"Hello, \r\n"
+        assert terminal.process.wait(PATIENCE) == 130
+
+
+def test_without_text_it_does_not_wait_for_the_keyboard() -> None:
+    with Terminal("ask") as terminal:
+        assert b"There is no text to send" in terminal.read_all()
+        assert terminal.process.wait(PATIENCE) == 2

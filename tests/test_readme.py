@@ -1,0 +1,54 @@
+"""What README and CHANGELOG say is true: every Python block runs, every fact agrees."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import cromicle_sdk
+from cromicle_sdk.server import LocalServer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SCRIPTS = [block for block in BLOCKS if "def test_" not in block]
+SUITES = [block for block in BLOCKS if "def test_" in block]
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_a_python_block_runs(
+    block: str,
+    echo: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    if "print(" in block:
+        assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", SUITES, ids=range(len(SUITES)))
+def test_a_test_block_passes(block: str, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(block)
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=block.count("def test_"))
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)
+    assert versions[0] == cromicle_sdk.__version__
+    assert len(versions) == len(set(versions))
+
+
+def test_the_tree_of_errors_names_every_error() -> None:
+    errors = {name for name in cromicle_sdk.__all__ if name.endswith("Error")}
+    assert errors <= set(re.findall(r"\w+Error", README))
+
+
+def test_the_table_of_options_names_every_option() -> None:
+    options = set(cromicle_sdk.Client.__init__.__kwdefaults__) - {"transport"}
+    assert options <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))

@@ -1,0 +1,246 @@
+"""The token and the hash are in the request's body, and nowhere else: one canary for each sink."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from rich.console import Console
+from rich.traceback import Traceback
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome
+
+from cromicle_sdk import AsyncClient, Client, ConfigurationError, CromicleError, Retry, Timeout
+from cromicle_sdk.testing import FaultyServer
+
+TOKEN = "canary-token-4711"
+PROMPT = "What is in a frame?"
+SECRETS = (TOKEN, hashlib.sha256((TOKEN + PROMPT).encode()).hexdigest())
+ONCE = Retry(attempts=1)
+
+
+def shown(error: BaseException) -> dict[str, str]:
+    """Every way in which an error is shown to somebody."""
+    console = Console(record=True, width=300, file=io.StringIO())
+    console.print(
+        Traceback.from_exception(
+            type(error),
+            error,
+            error.__traceback__,
+            show_locals=True,
+            locals_max_length=None,
+            locals_max_string=None,
+        )
+    )
+    rich = console.export_text()
+    captured = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return {
+        "repr": repr(error),
+        "str": str(error),
+        "args": repr(error.args),
+        "facts": repr(vars(error)),
+        "pickle": repr(pickle.dumps(error)),
+        "traceback with locals": "".join(captured.format()),
+        "rich traceback with locals": rich,
+        "frames": repr(list(frames_of(error))),
+    }
+
+
+def frames_of(error: BaseException | None) -> Any:
+    """The locals of every frame below the test's own, of the error and of all behind it."""
+    while error is not None:
+        step = error.__traceback__
+        while step is not None:
+            if "cromicle_sdk" in step.tb_frame.f_code.co_filename:
+                yield dict(step.tb_frame.f_locals)
+            step = step.tb_next
+        error = error.__cause__ or error.__context__
+
+
+def check(sinks: dict[str, str]) -> None:
+    for sink, text in sinks.items():
+        for secret in SECRETS:
+            assert secret not in text, sink
+
+
+SCRIPTS: dict[str, Callable[[FaultyServer], object]] = {
+    "a reply": lambda s: s.reply("fine"),
+    "refused": lambda s: s.stop(),
+    "dropped": lambda s: s.reset(),
+    "cut": lambda s: s.cut(after="Hello"),
+    "garbage": lambda s: s.raw(b"BANANA\r\n\r\n", end="close"),
+    "stalled": lambda s: s.stall(),
+    "stalled reply": lambda s: s.stall(after="Hello"),
+    "a status": lambda s: s.fail(500),
+    "an echo of the request": lambda s: s.script(
+        lambda connection, request: connection.send(
+            b"HTTP/1.1 400 No\r\nx-echo: %b\r\ncontent-length: %d\r\n\r\n%b"
+            % (request.hash.encode(), len(request.body), request.body)
+        )
+    ),
+    "an echo that is no reply": lambda s: s.script(
+        lambda connection, request: connection.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(request.body), request.body)
+        )
+    ),
+    "a redirect with the token": lambda s: s.redirect(307, location=f"/?token={TOKEN}"),
+    "not UTF-8": lambda s: s.reply(b"\xff"),
+    "no reply": lambda s: s.reply("<p>", content_type="text/html"),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_failing_call_shows_no_secret(
+    script: str, runtime: Runtime, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    SCRIPTS[script](faults)
+    caplog.set_level(logging.DEBUG)
+    for name in list(logging.Logger.manager.loggerDict):
+        caplog.set_level(logging.DEBUG, logger=name)
+
+    async def scenario() -> None:
+        timeout = Timeout(connect=5, first_byte=0.2, stall=0.2)
+        client = runtime.client(base_url=faults.base_url, token=TOKEN, retry=ONCE, timeout=timeout)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for own in (False, True):
+                stream = client.stream(PROMPT)
+                call = stream.read() if own else client.chat(PROMPT)
+                result = await outcome(call)
+                if isinstance(result, CromicleError):
+                    check(shown(result))
+                check(
+                    {
+                        "client": repr(client),
+                        "stream": repr(stream),
+                        "state": repr(vars(getattr(stream, "inner", stream))),
+                        "options": repr(vars(getattr(client, "inner", client))),
+                        "result": repr(result),
+                    }
+                )
+            await client.aclose()
+        check({"warnings": repr([str(warning) for warning in caught])})
+
+    runtime.run(scenario)
+    for record in caplog.records:
+        # What a server wrote into its headers httpcore logs as it came, at DEBUG; it is the
+        # server that gave the secret away then.
+        if not ("token" in script or "echo" in script) or record.name != "httpcore.http11":
+            check({"logs": record.getMessage()})
+    assert all(request.token == TOKEN for request in faults.requests)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Client(token=TOKEN, timeout=-1),
+        lambda: Client(token=TOKEN, base_url="ftp://x"),
+        lambda: Client(token=TOKEN.encode()),  # type: ignore[arg-type]  # the mistake under test
+        lambda: Client(token=TOKEN + "\ud800"),
+        lambda: Client(token=TOKEN).with_options(token=TOKEN, timeout=-1),
+        lambda: Client(token=TOKEN).with_options(token=TOKEN, proxy="x"),  # type: ignore[call-arg]  # as above
+        lambda: Client(token=TOKEN).stream("Hi", token=TOKEN),  # type: ignore[call-arg]  # as above
+        lambda: Client(token=TOKEN).chat([{"role": "user", "content": "\ud800"}]),
+        lambda: AsyncClient(token=TOKEN, max_connections=0),
+    ],
+)
+def test_a_refused_option_shows_no_secret(make: Callable[[], object]) -> None:
+    with pytest.raises(CromicleError) as caught:
+        make()
+    check({name: text for name, text in shown(caught.value).items() if "traceback" not in name})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"x": f"Bearer\n{TOKEN}"}},
+        {"proxy": f"nonsense://user:{TOKEN}@host"},
+        {"base_url": f"http://user:{TOKEN}@host/?x"},
+    ],
+)
+def test_a_refused_option_does_not_quote_a_password(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Client(**options)
+    error = caught.value
+    check({"str": str(error), "args": repr(error.args), "pickle": repr(pickle.dumps(error))})
+
+
+def test_the_environments_token_is_a_secret_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROMICLE_TOKEN", TOKEN)
+    with pytest.raises(ConfigurationError) as caught:
+        Client(timeout=-1)
+    check({"frames": shown(caught.value)["frames"]})
+
+
+def test_a_password_in_a_url_is_sent_and_not_shown(runtime: Runtime, faults: FaultyServer) -> None:
+    faults.fail(500)
+    url = faults.base_url.replace("://", f"://user:{TOKEN}@")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=url, retry=ONCE) as client:
+            error = await outcome(client.chat(PROMPT))
+            assert faults.base_url in str(error)
+            check({"client": repr(client), **shown(error)})
+
+    runtime.run(scenario)
+    assert faults.requests[0].headers["authorization"].startswith("Basic ")
+
+
+def test_an_interrupt_while_sending_shows_no_secret(faults: FaultyServer) -> None:
+    faults.stall(when="head")
+    client = Client(base_url=faults.base_url, token=TOKEN)
+
+    def interrupt() -> None:
+        faults.wait_for_requests(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    prompt = PROMPT + "x" * 30_000_000
+    with pytest.raises(KeyboardInterrupt) as caught:
+        client.chat(prompt)
+    assert_frames_are_ours(caught.value)
+    client.close()
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_cancellation_while_sending_shows_no_secret(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(when="head")
+    seen: list[BaseException] = []
+
+    async def scenario() -> None:
+        async with AsyncClient(base_url=faults.base_url, token=TOKEN) as client:
+            with anyio.move_on_after(0.2):
+                try:
+                    await client.chat(PROMPT + "x" * 30_000_000)
+                except BaseException as error:
+                    seen.append(error)
+                    raise
+
+    runtime.run(scenario)
+    assert_frames_are_ours(seen[0])
+
+
+def assert_frames_are_ours(error: BaseException) -> None:
+    step = error.__traceback__
+    while step is not None:
+        assert "httpcore" not in step.tb_frame.f_code.co_filename
+        if "cromicle_sdk" in step.tb_frame.f_code.co_filename:
+            assert TOKEN not in repr(step.tb_frame.f_locals)
+        step = step.tb_next
+
+
+def test_pickled_options_do_carry_the_token() -> None:
+    assert TOKEN.encode() in pickle.dumps(Client(token=TOKEN))
