@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from . import _async_io as io
 from ._async_foreign import AsyncForeignConnections, AsyncForeignExchange
 from ._async_transport import AsyncConnections, AsyncExchange
 from ._errors import ConfigurationError, CromicleError
@@ -259,6 +260,7 @@ class AsyncStream:
         self._turn = threading.Lock()
         self._receiver: ReplyReceiver | None = None
         self._exchange: AsyncExchange | AsyncForeignExchange | None = None
+        self._pause: io.Pause | None = None
         self._reply: Reply | None = None
 
     @property
@@ -304,8 +306,13 @@ class AsyncStream:
                 await self._drop_exchange()
             finally:
                 self._turn.release()
-        elif self._exchange is not None:
-            self._exchange.abort()
+            return
+        # Elsewhere it is being read, or waits for its next attempt.
+        exchange, pause = self._exchange, self._pause
+        if exchange is not None:
+            exchange.abort()
+        if pause is not None:
+            pause.end()
 
     def __aiter__(self) -> Self:
         return self
@@ -378,6 +385,7 @@ class AsyncStream:
     async def _step(self) -> str:
         """Take one step: a new attempt up to its head, or the next bytes."""
         if self._exchange is None or self._receiver is None:
+            self._receiver = None
             self._receiver = self._begin_attempt()
             self._exchange = self._connections.start(self._limits)
             await self._exchange.send(self._request)
@@ -429,7 +437,10 @@ class AsyncStream:
         if wait is None:
             self._state = "failed"
             raise failure from cause
-        await self._connections.wait(wait)
+        self._pause = io.Pause()
+        if self._state == "closed":
+            self._pause.end()
+        await self._connections.wait(wait, self._pause)
 
     async def _fail(self) -> None:
         self._state = "failed"

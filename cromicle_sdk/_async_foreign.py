@@ -19,7 +19,7 @@ class AsyncForeignConnections:
 
     def __init__(self, http_client: Any) -> None:
         self._http_client = http_client
-        self._pauses = io.Slots(1)
+        self._pauses: set[io.Pause] = set()
         self.is_closed = False
 
     def start(self, limits: Limits) -> AsyncForeignExchange:
@@ -28,14 +28,20 @@ class AsyncForeignConnections:
             raise ClosedByCaller("its client is closed")
         return AsyncForeignExchange(self._http_client, limits)
 
-    async def wait(self, seconds: float) -> None:
-        """Sleep between two attempts; `close` wakes it."""
-        await self._pauses.wait(seconds)
+    async def wait(self, seconds: float, pause: io.Pause) -> None:
+        """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
+        self._pauses.add(pause)
+        try:
+            if not self.is_closed:
+                await pause.wait(seconds)
+        finally:
+            self._pauses.discard(pause)
 
     def close(self) -> None:
         """Take no more calls. The user's client stays open."""
         self.is_closed = True
-        self._pauses.close()
+        for pause in list(self._pauses):
+            pause.end()
 
 
 class AsyncForeignExchange:

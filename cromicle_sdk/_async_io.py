@@ -9,7 +9,7 @@ import os
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -19,6 +19,7 @@ from ._limits import Limits
 from ._transport import Address, ClosedByCaller
 
 __all__ = [
+    "Pause",
     "Slots",
     "connect",
     "discard",
@@ -65,17 +66,14 @@ async def receive(sock: socket.socket, max_bytes: int, timeout: float | None) ->
     # A server that is always ahead must not keep the loop from other tasks, nor a
     # cancellation from this one.
     await anyio.lowlevel.checkpoint()
-    try:
+    with suppress(BlockingIOError):
         return sock.recv(max_bytes)
-    except BlockingIOError:
-        pass
     with anyio.fail_after(timeout):
         while True:
             await anyio.wait_readable(sock)
-            try:
+            # A wake-up may come to nothing.
+            with suppress(BlockingIOError):
                 return sock.recv(max_bytes)
-            except BlockingIOError:
-                continue
 
 
 async def send(sock: socket.socket, data: bytes, timeout: float | None) -> None:
@@ -98,7 +96,6 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._free = count
         self._line: OrderedDict[anyio.Event, None] = OrderedDict()
-        self._sleepers: set[anyio.Event] = set()
         self._is_closed = False
 
     async def acquire(self, timeout: float | None) -> None:
@@ -130,21 +127,25 @@ class Slots:
         else:
             turn.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Sleep; `close` wakes it."""
-        alarm = anyio.Event()
-        self._sleepers.add(alarm)
-        try:
-            with anyio.move_on_after(seconds):
-                await alarm.wait()
-        finally:
-            self._sleepers.discard(alarm)
-
     def close(self) -> None:
         """Wake everybody who waits here."""
         self._is_closed = True
-        for event in (*self._line, *self._sleepers):
-            event.set()
+        for turn in list(self._line):
+            turn.set()
+
+
+class Pause:
+    """A wait that can be ended from elsewhere."""
+
+    def __init__(self) -> None:
+        self._over = anyio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await self._over.wait()
+
+    def end(self) -> None:
+        self._over.set()
 
 
 def discard(chunks: AsyncIterator[bytes]) -> None:

@@ -150,10 +150,7 @@ class _AsyncTLS:
         await self._run(self.ssl_object.do_handshake)
 
     async def receive(self, max_bytes: int) -> bytes:
-        try:
-            return await self._run(partial(self.ssl_object.read, max_bytes))
-        except ssl.SSLZeroReturnError:
-            return b""
+        return await self._run(partial(self.ssl_object.read, max_bytes))
 
     async def send(self, data: bytes) -> None:
         rest = memoryview(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, cast
 
 import httpcore
@@ -43,6 +43,7 @@ class AsyncConnections:
         # collected stream may give back a connection at any time, in any thread.
         self._idle: deque[_AsyncConnection] = deque()
         self._active: set[AsyncExchange] = set()
+        self._pauses: set[io.Pause] = set()
         self.is_closed = False
 
     def start(self, limits: Limits) -> AsyncExchange:
@@ -60,19 +61,20 @@ class AsyncConnections:
 
     def take_idle(self) -> _AsyncConnection | None:
         """The idle connection that was used last and still lives, if there is one."""
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                break
+        while (connection := self._pop(self._idle.pop)) is not None:
             if not connection.is_expired and connection.wire.is_quiet:
                 return connection
             connection.close()
         return None
 
-    async def wait(self, seconds: float) -> None:
-        """Sleep between two attempts; `close` wakes it."""
-        await self._slots.wait(seconds)
+    async def wait(self, seconds: float, pause: io.Pause) -> None:
+        """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
+        self._pauses.add(pause)
+        try:
+            if not self.is_closed:
+                await pause.wait(seconds)
+        finally:
+            self._pauses.discard(pause)
 
     def close(self) -> None:
         """Close all connections; whoever waits for one of them wakes up."""
@@ -80,6 +82,8 @@ class AsyncConnections:
         self._slots.close()
         for exchange in list(self._active):
             exchange.abort()
+        for pause in list(self._pauses):
+            pause.end()
         self._close_idle()
 
     def __del__(self) -> None:
@@ -100,18 +104,22 @@ class AsyncConnections:
 
     def _sweep(self) -> None:
         """Close the connections that have lain idle for too long: the oldest ones."""
-        while self._idle and self._idle[0].is_expired:
-            try:
-                self._idle.popleft().close()
-            except IndexError:
-                break
+        while (oldest := self._pop(self._idle.popleft)) is not None:
+            if not oldest.is_expired:
+                self._idle.appendleft(oldest)
+                return
+            oldest.close()
 
     def _close_idle(self) -> None:
-        while self._idle:
-            try:
-                self._idle.pop().close()
-            except IndexError:
-                break
+        while (connection := self._pop(self._idle.pop)) is not None:
+            connection.close()
+
+    def _pop(self, take: Callable[[], _AsyncConnection]) -> _AsyncConnection | None:
+        # Between a look at the list and the taking another thread may have emptied it.
+        try:
+            return take()
+        except IndexError:
+            return None
 
     def _move_to(self, place: object) -> None:
         """After a fork, or on another event loop, everything begins afresh.

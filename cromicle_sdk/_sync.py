@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from . import _sync_io as io
 from ._errors import ConfigurationError, CromicleError
 from ._httpx import (
     HTTPX_VERSION,
@@ -259,6 +260,7 @@ class Stream:
         self._turn = threading.Lock()
         self._receiver: ReplyReceiver | None = None
         self._exchange: Exchange | ForeignExchange | None = None
+        self._pause: io.Pause | None = None
         self._reply: Reply | None = None
 
     @property
@@ -304,8 +306,13 @@ class Stream:
                 self._drop_exchange()
             finally:
                 self._turn.release()
-        elif self._exchange is not None:
-            self._exchange.abort()
+            return
+        # Elsewhere it is being read, or waits for its next attempt.
+        exchange, pause = self._exchange, self._pause
+        if exchange is not None:
+            exchange.abort()
+        if pause is not None:
+            pause.end()
 
     def __iter__(self) -> Self:
         return self
@@ -378,6 +385,7 @@ class Stream:
     def _step(self) -> str:
         """Take one step: a new attempt up to its head, or the next bytes."""
         if self._exchange is None or self._receiver is None:
+            self._receiver = None
             self._receiver = self._begin_attempt()
             self._exchange = self._connections.start(self._limits)
             self._exchange.send(self._request)
@@ -429,7 +437,10 @@ class Stream:
         if wait is None:
             self._state = "failed"
             raise failure from cause
-        self._connections.wait(wait)
+        self._pause = io.Pause()
+        if self._state == "closed":
+            self._pause.end()
+        self._connections.wait(wait, self._pause)
 
     def _fail(self) -> None:
         self._state = "failed"

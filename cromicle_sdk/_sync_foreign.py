@@ -19,7 +19,7 @@ class ForeignConnections:
 
     def __init__(self, http_client: Any) -> None:
         self._http_client = http_client
-        self._pauses = io.Slots(1)
+        self._pauses: set[io.Pause] = set()
         self.is_closed = False
 
     def start(self, limits: Limits) -> ForeignExchange:
@@ -28,14 +28,20 @@ class ForeignConnections:
             raise ClosedByCaller("its client is closed")
         return ForeignExchange(self._http_client, limits)
 
-    def wait(self, seconds: float) -> None:
-        """Sleep between two attempts; `close` wakes it."""
-        self._pauses.wait(seconds)
+    def wait(self, seconds: float, pause: io.Pause) -> None:
+        """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
+        self._pauses.add(pause)
+        try:
+            if not self.is_closed:
+                pause.wait(seconds)
+        finally:
+            self._pauses.discard(pause)
 
     def close(self) -> None:
         """Take no more calls. The user's client stays open."""
         self.is_closed = True
-        self._pauses.close()
+        for pause in list(self._pauses):
+            pause.end()
 
 
 class ForeignExchange:

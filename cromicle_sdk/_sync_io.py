@@ -17,6 +17,7 @@ from ._limits import Limits
 from ._transport import Address, ClosedByCaller
 
 __all__ = [
+    "Pause",
     "Slots",
     "connect",
     "discard",
@@ -106,21 +107,29 @@ class Slots:
         """Give a slot back: to the first in line, where there is one."""
         self._free.put(None)
 
-    def wait(self, seconds: float) -> None:
-        """Sleep; `close` wakes it."""
-        self._closed.wait(seconds)
-
     def close(self) -> None:
         """Wake everybody who waits here."""
         self._closed.set()
         self._free.put(None)
 
 
+class Pause:
+    """A wait that can be ended from elsewhere."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        self._over.wait(seconds)
+
+    def end(self) -> None:
+        self._over.set()
+
+
 def discard(chunks: Iterator[bytes]) -> None:
     """Finish an iterator whose connection is closed."""
-    close = getattr(chunks, "close", None)
-    if close is not None:
-        close()
+    # A generator has it; an iterator of the user's client may have nothing to close.
+    getattr(chunks, "close", list)()
 
 
 @contextmanager

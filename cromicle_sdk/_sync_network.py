@@ -150,10 +150,7 @@ class _TLS:
         self._run(self.ssl_object.do_handshake)
 
     def receive(self, max_bytes: int) -> bytes:
-        try:
-            return self._run(partial(self.ssl_object.read, max_bytes))
-        except ssl.SSLZeroReturnError:
-            return b""
+        return self._run(partial(self.ssl_object.read, max_bytes))
 
     def send(self, data: bytes) -> None:
         rest = memoryview(data)

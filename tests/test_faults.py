@@ -81,6 +81,14 @@ def head(*lines: str, status: str = "200 OK") -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode()
 
 
+def redirect(status: int, location: str | None) -> Callable[[FaultyServer], object]:
+    return lambda s: s.redirect(status, location=location)
+
+
+def charset_of(charset: str) -> Callable[[FaultyServer], object]:
+    return lambda s: s.reply(TEXT, content_type=f"text/plain; charset={charset}")
+
+
 CHUNKED = head("content-type: text/plain", "transfer-encoding: chunked")
 
 FAULTS = [
@@ -209,7 +217,7 @@ FAULTS = [
     *(
         Fault(
             f"{status} to {location!r}",
-            lambda s, status=status, location=location: s.redirect(status, location=location),
+            redirect(status, location),
             RedirectError,
             facts={"location": location},
         )
@@ -283,7 +291,7 @@ FAULTS = [
     *(
         fine(
             f"charset {charset}",
-            lambda s, charset=charset: s.reply(TEXT, content_type=f"text/plain; charset={charset}"),
+            charset_of(charset),
         )
         for charset in ("rot13", "base64_codec", "idna", "undefined", "utf-7", "latin-1", '"')
     ),

@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "_async_foreign": {"_async_io", "_httpx", "_limits", "_request", "_transport"},
     "_async": {
         "_async_foreign",
+        "_async_io",
         "_async_transport",
         "_errors",
         "_httpx",
@@ -66,6 +67,7 @@ ROOMS: dict[str, set[str]] = {
         "_request",
         "_retry",
         "_sync_foreign",
+        "_sync_io",
         "_sync_transport",
         "_transport",
     },

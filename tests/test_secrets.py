@@ -38,8 +38,8 @@ def shown(error: BaseException) -> dict[str, str]:
             error,
             error.__traceback__,
             show_locals=True,
-            locals_max_length=None,
-            locals_max_string=None,
+            locals_max_length=100_000,
+            locals_max_string=100_000,
         )
     )
     rich = console.export_text()

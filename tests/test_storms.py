@@ -483,12 +483,12 @@ def test_total_holds_within_250_ms(fault: str, runtime: Runtime, faults: FaultyS
 
 def test_partial_text_of_a_cut_stream_is_exact(runtime: Runtime, faults: FaultyServer) -> None:
     text = text_of("partial") * 3
-    faults.script(
-        lambda connection, request: (
-            connection.send(build_head() + build_chunk(text.encode()[: int(request.message)])),
-            connection.close(),
-        )
-    )
+
+    def cut_it(connection: Connection, request: RecordedRequest) -> None:
+        connection.send(build_head() + build_chunk(text.encode()[: int(request.message)]))
+        connection.close()
+
+    faults.script(cut_it)
 
     async def scenario() -> None:
         async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:

@@ -1,0 +1,502 @@
+"""The turns of the drivers that no plain call takes, each as a caller would notice it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import click
+import httpx
+import pytest
+import trustme
+from click.testing import CliRunner
+from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
+
+from cromicle_sdk import (
+    APIConnectionError,
+    AsyncClient,
+    Client,
+    ConfigurationError,
+    CromicleError,
+    IncompleteReplyError,
+    Retry,
+    Timeout,
+    _async_io,
+    _transport,
+)
+from cromicle_sdk.cli import _commands
+from cromicle_sdk.testing import FaultyServer
+
+ONCE = Retry(attempts=1)
+
+
+def test_there_is_no_reply_before_the_end(runtime: Runtime, faults: FaultyServer) -> None:
+    faults.reply(chunks=["a", "b"])
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            with pytest.raises(CromicleError, match="not ended"):
+                stream.reply  # noqa: B018 - a property that raises
+            await anext(stream)
+            async with stream:  # it may be entered late
+                assert (await stream.read()).text == "ab"
+
+    runtime.run(scenario)
+
+
+def test_a_defect_is_not_dressed_up_as_an_error_of_the_network(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+    for colour in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{colour}_transport.Body", broken)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            assert isinstance(await outcome(client.chat("Hi")), ZeroDivisionError)
+
+    runtime.run(scenario)
+
+
+def test_closing_a_stream_ends_its_pause(runtime: Runtime, faults: FaultyServer) -> None:
+    faults.fail(503, retry_after=50)
+
+    async def scenario() -> None:
+        client = runtime.client(base_url=faults.base_url)
+        stream = client.stream("Hi")
+
+        async def reader() -> None:
+            error = await outcome(stream.read())
+            assert isinstance(error, APIConnectionError)
+            assert "closed" in str(error)
+
+        async def closer() -> None:
+            inner: Any = getattr(stream, "inner", stream)
+            while inner._pause is None:
+                if runtime.is_blocking:
+                    time.sleep(0.01)
+                else:
+                    await anyio.sleep(0.01)
+            await stream.aclose()
+
+        began = time.monotonic()
+        await runtime.together(reader, closer)
+        assert time.monotonic() - began < 20
+        assert len(faults.requests) == 1
+        await client.aclose()
+
+    runtime.run(scenario)
+
+
+def test_a_stream_that_was_closed_on_the_way_to_its_pause_does_not_rest(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.fail(503, retry_after=50)
+
+    async def scenario() -> None:
+        client = runtime.client(base_url=faults.base_url)
+        stream = client.stream("Hi")
+        inner: Any = getattr(stream, "inner", stream)
+        wait_after = inner._attempts.wait_after
+
+        class Attempts:
+            count = 1
+
+            def begin(self) -> None: ...
+
+            def wait_after(self, error: CromicleError, *, time_left: float) -> float | None:
+                inner._state = "closed"
+                seconds: float | None = wait_after(error, time_left=time_left)
+                return 50.0 if type(error) is not APIConnectionError else seconds
+
+        inner._attempts = Attempts()
+        assert "closed" in str(await outcome(stream.read()))
+        await client.aclose()
+
+    runtime.run(scenario)
+
+
+def test_a_client_that_is_closed_does_not_rest(runtime: Runtime, faults: FaultyServer) -> None:
+    async def scenario() -> None:
+        for options in ({}, {"http_client": own_client(runtime)}):
+            client = runtime.client(base_url=faults.base_url, **options)
+            await client.aclose()
+            inner: Any = getattr(client, "inner", client)
+            pause: Any = Never()
+            result = inner._connections.wait(50, pause)
+            if not runtime.is_blocking:
+                await result
+            if options:
+                await close_own(options["http_client"])
+
+    runtime.run(scenario)
+
+
+class Never:
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("it rested")
+
+
+def own_client(runtime: Runtime, **options: Any) -> Any:
+    return httpx.Client(**options) if runtime.is_blocking else httpx.AsyncClient(**options)
+
+
+async def close_own(client: Any) -> None:
+    if isinstance(client, httpx.Client):
+        client.close()
+    else:
+        await client.aclose()
+
+
+def test_closing_ends_the_pause_of_a_call_over_your_own_client(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.fail(503, retry_after=50)
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        client = runtime.client(base_url=faults.base_url, http_client=own)
+
+        async def reader() -> None:
+            assert "closed" in str(await outcome(client.chat("Hi")))
+
+        async def closer() -> None:
+            inner: Any = getattr(client, "inner", client)
+            while not inner._connections._pauses:
+                if runtime.is_blocking:
+                    time.sleep(0.01)
+                else:
+                    await anyio.sleep(0.01)
+            await client.aclose()
+
+        await runtime.together(reader, closer)
+        await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_a_stream_over_your_own_client_ends_at_the_next_bytes_after_close(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    gate, reading = threading.Event(), threading.Event()
+    faults.reply(chunks=["a", "b"], gate=gate)
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        client = runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE)
+        stream = client.stream("Hi")
+        assert await anext(stream) == "a"
+        inner: Any = getattr(stream, "inner", stream)
+
+        async def reader() -> None:
+            reading.set()
+            error = await outcome(anext(stream))
+            assert isinstance(error, IncompleteReplyError)
+            assert error.partial_text == "a"
+
+        async def closer() -> None:
+            await runtime.wait(reading)
+            while not inner._turn.locked():
+                await anyio.sleep(0) if not runtime.is_blocking else None
+            await stream.aclose()
+            gate.set()
+
+        await runtime.together(reader, closer)
+        await client.aclose()
+        dropped = runtime.client(base_url=faults.base_url, http_client=own).stream("Hi")
+        await anext(dropped)
+        await dropped.read()
+        await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_a_transport_of_your_own_may_send_empty_pieces(runtime: Runtime) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield from (b"", b"Hel", b"", b"lo")
+
+    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            return pieces()
+
+        async def __aiter__(self) -> Any:
+            for piece in pieces():
+                yield piece
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"transfer-encoding": "chunked"}
+        return httpx.Response(200, headers=headers, stream=Body())
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no")
+
+    async def scenario() -> None:
+        for handler in (answer, refuse):
+            own = own_client(runtime, transport=httpx.MockTransport(handler))
+            client = runtime.client(base_url="http://x.invalid", http_client=own, retry=ONCE)
+            result = await outcome(client.chat("Hi"))
+            assert str(result) == "Hello" or isinstance(result, APIConnectionError)
+            await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_dropping_a_stream_over_your_own_client_is_quiet() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b"Hello")
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as own:
+        with Client(base_url="http://x.invalid", http_client=own) as client:
+            for _ in client.stream("Hi"):
+                break
+
+
+def test_a_stream_in_a_forked_process_says_why_it_ends(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.drip("x", forever=True)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            stream = client.stream("Hi")
+            assert await anext(stream) == "x"
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: -1)
+                with pytest.raises(IncompleteReplyError, match="forked"):
+                    await stream.read()
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_an_async_client_with_a_client_of_your_own_is_not_pickled(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        own = httpx.AsyncClient()
+        with pytest.raises(ConfigurationError, match="can't be pickled"):
+            pickle.dumps(AsyncClient(http_client=own))
+        await own.aclose()
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("notify", [True, False], ids=["said goodbye", "just gone"])
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_body_without_length_over_tls_ends_with_a_goodbye(runtime: Runtime, notify: bool) -> None:
+    """Lenient: over TLS an end that the server has signed can be told from a cut."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    def serve() -> None:
+        raw, _ = listener.accept()
+        sock = context.wrap_socket(raw, server_side=True, suppress_ragged_eofs=True)
+        with sock:
+            sock.recv(65536)
+            sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nHello")
+            if notify:
+                try:
+                    sock.unwrap().close()
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+
+        async def scenario() -> None:
+            options = {"base_url": url, "verify": trusting, "strict": False, "retry": ONCE}
+            async with runtime.client(**options) as client:
+                result = await outcome(client.chat("Hi"))
+            if notify:
+                assert result.text == "Hello"
+            else:
+                assert isinstance(result, IncompleteReplyError)
+                assert result.partial_text == "Hello"
+
+        runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_turn_that_came_with_the_cancellation_is_passed_on(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        slots = _async_io.Slots(1)
+        await slots.acquire(None)
+        scope = anyio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                await slots.acquire(None)
+                slots.release()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+            slots.release()
+        await slots.acquire(1)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_wake_up_for_nothing_is_slept_through(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        one, other = socket.socketpair()
+        with one, other:
+            one.setblocking(False)
+            waits = []
+
+            async def wait_readable(sock: socket.socket) -> None:
+                waits.append(sock)
+                if len(waits) == 2:
+                    other.sendall(b"x")
+
+            monkeypatch.setattr(anyio, "wait_readable", wait_readable)
+            assert await _async_io.receive(one, 10, 5) == b"x"
+            assert len(waits) == 2
+
+    runtime.run(scenario)
+
+
+def test_a_socket_that_is_gone_is_not_quiet() -> None:
+    sock = socket.socket()
+    sock.close()
+    assert not _transport.is_quiet(sock)
+
+
+def test_a_connection_that_httpcore_hides_from_us_is_not_used_again() -> None:
+    assert _transport.has_leftover(object())
+
+
+def test_a_call_that_is_closed_before_it_is_sent(runtime: Runtime, faults: FaultyServer) -> None:
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, timeout=Timeout(total=20)) as client:
+            stream = client.stream("Hi")
+            inner: Any = getattr(stream, "inner", stream)
+            start = inner._connections.start
+
+            def start_aborted(limits: Any) -> Any:
+                exchange = start(limits)
+                exchange.abort()
+                return exchange
+
+            inner._connections.start = start_aborted
+            assert "closed" in str(await outcome(stream.read()))
+        assert faults.requests == []
+
+    runtime.run(scenario)
+
+
+def test_serve_that_was_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda **options: None)
+    with pytest.raises(click.Abort):
+        CliRunner().invoke(_commands.serve, [], standalone_mode=False, catch_exceptions=False)
+
+
+def test_a_name_that_is_being_looked_up_can_be_given_up(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def getaddrinfo(*args: Any, **options: Any) -> Any:
+        asked.set()
+        assert answered.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 9))]
+
+    async def async_getaddrinfo(*args: Any, **options: Any) -> Any:
+        return await anyio.to_thread.run_sync(getaddrinfo)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(anyio, "getaddrinfo", async_getaddrinfo)
+
+    async def scenario() -> None:
+        client = runtime.client(base_url="http://slow.invalid", retry=ONCE)
+
+        async def reader() -> None:
+            assert "closed" in str(await outcome(client.chat("Hi")))
+
+        async def closer() -> None:
+            await runtime.wait(asked)
+            await client.aclose()
+            answered.set()
+
+        await runtime.together(reader, closer)
+
+    runtime.run(scenario)
+
+
+def test_an_empty_piece_is_not_the_end(runtime: Runtime, faults: FaultyServer) -> None:
+    faults.reply(chunks=["a", "b"])
+
+    class Pieces:
+        def __init__(self, rest: Any) -> None:
+            self.pieces: list[Any] = [b"", b"x"]
+            self.rest = rest
+
+        def __iter__(self) -> Any:
+            return self
+
+        __aiter__ = __iter__
+
+        def __next__(self) -> Any:
+            return self.pieces.pop(0) if self.pieces else next(self.rest)
+
+        async def __anext__(self) -> Any:
+            return self.pieces.pop(0) if self.pieces else await anext(self.rest)
+
+    async def scenario() -> None:
+        async with (
+            runtime.client(base_url=faults.base_url) as client,
+            client.stream("Hi") as stream,
+        ):
+            assert await anext(stream) == "a"
+            exchange = getattr(stream, "inner", stream)._exchange
+            exchange._chunks = Pieces(exchange._chunks)
+            assert (await stream.read()).text == "axb"
+
+    runtime.run(scenario)
+
+
+def test_a_slot_is_given_back_once(runtime: Runtime, faults: FaultyServer) -> None:
+    faults.stall(after="Hello")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, max_connections=1) as client:
+            stream = client.stream("Hi")
+            await anext(stream)
+            exchange = getattr(stream, "inner", stream)._exchange
+            exchange.drop()
+            await stream.aclose()
+            other = client.stream("Hi")
+            await anext(other)
+            error = await outcome(client.chat("Hi", timeout=Timeout(total=0.1)))
+            assert error.phase == "pool"
+            await other.aclose()
+
+    runtime.run(scenario)
+
+
+def test_a_reply_that_ends_after_close_is_not_kept(runtime: Runtime, faults: FaultyServer) -> None:
+    async def scenario() -> None:
+        client = runtime.client(base_url=faults.base_url)
+        stream = client.stream("Hi")
+        await anext(stream)
+        getattr(stream, "inner", stream)._connections.is_closed = True
+        assert (await stream.read()).text
+        faults.wait_until_closed()
+
+    runtime.run(scenario)
