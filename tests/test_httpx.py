@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import ssl
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from cromicle_sdk._limits import Limits
 from cromicle_sdk._options import ConnectionOptions, Endpoint, Options, Secret
 from cromicle_sdk._request import build_request
 from cromicle_sdk._transport import ClosedByCaller, parse_address
+from cromicle_sdk.testing import FaultyServer
 
 CANARY = "sk-canary-123456"
 URL = "https://server.test/chat"
@@ -361,6 +363,16 @@ def test_its_waits(
     assert later == (read_later if read_later is None else pytest.approx(read_later, abs=0.1))
 
 
+@pytest.mark.parametrize("total", [1e10, 1e300, None])
+def test_its_waits_can_be_waited_for(total: float | None, client: Any) -> None:
+    limits = build_limits(connect=1e10, first_byte=1e300, stall=1e300, total=total)
+    theirs = build_foreign_request(client, our_request(), limits)
+    expect_body(SimpleNamespace(request=theirs), limits)
+    with socket.socket() as sock:
+        for wait in theirs.extensions["timeout"].values():
+            sock.settimeout(wait)
+
+
 def test_the_head_of_their_answer(client: Any) -> None:
     response = client.send(build_foreign_request(client, our_request(), build_limits()))
     head = foreign_head(response)
@@ -673,6 +685,28 @@ def h11_error(line: bytes) -> h11.RemoteProtocolError:
     with pytest.raises(h11.RemoteProtocolError) as caught:
         connection.next_event()
     return caught.value
+
+
+@pytest.mark.parametrize("filler", [0, 100, *range(135, 160, 4), 1000])
+@pytest.mark.parametrize("own", [True, False], ids=["own", "http_client"])
+def test_an_echo_in_broken_framing_is_nowhere(filler: int, own: bool, faults: FaultyServer) -> None:
+    """DESIGN.md, promise 6: what h11 quotes of the answer is in no message and in no cause."""
+    line = b"no colon %s%s" % (b"y" * filler, CANARY.encode())
+    faults.raw(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % line, end="close")
+    with (
+        httpx.Client() as http_client,
+        Client(
+            base_url=faults.base_url,
+            token=CANARY,
+            retry=Retry(attempts=1),
+            http_client=None if own else http_client,
+        ) as client,
+        pytest.raises(APIConnectionError) as caught,
+    ):
+        client.chat("x")
+    assert CANARY[:8] not in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert CANARY not in shown.replace('CANARY = "', "")
 
 
 @pytest.mark.parametrize(

@@ -595,6 +595,9 @@ def test_a_client_shows_no_token() -> None:
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000/chat", "127.0.0.1:8000"),
         ("http://[::1]", "http://[::1]/chat", "[::1]"),
         ("http://[::1]:8000/a", "http://[::1]:8000/a/chat", "[::1]:8000"),
+        # the scope of a link-local address is an interface's name
+        ("http://[fe80::1%eth0]", "http://[fe80::1%eth0]/chat", None),
+        ("http://[fe80::1%br-lan_0.5]:8", "http://[fe80::1%br-lan_0.5]:8/chat", None),
         ("https://[2001:DB8::1]:443", "https://[2001:db8::1]/chat", "[2001:db8::1]"),
         ("http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]/chat", "[::ffff:127.0.0.1]"),
         # names beyond ASCII

@@ -349,6 +349,7 @@ def test_before_and_after_the_head() -> None:
 
 PLAIN = b"text/plain"
 TEXT_TYPES = [
+    *(b";charset=utf-8", b"; charset=utf-8"),  # no type, only a charset, which changes nothing
     *(None, b"", PLAIN, b"TEXT/PLAIN; charset=utf-8", b" text/plain ", b"text/markdown"),
     *(b"application/octet-stream", b"text/plain;charset=rot13", b"text/plain; charset=undefined"),
 ]
@@ -807,6 +808,13 @@ def test_an_echo_in_json_is_hidden_in_the_message_too(token: str, escaped: str) 
     assert json.loads(body)["error"] == f"bad token {token}"
     error = status_error(400, body.encode(), redact=redact(token), token=Secret(token))
     assert token not in str(error)
+
+
+def test_an_echo_over_and_over_is_hidden_to_the_last_piece() -> None:
+    # What is redacted is shorter, so that the end of what was read is within the limit.
+    error = echo("x" * 5 + CANARY * 10_000)
+    assert isinstance(error, APIStatusError)
+    assert CANARY[:8] not in error.body
 
 
 @pytest.mark.parametrize("kept", [8, 12, len(CANARY) - 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -157,6 +158,17 @@ def test_a_wait_is_between_0_and_the_cap(
     assert wait is not None
     assert math.isfinite(wait)
     assert 0 <= wait <= max_delay
+
+
+@pytest.mark.parametrize("number", [1e10, 1e300])
+def test_a_wait_is_one_that_can_be_waited(number: float) -> None:
+    # More is an `OverflowError` of `threading` and `anyio`, which would leave the package.
+    attempts = build_attempts(Retry(first_delay=number, max_delay=number), draw=0.999)
+    wait = attempts.wait_after(APIConnectionError("x"), time_left=math.inf)
+    assert wait is None or wait <= threading.TIMEOUT_MAX
+    asking = build_attempts(Retry(max_retry_after=number))
+    wait = asking.wait_after(status_error(503, 1e9), time_left=math.inf)
+    assert wait is None or wait <= threading.TIMEOUT_MAX
 
 
 def test_jitter_is_drawn_anew() -> None:

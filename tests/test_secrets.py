@@ -67,6 +67,15 @@ def frames_of(error: BaseException | None) -> Any:
         error = error.__cause__ or error.__context__
 
 
+def check_causes(error: BaseException) -> None:
+    """Type and text of what is behind an error stay; its frames, which hold the request, do not."""
+    cause = error.__cause__
+    while cause is not None:
+        assert cause.__traceback__ is None
+        assert cause.__context__ in (None, cause.__cause__)
+        cause = cause.__cause__
+
+
 def check(sinks: dict[str, str]) -> None:
     for sink, text in sinks.items():
         for secret in SECRETS:
@@ -120,6 +129,7 @@ def test_a_failing_call_shows_no_secret(
                 result = await outcome(call)
                 if isinstance(result, CromicleError):
                     check(shown(result))
+                    check_causes(result)
                 check(
                     {
                         "client": repr(client),
@@ -195,6 +205,21 @@ def test_a_password_in_a_url_is_sent_and_not_shown(runtime: Runtime, faults: Fau
 
     runtime.run(scenario)
     assert faults.requests[0].headers["authorization"].startswith("Basic ")
+
+
+def test_a_time_out_while_sending_shows_no_secret(runtime: Runtime, faults: FaultyServer) -> None:
+    faults.stall(when="head")
+
+    async def scenario() -> None:
+        timeout = Timeout(first_byte=0.2)
+        async with runtime.client(
+            base_url=faults.base_url, token=TOKEN, retry=ONCE, timeout=timeout
+        ) as client:
+            error = await outcome(client.chat(PROMPT + "x" * 30_000_000))
+        assert isinstance(error, CromicleError)
+        check_causes(error)
+
+    runtime.run(scenario)
 
 
 def test_an_interrupt_while_sending_shows_no_secret(faults: FaultyServer) -> None:

@@ -53,11 +53,14 @@ class TerminalOutput:
 
     def write(self, text: str) -> None:
         shown = make_harmless(text)
+        if not shown:
+            return
+        # Ctrl-C may come as soon as the text is seen, and finds the cursor behind it.
+        self._at_line_start = False
         encoding = self._stream.encoding
         self._stream.write(shown.encode(encoding, "replace").decode(encoding))
         self._stream.flush()
-        if shown:
-            self._at_line_start = shown.endswith("\n")
+        self._at_line_start = shown.endswith("\n")
 
     def end_line(self) -> None:
         if not self._at_line_start:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cromicle_sdk import Client, CromicleError, Headers, Reply, __main__, __version__
-from cromicle_sdk.cli import _local, _report, run
+from cromicle_sdk.cli import _commands, _local, _report, run
 from cromicle_sdk.cli._stats import format_json, format_stats
 from cromicle_sdk.cli._words import describe_error
 from cromicle_sdk.testing import FaultyServer
@@ -485,6 +485,25 @@ def test_serve_waits_between_words_and_wants_its_token(monkeypatch: pytest.Monke
     assert elapsed[0] >= 0.1
     assert "$CROMICLE_TOKEN" in lines[2]
     assert "mine" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], {"host": "127.0.0.1", "port": 8000, "token": None, "delay": 0.0}),
+        (
+            ["--host", "::1", "--port", "9", "--token", "mine", "--delay", "0.5"],
+            {"host": "::1", "port": 9, "token": "mine", "delay": 0.5},
+        ),
+    ],
+)
+def test_what_options_make_of_the_server(
+    arguments: list[str], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[dict[str, object]] = []
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda **given: served.append(given))
+    assert run(["serve", *arguments]) == 130
+    assert served == [options]
 
 
 def test_serve_says_when_it_cannot_listen(capsysbinary: Capture) -> None:
