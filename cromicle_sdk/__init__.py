@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from ._async import AsyncClient, AsyncStream
-from ._errors import (
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-    AuthenticationError,
-    BadRequestError,
-    ConfigurationError,
-    ConflictError,
-    CromicleError,
-    IncompleteReplyError,
-    InternalServerError,
-    InvalidMessageError,
-    NotFoundError,
-    PermissionDeniedError,
-    RateLimitError,
-    RedirectError,
-    ReplyDecodeError,
-    ReplyError,
-    ReplyTooLargeError,
-    UnexpectedContentError,
-    UnprocessableEntityError,
-)
-from ._messages import Conversation, Message, format_prompt
-from ._options import Retry, Timeout
-from ._reply import Headers, Reply
-from ._sync import Client, Stream
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._async import AsyncClient, AsyncStream
+    from ._errors import (
+        APIConnectionError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        ConfigurationError,
+        ConflictError,
+        CromicleError,
+        IncompleteReplyError,
+        InternalServerError,
+        InvalidMessageError,
+        NotFoundError,
+        PermissionDeniedError,
+        RateLimitError,
+        RedirectError,
+        ReplyDecodeError,
+        ReplyError,
+        ReplyTooLargeError,
+        UnexpectedContentError,
+        UnprocessableEntityError,
+    )
+    from ._messages import Conversation, Message, format_prompt
+    from ._options import Retry, Timeout
+    from ._reply import Headers, Reply
+    from ._sync import Client, Stream
 
 __all__ = [
     "APIConnectionError",
@@ -65,3 +70,34 @@ __all__ = [
     "__version__",
     "format_prompt",
 ]
+
+_ROOMS = {
+    "AsyncClient": "_async",
+    "AsyncStream": "_async",
+    "Client": "_sync",
+    "Conversation": "_messages",
+    "Headers": "_reply",
+    "Message": "_messages",
+    "Reply": "_reply",
+    "Retry": "_options",
+    "Stream": "_sync",
+    "Timeout": "_options",
+    "format_prompt": "_messages",
+}
+
+
+def __getattr__(name: str) -> object:
+    """What the package offers is loaded when it is first asked for (PEP 562).
+
+    httpcore brings asyncio with it, and trio where that is installed: too much for who only wants
+    an error class, or has the pytest plugin loaded with every run.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_ROOMS.get(name, '_errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -706,7 +706,7 @@ def test_an_echo_in_broken_framing_is_nowhere(filler: int, own: bool, faults: Fa
         client.chat("x")
     assert CANARY[:8] not in str(caught.value)
     shown = "".join(traceback.format_exception(caught.value))
-    assert CANARY not in shown.replace('CANARY = "', "")
+    assert CANARY not in shown
 
 
 @pytest.mark.parametrize(
