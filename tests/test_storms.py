@@ -498,3 +498,44 @@ def test_partial_text_of_a_cut_stream_is_exact(runtime: Runtime, faults: FaultyS
                 assert error.partial_text == text.encode()[:cut].decode(errors="ignore")
 
     runtime.run(scenario)
+
+
+# Memory.
+
+
+def flood_head(server: FaultyServer) -> None:
+    def behave(connection: Connection, request: RecordedRequest) -> None:
+        connection.send(b"HTTP/1.1 200 OK\r\nx: ")
+        while True:
+            connection.send(b"y" * 65536)
+
+    server.script(behave)
+
+
+HEAVY: dict[str, Callable[[FaultyServer], object]] = {
+    "an endless reply": lambda s: s.flood("x"),
+    "an endless line": lambda s: s.flood("x", newline=False),
+    "an endless error": lambda s: s.flood(status=500),
+    "a bomb": lambda s: s.encoded("x", size=200_000_000),
+    "an endless head": flood_head,
+    "20,000 headers": lambda s: s.raw(
+        build_head(headers=[(f"x-{n}", "1") for n in range(20_000)]), end="close"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", HEAVY)
+def test_nothing_makes_the_process_grow(fault: str, runtime: Runtime, faults: FaultyServer) -> None:
+    HEAVY[fault](faults)
+
+    async def scenario() -> None:
+        options = {"max_reply_bytes": 4 * 1024 * 1024, "retry": ONCE}
+        async with runtime.client(base_url=faults.base_url, **options) as client:
+            tracemalloc.start()
+            error = await outcome(client.chat("Hi"))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert isinstance(error, CromicleError)
+        assert peak < 32 * 1024 * 1024
+
+    runtime.run(scenario)
