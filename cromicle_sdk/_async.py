@@ -14,6 +14,7 @@ from ._httpx import (
     HTTPX_VERSION,
     build_route,
     check_http_client,
+    redact_error,
     strip_frames,
     translate_error,
 )
@@ -370,6 +371,7 @@ class AsyncStream:
             except CromicleError as error:
                 failure = error.with_traceback(None)
             except Exception as error:
+                redact_error(error, self._request.redact)
                 translated = self._translate(error)
                 if translated is None:
                     await self._fail()

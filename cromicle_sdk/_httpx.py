@@ -6,7 +6,7 @@ import math
 import re
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
@@ -22,7 +22,7 @@ from ._errors import (
     shorten,
 )
 from ._limits import Limits
-from ._options import ConnectionOptions, Endpoint
+from ._options import LONGEST_WAIT, ConnectionOptions, Endpoint
 from ._request import Request
 from ._transport import ClosedByCaller, Head, Route
 
@@ -39,6 +39,7 @@ __all__ = [
     "check_http_client",
     "expect_body",
     "foreign_head",
+    "redact_error",
     "strip_frames",
     "translate_error",
 ]
@@ -109,10 +110,8 @@ def expect_body(response: Any, limits: Limits) -> None:
 
 
 def _at_most(wait: float | None, limits: Limits) -> float | None:
-    left = limits.total_left()
-    if wait is not None and wait < left:
-        return wait
-    return None if left == math.inf else max(left, 0.001)
+    limit = min(math.inf if wait is None else wait, limits.total_left())
+    return None if limit == math.inf else min(max(limit, 0.001), LONGEST_WAIT)
 
 
 def foreign_head(response: Any) -> Head:
@@ -155,6 +154,17 @@ _NETWORK_ERRORS = (
     "InvalidURL",
     "StreamError",
 )
+
+
+def redact_error(error: BaseException, redact: Callable[[str], str]) -> None:
+    """Blank the secrets that the server echoed: h11 quotes a line that it can't read."""
+    for cause in _chain(error):
+        if not isinstance(cause, OSError):
+            for inner in cause.args:
+                # httpcore's errors are made of the errors below, which it does not chain.
+                if isinstance(inner, Exception):
+                    redact_error(inner, redact)
+            cause.args = tuple(redact(a) if isinstance(a, str) else a for a in cause.args)
 
 
 def strip_frames(error: BaseException) -> BaseException:

@@ -6,12 +6,9 @@ import math
 import time
 
 from ._errors import TimeoutPhase
-from ._options import Timeout
+from ._options import LONGEST_WAIT, Timeout
 
 __all__ = ["Limits"]
-
-# No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
-_LONGEST_WAIT = 2_000_000.0
 
 
 class Limits:
@@ -55,7 +52,7 @@ class Limits:
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        return min(left, _LONGEST_WAIT)
+        return min(left, LONGEST_WAIT)
 
     def total_left(self) -> float:
         """Seconds until `total` is used up; infinite where it is None."""

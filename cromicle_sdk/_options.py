@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
+    "LONGEST_WAIT",
     "CallOptions",
     "ConnectionOptions",
     "Endpoint",
@@ -35,13 +36,16 @@ DEFAULT_TOKEN = "abc"  # noqa: S105 - the protocol's well-known token, which pro
 DEFAULT_MAX_REPLY_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_CONNECTIONS = 1000
 
+# No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
+LONGEST_WAIT = 2_000_000.0
+
 # RFC 9110, 5.6.2: token.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
 # there as opaque data, but a str does not say which bytes those would be.
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 _URL_FORM = "write https://HOST[:PORT][/PATH]"
-_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 
 

@@ -314,7 +314,11 @@ class ReplyReceiver:
         body = (
             "" if encoding not in ("", "identity") else self._refused_body.decode(errors="replace")
         )
-        return refusal(self._redact(body).encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
+        body = self._redact(body)
+        if len(self._refused_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
+            # Its end may be the beginning of a secret.
+            body = body[:-_REDACTION_MARGIN]
+        return refusal(body.encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
 
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
@@ -392,7 +396,7 @@ def _may_be_text(content_type: str) -> bool:
 
 def _media_type(content_type: str) -> str:
     match = _MEDIA_TYPE.match(content_type)
-    return (match[1] if match else content_type.strip()).lower()
+    return (match[1] if match else content_type.partition(";")[0].strip()).lower()
 
 
 def _status_line(status_code: int) -> str:

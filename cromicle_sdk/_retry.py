@@ -12,7 +12,7 @@ from ._errors import (
     CromicleError,
     IncompleteReplyError,
 )
-from ._options import Retry
+from ._options import LONGEST_WAIT, Retry
 
 __all__ = ["Attempts", "RetryBudget"]
 
@@ -108,4 +108,4 @@ class Attempts:
             return asked if asked <= self._retry.max_retry_after else None
         # Past 2 ** 1000 any delay has reached its maximum, but for one of 0, which stays.
         longest = self._retry.first_delay * 2.0 ** min(self.count - 1, 1000)
-        return self._random() * min(longest, self._retry.max_delay)
+        return self._random() * min(longest, self._retry.max_delay, LONGEST_WAIT)
