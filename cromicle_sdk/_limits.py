@@ -10,6 +10,9 @@ from ._options import LONGEST_WAIT, Timeout
 
 __all__ = ["Limits"]
 
+# Event loops round their timers, uvloop to a millisecond, and may wake a little early: seconds.
+_TIMER_SLACK = 0.005
+
 
 class Limits:
     """The limits of a `Timeout` while its call runs; seconds of `time.monotonic`.
@@ -60,6 +63,6 @@ class Limits:
 
     def phase_that_ended(self) -> TimeoutPhase:
         """Which limit it was, once a wait has run out of time."""
-        if self.phase != "pool" and self.total_left() <= 0:
+        if self.phase != "pool" and self.total_left() <= _TIMER_SLACK:
             return "total"
         return self.phase

@@ -205,7 +205,10 @@ class Endpoint:
             raise ConfigurationError(f"{name}: it must begin with http:// or https://")
         if not parts.hostname:
             raise ConfigurationError(f"{name}: it names no host; {_URL_FORM}")
-        if not _HOST_AND_PORT.match(parts.netloc.rpartition("@")[2]):
+        userinfo, _, host_and_port = parts.netloc.rpartition("@")
+        # Python 3.10 lets brackets pass that later versions refuse.
+        is_sound = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
+        if not is_sound or (host_and_port[0] == "[" and not _is_ipv6(parts.hostname)):
             raise ConfigurationError(f"{name}: its host or port is none; {_URL_FORM}")
         if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
             raise ConfigurationError(f"{name}: it can't have a query or a fragment")
@@ -461,6 +464,14 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
     "strict": partial(_check_flag, "strict"),
 }
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _ascii_host(name: str, host: str) -> str:

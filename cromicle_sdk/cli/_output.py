@@ -37,7 +37,10 @@ class RawOutput:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        self._stream.write(text.encode())
+        data = text.encode()
+        # With PYTHONUNBUFFERED, as in many containers, it is a file that may take but a part.
+        while data:
+            data = data[self._stream.write(data) :]
         self._stream.flush()
 
     def end_line(self) -> None:

@@ -48,8 +48,6 @@ class Cromicle:
         `contextlib.aclosing`, without which trio warns about any async generator.
         """
         options = _select_options(hide_token(kwargs))
-        # An error leaves through this frame, whose locals may be printed.
-        del kwargs
         async with _open_client(proxy, options) as client, client.stream(messages) as stream:
             async for text in stream:
                 yield text
