@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,26 @@ def server() -> Iterator[FaultyServer]:
 
 def build_environment(**changes: str) -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("CROMICLE_")}
+    # It would hide that something is not flushed.
+    kept.pop("PYTHONUNBUFFERED", None)
     return {**kept, **changes}
 
 
-def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def start(*arguments: str, **options: Any) -> Generator[subprocess.Popen[bytes]]:
+    """A process of the command, which does not outlive a test that fails."""
     defaults: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "env": build_environment(),
+        "bufsize": 0,
     }
-    return subprocess.Popen([*COMMAND, *arguments], **{**defaults, **options})
+    with subprocess.Popen([*COMMAND, *arguments], **{**defaults, **options}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run(*arguments: str, **options: Any) -> tuple[int, bytes, str]:
@@ -72,8 +83,13 @@ def run_python(code: str) -> tuple[int, str, str]:
 
 
 def read_pipe(file: Any, size: int) -> bytes:
-    """Exactly so many bytes, as soon as they are there."""
-    data: bytes = file.read(size)
+    """Exactly so many bytes, as soon as they are there; fewer where they don't come."""
+    data = b""
+    while len(data) < size and select.select([file], [], [], PATIENCE)[0]:
+        more = file.read(size - len(data))
+        if not more:
+            break
+        data += more
     return data
 
 

@@ -14,11 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pytest
 
 from cromicle_sdk import Client, CromicleError, Headers, Reply, __main__, __version__
 from cromicle_sdk.cli import _commands, _local, _report, run
+from cromicle_sdk.cli._output import RawOutput
 from cromicle_sdk.cli._stats import format_json, format_stats
 from cromicle_sdk.cli._words import describe_error
 from cromicle_sdk.testing import FaultyServer
@@ -347,6 +349,23 @@ def test_ctrl_c_is_130(server: FaultyServer, capsysbinary: Capture) -> None:
 
 
 # Where it prints
+
+
+class Reluctant(io.RawIOBase):
+    """An unbuffered file that takes three bytes at a time."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def write(self, data: Any) -> int:
+        self.taken += data[:3]
+        return len(data[:3])
+
+
+def test_a_file_that_takes_little_gets_all() -> None:
+    file = Reluctant()
+    RawOutput(cast("BinaryIO", file)).write("Grüße, world!")
+    assert file.taken.decode() == "Grüße, world!"
 
 
 def test_a_closed_pipe_is_141(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:

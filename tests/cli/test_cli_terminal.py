@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         kept = {name: text for name, text in os.environ.items() if name[:9] != "CROMICLE_"}
         plain = {"TERM": "xterm", "PYTHONUTF8": "1", **environment}
-        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED"):
             kept.pop(name, None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cromicle_sdk", *arguments],
@@ -47,6 +48,7 @@ class Terminal:
 
     def read_until(self, end: bytes) -> None:
         while end not in self.seen:
+            assert select.select([self.master], [], [], PATIENCE)[0], self.seen
             self.seen += os.read(self.master, 1024)
 
     def read_all(self) -> bytes:
