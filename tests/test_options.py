@@ -664,7 +664,7 @@ BAD_URLS = [
     *("http://h:80:80", "http://h:\u0665", "http://h: 80", "http://h:" + "9" * 5000),
     # brackets
     *("http://[::1", "http://::1]", "http://[]", "http://[x]", "http://[::1]x", "http://[1.2.3.4]"),
-    *("http://[::1]:x", "http://[[::1]]"),
+    *("http://[::1]:x", "http://[[::1]]", "http://[v1.fe]"),
     # characters
     *(" http://h", "http://h ", "http://h\n", "http://h/a b", "http://h/\t", "http://h\r\n", "\0"),
     *("http://h/\x7f", 'http://h"', "http://<h>", "http://h\\x", "http://h/{x}", "http://h/`"),
