@@ -84,7 +84,10 @@ def check_http_client(client: object, name: str) -> None:
 
 
 def build_foreign_request(client: Any, request: Request, limits: Limits) -> Any:
-    """The request as one of the user's client: with its default headers, without its cookies."""
+    """The request as one of the user's client: with its default headers, without its cookies.
+
+    What the caller's `headers` say of a cookie stays.
+    """
     timeout = limits.timeout
     waits = {
         "connect": timeout.connect,
@@ -99,7 +102,9 @@ def build_foreign_request(client: Any, request: Request, limits: Limits) -> Any:
         content=request.body,
         extensions={"timeout": {name: _at_most(wait, limits) for name, wait in waits.items()}},
     )
+    # httpx merges the cookies that its client has kept into the caller's own header.
     built.headers.pop("cookie", None)
+    built.headers.update({name: value for name, value in request.headers if name == b"cookie"})
     return built
 
 

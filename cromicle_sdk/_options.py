@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, TypedDict, cast
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -46,6 +47,10 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 _URL_FORM = "write https://HOST[:PORT][/PATH]"
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
+# WHATWG URL, "ends-in-a-number checker": such a host is an IPv4 address or none at all.
+_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
+# IDNA 2003, which Python has, maps these to others; IDNA 2008 keeps them, and so two hosts.
+_IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 
 
@@ -74,16 +79,33 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
+# A shorter secret, the well-known `abc` among them, may well be a word of an innocent text.
+_SHORTEST_HIDDEN = 8
+
+
 class Secret:
     """A text that shows itself to nobody but who calls `reveal`."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_forms", "_text")
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._forms: frozenset[str] | None = None
 
     def reveal(self) -> str:
         return self._text
+
+    def hide_in(self, text: str) -> str:
+        """A text of somebody else's without this secret that it may quote.
+
+        It is found as it is and as JSON, Python and URLs write it. One of fewer than 8 characters
+        is left where it stands.
+        """
+        if self._forms is None:
+            self._forms = _quoted_forms(self._text)
+        for form in self._forms:
+            text = text.replace(form, "[redacted]")
+        return text
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and self._text == other._text
@@ -93,6 +115,23 @@ class Secret:
 
     def __repr__(self) -> str:
         return "<secret>"
+
+
+def _quoted_forms(secret: str) -> frozenset[str]:
+    if len(secret) < _SHORTEST_HIDDEN:
+        return frozenset()
+    ascii_json = encode_basestring_ascii(secret)[1:-1]
+    return frozenset(
+        {
+            secret,
+            encode_basestring(secret)[1:-1],
+            ascii_json,
+            ascii_json.replace("/", r"\/"),  # as PHP does
+            repr(secret)[1:-1],
+            repr(secret.encode())[2:-1],
+            quote(secret, safe=""),
+        }
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,15 +247,20 @@ class Endpoint:
         userinfo, _, host_and_port = parts.netloc.rpartition("@")
         # Python 3.10 lets brackets pass that later versions refuse.
         is_sound = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
-        if not is_sound or (host_and_port[0] == "[" and not _is_ipv6(parts.hostname)):
+        is_literal = host_and_port.startswith("[")
+        if not is_sound or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
             raise ConfigurationError(f"{name}: its host or port is none; {_URL_FORM}")
         if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
             raise ConfigurationError(f"{name}: it can't have a query or a fragment")
         if port == 0:
             raise ConfigurationError(f"{name}: port 0 can't be connected to")
+        host = _ascii_host(name, parts.hostname)
+        if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
+            # A resolver may well know 127.1 or 0x7f.1, but what it takes them for is its secret.
+            raise ConfigurationError(f"{name}: write an IPv4 address as four numbers, as 127.0.0.1")
         return cls(
             scheme=parts.scheme,
-            host=_ascii_host(name, parts.hostname),
+            host=host,
             port=port or (443 if parts.scheme == "https" else 80),
             path=quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~") + "/chat",
             authorization=_basic_authorization(parts.netloc),
@@ -239,16 +283,18 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1."""
+        """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1.
+
+        So are 0.0.0.0 and ::, to which a connection ends up on this machine, too.
+        """
         name = self.host.removesuffix(".")
         if name == "localhost" or name.endswith(".localhost"):
             return True
-        try:
-            address = ipaddress.ip_address(self.host)
-        except ValueError:
+        address = _parse_ip(name)
+        if address is None:
             return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return (mapped or address).is_loopback
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +331,7 @@ class Options:
         return cls(
             endpoint=Endpoint.parse(name, url),
             token=_find_token(token),
-            timeout=_check_timeout(timeout),
+            timeout=_check_timeout(timeout, total=DEFAULT_TIMEOUT.total),
             retry=_check_retry(retry),
             max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
             strict=_check_flag("strict", strict),
@@ -303,6 +349,8 @@ class Options:
         for name, value in options.items():
             if name == "headers":
                 changes[name] = {**self.headers, **_check_headers(value)}
+            elif name == "timeout":
+                changes[name] = _check_timeout(value, total=self.timeout.total)
             elif name in _CHECKS:
                 changes[name] = _CHECKS[name](value)
             else:
@@ -361,6 +409,13 @@ class ConnectionOptions:
             http_client=http_client,
         )
 
+    def check_picklable(self) -> None:
+        """Raise `ConfigurationError` where an option only lives in this process."""
+        if self.http_client is not None:
+            raise ConfigurationError("http_client: a client that was given one can't be pickled")
+        if self.verify is not True:
+            raise ConfigurationError("verify: a client with an SSLContext can't be pickled")
+
 
 def hide_token(options: dict[str, Any]) -> dict[str, Any]:
     """The same options with the token wrapped, in place and unchecked.
@@ -403,7 +458,8 @@ def _token_problem(token: Secret) -> str | None:
     return None
 
 
-def _check_timeout(value: object) -> Timeout:
+def _check_timeout(value: object, *, total: float | None) -> Timeout:
+    """`total` is the one that stays where `value` is a number, which does not speak of it."""
     if isinstance(value, Timeout):
         return value
     if value is None:
@@ -412,7 +468,7 @@ def _check_timeout(value: object) -> Timeout:
         raise ConfigurationError(
             f"timeout: expected a number of seconds, a Timeout or None, not {_kind(value)}"
         )
-    return Timeout(connect=value, first_byte=value, stall=value)
+    return Timeout(connect=value, first_byte=value, stall=value, total=total)
 
 
 def _check_retry(value: object) -> Retry:
@@ -459,24 +515,24 @@ _CONNECTION_OPTIONS = frozenset(
 _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 
 _CHECKS: dict[str, Callable[[object], object]] = {
-    "timeout": _check_timeout,
     "retry": _check_retry,
     "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
     "strict": partial(_check_flag, "strict"),
 }
 
 
-def _is_ipv6(host: str) -> bool:
+def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        ipaddress.IPv6Address(host)
+        return ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _ascii_host(name: str, host: str) -> str:
     if host.isascii():
         return host
+    if not _IDNA_DEVIATIONS.isdisjoint(host):
+        raise ConfigurationError(f"{name}: its host has a letter of two readings; write it as xn--")
     try:
         encoded = host.encode("idna").decode("ascii")
     except UnicodeError:

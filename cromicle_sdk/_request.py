@@ -13,9 +13,6 @@ from ._version import __version__
 
 __all__ = ["Request", "build_request", "hash_prompt"]
 
-# A shorter token, the well-known `abc` among them, may well be a word of an innocent text.
-_SHORTEST_REDACTED = 8
-
 
 @dataclass(frozen=True)
 class Request:
@@ -33,8 +30,7 @@ class Request:
     def redact(self, text: str) -> str:
         """A text of the server's, without the token and the hash that it may have echoed."""
         for secret in self.secrets:
-            if len(secret.reveal()) >= _SHORTEST_REDACTED:
-                text = text.replace(secret.reveal(), "[redacted]")
+            text = secret.hide_in(text)
         return text
 
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from . import _sync_io as io
-from ._errors import ConfigurationError, CromicleError
+from ._errors import CromicleError
 from ._httpx import (
     HTTPX_VERSION,
     build_route,
@@ -213,8 +213,7 @@ class Client:
         self.close()
 
     def __getstate__(self) -> tuple[Options, ConnectionOptions]:
-        if self._connection_options.http_client is not None:
-            raise ConfigurationError("http_client: a client that was given one can't be pickled")
+        self._connection_options.check_picklable()
         return self._options, self._connection_options
 
     def __setstate__(self, state: tuple[Options, ConnectionOptions]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import pickle
+import ssl
 import threading
 from typing import Any
 
@@ -419,6 +420,14 @@ def test_a_pickled_client_has_the_same_options(faults: FaultyServer) -> None:
     assert [request.token for request in faults.requests] == ["pickled token"] * 2
     assert faults.connections == 2
     assert pickle.loads(pickle.dumps(AsyncClient(token="another token"))).is_closed is False
+
+
+def test_a_client_with_a_context_of_its_own_can_not_be_pickled() -> None:
+    with (
+        Client(verify=ssl.create_default_context()) as client,
+        pytest.raises(ConfigurationError, match=r"verify: .* can't be pickled"),
+    ):
+        pickle.dumps(client)
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])

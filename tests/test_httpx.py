@@ -324,6 +324,8 @@ def test_a_request_of_their_client(client: Any) -> None:
         assert theirs.headers.get_list(name.decode()) == [value.decode()]
     assert theirs.headers["x-default"] == "d"
     assert "cookie" not in theirs.headers
+    with_cookie = build_foreign_request(client, our_request(cookie="mine=1"), build_limits())
+    assert with_cookie.headers.get_list("cookie") == ["mine=1"]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ CORE_STDLIB: dict[str, set[str]] = {
         "dataclasses",
         "functools",
         "ipaddress",
+        "json.encoder",
         "math",
         "os",
         "re",

@@ -376,6 +376,13 @@ def test_call_options() -> None:
     assert options == build_options(headers={"a": "1", "b": "2"})
 
 
+def test_a_number_for_one_call_does_not_speak_of_the_total() -> None:
+    options = build_options(timeout=Timeout(connect=1, total=30))
+    changed = options.with_call_options({"timeout": 5}).timeout
+    assert changed == Timeout(connect=5, first_byte=5, stall=5, total=30)
+    assert options.with_call_options({"timeout": None}).timeout.total is None
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -665,6 +672,18 @@ BAD_URLS = [
     # brackets
     *("http://[::1", "http://::1]", "http://[]", "http://[x]", "http://[::1]x", "http://[1.2.3.4]"),
     *("http://[::1]:x", "http://[[::1]]", "http://[v1.fe]"),
+    # what only some resolvers take for an IPv4 address, and for which one
+    *(
+        "http://127.1",
+        "http://2130706433",
+        "http://0x7f.1",
+        "http://0x7f000001",
+        "http://127.0.0.01",
+    ),
+    *("http://1.2.3.4.5", "http://256.0.0.1", "http://h.1", "http://1.2.3.4:80@0x"),
+    # letters that IDNA 2003 takes for others than IDNA 2008
+    *("http://stra\u00dfe.example", "http://\u03b2\u03cc\u03bb\u03bf\u03c2.example"),
+    *("http://\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.example", "http://a\u200db.example"),
     # characters
     *(" http://h", "http://h ", "http://h\n", "http://h/a b", "http://h/\t", "http://h\r\n", "\0"),
     *("http://h/\x7f", 'http://h"', "http://<h>", "http://h\\x", "http://h/{x}", "http://h/`"),
@@ -768,6 +787,11 @@ def test_any_url_is_sound_or_refused(scheme: str, rest: str) -> None:
         ("http://[fe80::1]", False),
         ("https://cromicle.top", False),
         ("http://127.0.0.1@example.com", False),
+        ("http://127.0.0.1.", True),
+        ("http://0.0.0.0:8000", True),
+        ("http://[::]", True),
+        ("http://[::ffff:0.0.0.0]", True),
+        ("http://8.8.8.8.", False),
     ],
 )
 def test_loopback(base_url: str, expected: bool) -> None:

@@ -808,6 +808,7 @@ def test_an_echo_in_json_is_hidden_in_the_message_too(token: str, escaped: str) 
     assert json.loads(body)["error"] == f"bad token {token}"
     error = status_error(400, body.encode(), redact=redact(token), token=Secret(token))
     assert token not in str(error)
+    assert escaped not in error.body
 
 
 def test_an_echo_over_and_over_is_hidden_to_the_last_piece() -> None:

@@ -188,6 +188,22 @@ def test_a_short_token_may_be_a_word_of_the_text() -> None:
     assert build(token="12345678").redact("12345678") == "[redacted]"
 
 
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        'sk-"c\u00e4n\\ary" 1',
+        r"sk-\"c\u00e4n\\ary\" 1",  # JSON in ASCII
+        'sk-\\"c\u00e4n\\\\ary\\" 1',  # JSON in UTF-8
+        repr('sk-"c\u00e4n\\ary" 1')[1:-1],
+        repr('sk-"c\u00e4n\\ary" 1'.encode())[2:-1],
+        "sk-%22c%C3%A4n%5Cary%22%201",  # in a URL
+    ],
+)
+def test_a_token_is_found_however_it_is_quoted(quoted: str) -> None:
+    request = build(token='sk-"c\u00e4n\\ary" 1')
+    assert request.redact(f"<{quoted}>") == "<[redacted]>"
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.text(min_size=8, max_size=20), TEXT, TEXT)
 def test_nothing_that_is_redacted_stays(token: str, before: str, after: str) -> None:
