@@ -318,7 +318,11 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> str:
-        text = await self._take_turn(to_head=False)
+        self._take_turn()
+        try:
+            text = await self._advance(to_head=False)
+        finally:
+            self._turn.release()
         if not text:
             raise StopAsyncIteration
         return text
@@ -326,7 +330,11 @@ class AsyncStream:
     async def __aenter__(self) -> Self:
         """Send the request, if it was not sent yet, and wait for the head of the answer."""
         if self._state == "new":
-            await self._take_turn(to_head=True)
+            self._take_turn()
+            try:
+                await self._advance(to_head=True)
+            finally:
+                self._turn.release()
         return self
 
     async def __aexit__(
@@ -345,16 +353,12 @@ class AsyncStream:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} from {self._options.endpoint.url}, {self._state}>"
 
-    async def _take_turn(self, *, to_head: bool) -> str:
+    def _take_turn(self) -> None:
         if not self._turn.acquire(blocking=False):
             raise CromicleError(
                 "This stream is being read elsewhere at the same time. "
                 "Give each reader a stream of its own."
             )
-        try:
-            return await self._advance(to_head=to_head)
-        finally:
-            self._turn.release()
 
     async def _advance(self, *, to_head: bool) -> str:
         """Go on to the next text, or to the head alone; "" at the end and for the head."""

@@ -41,6 +41,8 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
         # Whether the answer to the present request has begun.
         self.has_received = False
         self._socket: socket.socket | None = None
+        # What httpcore speaks HTTP over: the last one, with TLS around those before it.
+        self._stream: _AsyncStream | None = None
         self._is_aborted = False
         self._process = os.getpid()
 
@@ -56,7 +58,16 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
         if not addresses:
             addresses = await io.resolve(host, port, self.limits.left())
         await self._connect_first(addresses)
-        return _AsyncStream(self, _AsyncTCP(self))
+        return self.open_stream(_AsyncTCP(self))
+
+    def open_stream(self, layer: _AsyncLayer) -> _AsyncStream:
+        self._stream = _AsyncStream(self, layer)
+        return self._stream
+
+    async def read(self) -> bytes:
+        """The next bytes that httpcore would read, b"" at the end. Raises `OSError`."""
+        assert self._stream is not None, "nothing is read before connect_tcp()"
+        return await self._stream.read(READ_BYTES)
 
     async def _connect_first(self, addresses: list[Address]) -> None:
         failure = OSError("the host has no address")
@@ -104,6 +115,8 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
 
     def close(self) -> None:
         self._is_aborted = True
+        # It knows this wire, too, and a ring of objects would wait for the collector.
+        self._stream = None
         if self._socket is not None:
             self._socket.close()
 
@@ -232,7 +245,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         layer = _AsyncTLS(self._layer, ssl_context, server_hostname)
         await layer.handshake()
-        return _AsyncStream(self._wire, layer)
+        return self._wire.open_stream(layer)
 
     def get_extra_info(self, info: str) -> Any:
         return None

@@ -45,6 +45,11 @@ class Limits:
         if self.phase == "stall":
             self.enter("stall")
 
+    def see_text(self) -> None:
+        """Bytes of the reply have come: `first_byte` is over."""
+        if self.phase != "stall":
+            self.enter("stall")
+
     def left(self) -> float | None:
         """Seconds that the next wait may take, None for no limit.
 

@@ -139,7 +139,7 @@ class ReplyReceiver:
         self._refusal: Callable[[str], CromicleError] | None = None
         self._refused_body = bytearray()
         self._text = StringIO()
-        self._tail = b""
+        self._tail: bytes | bytearray = b""
         self._begun = False
         self._received = 0
         self._decoded = 0
@@ -199,7 +199,7 @@ class ReplyReceiver:
         if _LENGTH.match(length) and int(length[:20]) > self._max_bytes and self.is_reply:
             raise self._too_large()
 
-    def receive_data(self, data: bytes, *, now: float) -> str:
+    def receive_data(self, data: bytes | bytearray, *, now: float) -> str:
         """The text that these bytes complete, "" where they complete none."""
         if self._refusal is not None:
             self._collect_refused(data, self._refusal)
@@ -270,7 +270,7 @@ class ReplyReceiver:
                 "it has neither a length nor chunks, so that a cut would go unnoticed"
             )
 
-    def _decode(self, data: bytes, *, final: bool, now: float) -> str:
+    def _decode(self, data: bytes | bytearray, *, final: bool, now: float) -> str:
         if self._tail:
             data = self._tail + data
         errors = "strict" if self._strict else "replace"
@@ -281,7 +281,7 @@ class ReplyReceiver:
             good = data[: error.start].decode()
         else:
             self._decoded += used
-            self._tail = data[used:]
+            self._tail = data[used:] if used < len(data) else b""
             return self._accept(text, now)
         self._accept(good, now)
         raise ReplyDecodeError(
@@ -292,18 +292,25 @@ class ReplyReceiver:
         )
 
     def _accept(self, text: str, now: float) -> str:
+        if not self._chunks:
+            text = self._begin(text, now)
+        if text:
+            self._chunks += 1
+            self._text.write(text)
+        return text
+
+    def _begin(self, text: str, now: float) -> str:
         if text and not self._begun:
             # Only the very first character is a mark; a later one is a no-break space.
             self._begun = True
             text = text.removeprefix(_BYTE_ORDER_MARK)
         if text:
-            if not self._chunks:
-                self._first_text_after = now - self._started
-            self._chunks += 1
-            self._text.write(text)
+            self._first_text_after = now - self._started
         return text
 
-    def _collect_refused(self, data: bytes, refusal: Callable[[str], CromicleError]) -> None:
+    def _collect_refused(
+        self, data: bytes | bytearray, refusal: Callable[[str], CromicleError]
+    ) -> None:
         room = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._refused_body)
         self._refused_body += data[:room]
         if len(data) >= room:

@@ -318,7 +318,11 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        text = self._take_turn(to_head=False)
+        self._take_turn()
+        try:
+            text = self._advance(to_head=False)
+        finally:
+            self._turn.release()
         if not text:
             raise StopIteration
         return text
@@ -326,7 +330,11 @@ class Stream:
     def __enter__(self) -> Self:
         """Send the request, if it was not sent yet, and wait for the head of the answer."""
         if self._state == "new":
-            self._take_turn(to_head=True)
+            self._take_turn()
+            try:
+                self._advance(to_head=True)
+            finally:
+                self._turn.release()
         return self
 
     def __exit__(
@@ -345,16 +353,12 @@ class Stream:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} from {self._options.endpoint.url}, {self._state}>"
 
-    def _take_turn(self, *, to_head: bool) -> str:
+    def _take_turn(self) -> None:
         if not self._turn.acquire(blocking=False):
             raise CromicleError(
                 "This stream is being read elsewhere at the same time. "
                 "Give each reader a stream of its own."
             )
-        try:
-            return self._advance(to_head=to_head)
-        finally:
-            self._turn.release()
 
     def _advance(self, *, to_head: bool) -> str:
         """Go on to the next text, or to the head alone; "" at the end and for the head."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
+import h11
 import httpcore
 
 from . import _sync_io as io
@@ -20,7 +21,8 @@ from ._transport import (
     Head,
     Route,
     default_ssl_context,
-    has_leftover,
+    find_protocol,
+    next_piece,
 )
 
 __all__ = ["Connections", "Exchange"]
@@ -153,11 +155,6 @@ class _Connection:
     def is_expired(self) -> bool:
         return time.monotonic() - self.idle_since > IDLE_SECONDS
 
-    @property
-    def is_clean(self) -> bool:
-        """Whether the exchange ended and nothing more came; `is_quiet` looks again before use."""
-        return self.http.is_idle() and not has_leftover(self.http)
-
     def close(self) -> None:
         self.wire.close()
 
@@ -174,6 +171,7 @@ class Exchange:
         self._has_slot = False
         self._connection: _Connection | None = None
         self._response: httpcore.Response | None = None
+        self._protocol: h11.Connection | None = None
         self._chunks: Iterator[bytes] | None = None
         self._is_aborted = False
         self._is_over = False
@@ -219,27 +217,42 @@ class Exchange:
             )
         )
         self._response = response
+        self._protocol = find_protocol(connection.http)
         self.head = Head(response.status, response.headers, response.extensions["http_version"])
 
-    def read(self) -> bytes:
+    def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
+        if self._protocol is None:
+            return self._read_slowly()
+        assert self._connection is not None, "read() comes after send()"
+        while (data := next_piece(self._protocol)) is None:
+            self._protocol.receive_data(self._connection.wire.read())
+        if data:
+            self._limits.see_text()
+        return data
+
+    def _read_slowly(self) -> bytes:
         if self._chunks is None:
             assert self._response is not None, "read() comes after send()"
             # httpcore has one class of response for both colours.
             self._chunks = iter(cast("Iterable[bytes]", self._response.stream))
         for data in self._chunks:
             if data:
-                if self._limits.phase != "stall":
-                    self._limits.enter("stall")
+                self._limits.see_text()
                 return data
         return b""
 
     def finish(self) -> None:
-        """The body has ended: keep the connection where it is clean, and close it elsewhere."""
+        """The body has ended: keep the connection where it is clean, and close it elsewhere.
+
+        `is_quiet` looks again before it is used.
+        """
         assert self._connection is not None, "finish() comes after read()"
         assert self._response is not None, "finish() comes after read()"
         self._response.close()
-        if self._connection.is_clean:
+        # Bytes beyond the answer would be taken for the answer to the next request.
+        has_leftover = self._protocol is None or self._protocol.trailing_data[0]
+        if self._connection.http.is_idle() and not has_leftover:
             self._connections.park(self._connection)
             self._connection = None
         self.drop()

@@ -10,6 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
+import h11
 import httpcore
 import httpx
 
@@ -25,8 +26,9 @@ __all__ = [
     "Head",
     "Route",
     "default_ssl_context",
-    "has_leftover",
+    "find_protocol",
     "is_quiet",
+    "next_piece",
     "parse_address",
     "share",
 ]
@@ -152,13 +154,30 @@ def is_quiet(sock: socket.socket) -> bool:
     return False
 
 
-def has_leftover(connection: object) -> bool:
-    """Whether bytes beyond the answer were read along with it.
+def find_protocol(connection: object) -> h11.Connection | None:
+    """The h11 connection that an httpcore connection keeps below one or more of its own.
 
-    h11 would take them for the answer to the next request. No public name tells: httpcore keeps
-    its h11 connection below one or more of its own. One where it is not found counts as unclean.
+    No public name leads to it. It is asked for two things: the body, for httpcore's generators
+    make a chunk a fifth dearer (9.9 against 8.6 us, blocking, CPython 3.11), and whether more
+    has arrived than was asked for, which httpcore does not tell. Where it is not found the body
+    comes through httpcore, and the connection is not used again.
     """
     while hasattr(connection, "_connection"):
         connection = getattr(connection, "_connection")  # noqa: B009 - private, and not typed
-    state = getattr(connection, "_h11_state", None)
-    return state is None or bool(state.trailing_data[0])
+    protocol = getattr(connection, "_h11_state", None)
+    return protocol if isinstance(protocol, h11.Connection) else None
+
+
+def next_piece(protocol: h11.Connection) -> bytes | bytearray | None:
+    """What has arrived of a body: its next piece, b"" at its end, None where more must be read.
+
+    Raises `httpcore.RemoteProtocolError` for what is no HTTP.
+    """
+    try:
+        event = protocol.next_event()
+    except h11.RemoteProtocolError as error:
+        raise httpcore.RemoteProtocolError(str(error)) from None
+    if event is h11.NEED_DATA:
+        return None
+    # Otherwise it is the end of the message, with trailers or none.
+    return event.data if isinstance(event, h11.Data) else b""

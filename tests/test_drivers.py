@@ -29,10 +29,12 @@ from cromicle_sdk import (
     Retry,
     Timeout,
     _async_io,
+    _async_transport,
+    _sync_transport,
     _transport,
 )
 from cromicle_sdk.cli import _commands
-from cromicle_sdk.testing import FaultyServer
+from cromicle_sdk.testing import FaultyServer, build_chunk, build_head
 
 ONCE = Retry(attempts=1)
 
@@ -378,8 +380,32 @@ def test_a_socket_that_is_gone_is_not_quiet() -> None:
     assert not _transport.is_quiet(sock)
 
 
-def test_a_connection_that_httpcore_hides_from_us_is_not_used_again() -> None:
-    assert _transport.has_leftover(object())
+@pytest.fixture
+def _hidden_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An httpcore that keeps its h11 connection elsewhere."""
+    assert _transport.find_protocol(object()) is None
+    for module in (_async_transport, _sync_transport):
+        monkeypatch.setattr(module, "find_protocol", lambda _: None)
+
+
+@pytest.mark.usefixtures("_hidden_protocol")
+def test_what_httpcore_hides_from_us_comes_through_it_and_is_not_used_again(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.reply(chunks=["one ", "two"]).cut(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            reply = await client.chat("Hi")
+            assert (reply.text, reply.chunks) == ("one two", 2)
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, IncompleteReplyError)
+            assert error.partial_text == "Hel"
+
+    runtime.run(scenario)
+    first, second = faults.requests
+    assert first.connection != second.connection
+    faults.wait_until_closed()
 
 
 def test_a_call_that_is_closed_before_it_is_sent(runtime: Runtime, faults: FaultyServer) -> None:
@@ -439,6 +465,24 @@ def test_a_name_that_is_being_looked_up_can_be_given_up(
     runtime.run(scenario)
 
 
+@pytest.mark.usefixtures("_hidden_protocol")
+def test_pieces_that_nobody_wants_any_more_are_dropped(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.raw(build_head() + build_chunk("a") + build_chunk("b") + build_chunk("c"))
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            assert await anext(stream) == "a"
+            await stream.aclose()
+            assert stream.text == "a"
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+@pytest.mark.usefixtures("_hidden_protocol")
 def test_an_empty_piece_is_not_the_end(runtime: Runtime, faults: FaultyServer) -> None:
     faults.reply(chunks=["a", "b"])
 

@@ -546,24 +546,18 @@ def test_without_socksio_there_is_none_of_its_errors(monkeypatch: pytest.MonkeyP
     assert translate(ValueError("x")) is None
 
 
-def slow(phase: Any, total: float | None = 100) -> Limits:
-    limits = build_limits(total=total)
-    limits.enter(phase)
-    return limits
-
-
 @pytest.mark.parametrize(
-    ("error", "limits", "phase"),
+    ("error", "waits_for", "total", "phase"),
     [
-        (TimeoutError(), slow("pool"), "pool"),
-        (TimeoutError(), slow("connect"), "connect"),
-        (TimeoutError(), slow("first_byte"), "first_byte"),
-        (TimeoutError(), slow("stall"), "stall"),
-        (TimeoutError(110, "ETIMEDOUT"), slow("connect"), "connect"),
-        (TimeoutError(), slow("stall", 1e-9), "total"),
-        (TimeoutError(), slow("pool", 1e-9), "pool"),
+        (TimeoutError(), "pool", 100, "pool"),
+        (TimeoutError(), "connect", 100, "connect"),
+        (TimeoutError(), "first_byte", 100, "first_byte"),
+        (TimeoutError(), "stall", 100, "stall"),
+        (TimeoutError(110, "ETIMEDOUT"), "connect", 100, "connect"),
+        (TimeoutError(), "stall", 1e-9, "total"),
+        (TimeoutError(), "pool", 1e-9, "pool"),
         *(
-            (getattr(module, name)("x"), slow("first_byte"), phase)
+            (getattr(module, name)("x"), "first_byte", 100, phase)
             for module in (httpcore, httpx, httpx2)
             for name, phase in (
                 ("ConnectTimeout", "connect"),
@@ -572,11 +566,13 @@ def slow(phase: Any, total: float | None = 100) -> Limits:
                 ("PoolTimeout", "pool"),
             )
         ),
-        (httpx.ConnectTimeout("x"), slow("first_byte", 1e-9), "total"),
-        (httpx.PoolTimeout("x"), slow("first_byte", 1e-9), "total"),
+        (httpx.ConnectTimeout("x"), "first_byte", 1e-9, "total"),
+        (httpx.PoolTimeout("x"), "first_byte", 1e-9, "total"),
     ],
 )
-def test_timeouts(error: Exception, limits: Limits, phase: str) -> None:
+def test_timeouts(error: Exception, waits_for: Any, total: float, phase: str) -> None:
+    limits = build_limits(total=total)
+    limits.enter(waits_for)
     made = translate(error, limits)
     assert type(made) is APITimeoutError
     assert made.phase == phase

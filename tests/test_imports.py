@@ -131,6 +131,7 @@ FOREIGN: dict[str, set[str]] = {
         "_sync_network",
         "_sync_transport",
     },
+    "h11": {"_transport", "_async_transport", "_sync_transport"},
     "anyio": {"_async_io"},
     "typing_extensions": {"_async", "_sync"},
 }
