@@ -41,12 +41,9 @@ def _build_figures() -> tuple[Figure, ...]:
     figures += [
         Figure("burst", "cromicle blocking", "openai blocking", "cpu", 0.10),
         Figure("burst", "cromicle blocking", "ollama blocking", "cpu", 0.58),
-        Figure("burst", "cromicle-fast blocking", "aiohttp asyncio", "cpu", 0.60),
-        Figure("burst", "cromicle-fast asyncio", "aiohttp asyncio", "cpu", 0.60),
         Figure("fan-out", "cromicle asyncio 1000", "httpx asyncio 1000", "wall", 0.12),
         Figure("fan-out", "cromicle trio 1000", "httpx trio 1000", "wall", 0.12),
         Figure("fan-out", "cromicle asyncio 1000", "aiohttp asyncio 1000", "wall", 1.3),
-        Figure("fan-out", "cromicle-fast asyncio 1000", "aiohttp asyncio 1000", "wall", 1.0),
     ]
     figures += [
         Figure("fan-out", f"cromicle {runtime} 2000", f"cromicle {runtime} 100", "cpu", 1.3)

@@ -19,7 +19,7 @@ __all__ = ["Verdict", "build_json", "format_figures", "format_scenario", "judge"
 
 _PACKAGES = (
     "cromicle-sdk", "httpx", "httpx2", "httpcore", "anyio", "aiohttp", "openai", "ollama",
-    "pyreqwest", "uvloop", "trio",
+    "uvloop", "trio",
 )  # fmt: skip
 _ABSENT = "-"
 

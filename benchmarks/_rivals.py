@@ -18,10 +18,8 @@ from contextlib import (
     contextmanager,
 )
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
-
-from ._measure import Unavailable
 
 __all__ = ["ASYNC", "BLOCKING", "PROMPT", "Answer", "Ask", "AsyncAsk", "AsyncRival", "Rival"]
 
@@ -50,14 +48,10 @@ def _payload() -> dict[str, str]:
 
 
 @contextmanager
-def _cromicle(url: str, transport: Literal["fast"] | None = None) -> Iterator[Ask]:
-    from cromicle_sdk import Client, ConfigurationError
+def _cromicle(url: str) -> Iterator[Ask]:
+    from cromicle_sdk import Client
 
-    try:
-        opened = Client(base_url=url, transport=transport)
-    except ConfigurationError as error:
-        raise Unavailable(str(error)) from None
-    with opened as client:
+    with Client(base_url=url) as client:
 
         def ask() -> Answer:
             characters, first = 0, 0.0
@@ -70,16 +64,10 @@ def _cromicle(url: str, transport: Literal["fast"] | None = None) -> Iterator[As
 
 
 @asynccontextmanager
-async def _async_cromicle(
-    url: str, transport: Literal["fast"] | None = None
-) -> AsyncIterator[AsyncAsk]:
-    from cromicle_sdk import AsyncClient, ConfigurationError
+async def _async_cromicle(url: str) -> AsyncIterator[AsyncAsk]:
+    from cromicle_sdk import AsyncClient
 
-    try:
-        opened = AsyncClient(base_url=url, transport=transport, max_connections=4096)
-    except ConfigurationError as error:
-        raise Unavailable(str(error)) from None
-    async with opened as client:
+    async with AsyncClient(base_url=url, max_connections=4096) as client:
 
         async def ask() -> Answer:
             characters, first = 0, 0.0
@@ -89,14 +77,6 @@ async def _async_cromicle(
             return Answer(characters, first)
 
         yield ask
-
-
-def _cromicle_fast(url: str) -> AbstractContextManager[Ask]:
-    return _cromicle(url, "fast")
-
-
-def _async_cromicle_fast(url: str) -> AbstractAsyncContextManager[AsyncAsk]:
-    return _async_cromicle(url, "fast")
 
 
 @contextmanager
@@ -323,7 +303,6 @@ def _raw_socket(url: str) -> Iterator[Ask]:
 
 BLOCKING: dict[str, Rival] = {
     "cromicle": _cromicle,
-    "cromicle-fast": _cromicle_fast,
     "httpx": _httpx,
     "httpx2": _httpx2,
     "openai": _openai,
@@ -333,7 +312,6 @@ BLOCKING: dict[str, Rival] = {
 
 ASYNC: dict[str, AsyncRival] = {
     "cromicle": _async_cromicle,
-    "cromicle-fast": _async_cromicle_fast,
     "httpx": _async_httpx,
     "httpx2": _async_httpx2,
     "aiohttp": _aiohttp,

@@ -103,7 +103,7 @@ def _fan_out(rival: str, runtime: Runtime, streams: int, setting: Setting) -> Sa
 
 def _fan_outs() -> list[Contender]:
     who: list[tuple[str, Runtime]] = [("cromicle", runtime) for runtime in RUNTIMES]
-    who += [("cromicle-fast", "asyncio"), ("aiohttp", "asyncio"), ("aiohttp", "uvloop")]
+    who += [("aiohttp", "asyncio"), ("aiohttp", "uvloop")]
     contenders = [
         Contender(f"{rival} {runtime} {streams}", partial(_fan_out, rival, runtime, streams))
         for streams in FAN_OUT_SIZES

@@ -392,7 +392,8 @@ class ConnectionOptions:
         """Raises `ConfigurationError`, which names the option."""
         if transport is not None:
             raise ConfigurationError(
-                f"transport: {transport!r} is not available in this version; leave it out"
+                f"transport: {transport!r} is not available: no other one closes the connection of "
+                "a call that was cancelled; leave it out"
             )
         if http_client is not None:
             given = {"max_connections": max_connections, "proxy": proxy}
