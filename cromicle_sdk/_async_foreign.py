@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 from . import _async_io as io
@@ -19,29 +20,31 @@ class AsyncForeignConnections:
 
     def __init__(self, http_client: Any) -> None:
         self._http_client = http_client
-        self._pauses: set[io.Pause] = set()
+        self._active: set[AsyncForeignExchange] = set()
+        self._pauses = io.Pauses()
         self.is_closed = False
 
     def start(self, limits: Limits) -> AsyncForeignExchange:
         """An exchange that has yet to be sent. Raises `ClosedByCaller` after `close`."""
         if self.is_closed or self._http_client.is_closed:
             raise ClosedByCaller("its client is closed")
-        return AsyncForeignExchange(self._http_client, limits)
+        exchange = AsyncForeignExchange(self, self._http_client, limits)
+        self._active.add(exchange)
+        return exchange
 
     async def wait(self, seconds: float, pause: io.Pause) -> None:
         """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
-        self._pauses.add(pause)
-        try:
-            if not self.is_closed:
-                await pause.wait(seconds)
-        finally:
-            self._pauses.discard(pause)
+        await self._pauses.wait(seconds, pause)
 
     def close(self) -> None:
-        """Take no more calls. The user's client stays open."""
+        """Take no more calls and end those under way. The user's client stays open."""
         self.is_closed = True
-        for pause in list(self._pauses):
-            pause.end()
+        for exchange in list(self._active):
+            exchange.abort()
+        self._pauses.end()
+
+    def forget(self, exchange: AsyncForeignExchange) -> None:
+        self._active.discard(exchange)
 
 
 class AsyncForeignExchange:
@@ -49,11 +52,15 @@ class AsyncForeignExchange:
 
     head: Head
 
-    def __init__(self, http_client: Any, limits: Limits) -> None:
+    def __init__(
+        self, connections: AsyncForeignConnections, http_client: Any, limits: Limits
+    ) -> None:
+        self._connections = connections
         self._http_client = http_client
         self._limits = limits
         self._response: Any = None
         self._chunks: AsyncIterator[bytes] | None = None
+        self._interrupt: Callable[[], object] | None = None
         self._is_aborted = False
 
     async def send(self, request: Request) -> None:
@@ -62,11 +69,10 @@ class AsyncForeignExchange:
         Raises what httpx raises, `TimeoutError` and `ClosedByCaller`.
         """
         self._limits.enter("first_byte", total_only=True)
-        with io.time_limit(self._limits):
+        with self._waiting():
             self._response = await self._http_client.send(
                 build_foreign_request(self._http_client, request, self._limits),
                 stream=True,
-                auth=None,
                 follow_redirects=False,
             )
         self.head = foreign_head(self._response)
@@ -76,24 +82,26 @@ class AsyncForeignExchange:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
         if self._chunks is None:
             self._chunks = aiter(self._response.stream)
-        with io.time_limit(self._limits):
+        data = b""
+        with self._waiting():
             async for data in self._chunks:
-                if self._is_aborted:
-                    raise ClosedByCaller("it was closed while it was in use")
                 if data:
                     self._limits.enter("stall", total_only=True)
-                    return data
-        return b""
+                    break
+        return data
 
     async def finish(self) -> None:
         """The body has ended: the user's client may use the connection again."""
         await self.aclose()
 
     def abort(self) -> None:
-        """End it from anywhere: who reads it sees `ClosedByCaller` at the next bytes."""
+        """End it from elsewhere: who waits for it sees `ClosedByCaller`."""
         self._is_aborted = True
+        if self._interrupt is not None:
+            self._interrupt()
 
     async def aclose(self) -> None:
+        self.drop()
         if self._response is not None:
             with io.shield():
                 await self._response.aclose()
@@ -101,4 +109,17 @@ class AsyncForeignExchange:
             io.discard(self._chunks)
 
     def drop(self) -> None:
-        """Nobody reads it any more, and nothing can be waited for: its client has to see to it."""
+        """Nobody reads it any more; the connection is for the user's client to see to."""
+        self._connections.forget(self)
+
+    @contextmanager
+    def _waiting(self) -> Generator[None]:
+        """A wait for the user's client, within the limits, that `abort` may end."""
+        self._check()
+        with io.time_limit(self._limits) as self._interrupt:
+            yield
+        self._check()
+
+    def _check(self) -> None:
+        if self._is_aborted:
+            raise ClosedByCaller("it was closed while it was in use")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from ._transport import Address, ClosedByCaller
 
 __all__ = [
     "Pause",
+    "Pauses",
     "Slots",
     "connect",
     "discard",
@@ -148,6 +149,28 @@ class Pause:
         self._over.set()
 
 
+class Pauses:
+    """The pauses of a client, which all end with it."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Pause] = set()
+        self._are_over = False
+
+    async def wait(self, seconds: float, pause: Pause) -> None:
+        self._waiting.add(pause)
+        try:
+            if not self._are_over:
+                await pause.wait(seconds)
+        finally:
+            self._waiting.discard(pause)
+
+    def end(self) -> None:
+        """End those under way, and have none any more."""
+        self._are_over = True
+        for pause in list(self._waiting):
+            pause.end()
+
+
 def discard(chunks: AsyncIterator[bytes]) -> None:
     """Finish an iterator whose connection is closed, without an event loop's help.
 
@@ -173,7 +196,10 @@ def shield() -> Generator[None]:
 
 
 @contextmanager
-def time_limit(limits: Limits) -> Generator[None]:
-    """Hold somebody else's code to the limits. Raises `TimeoutError`."""
-    with anyio.fail_after(limits.left()):
-        yield
+def time_limit(limits: Limits) -> Generator[Callable[[], object]]:
+    """Hold somebody else's code to the limits; to call what it gives ends that code at once.
+
+    Raises `TimeoutError`.
+    """
+    with anyio.fail_after(limits.left()) as scope:
+        yield scope.cancel

@@ -199,7 +199,7 @@ class CallOptions(TypedDict, total=False):
 
     timeout: float | Timeout | None
     retry: Retry
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] | None
     max_reply_bytes: int
     strict: bool
 
@@ -348,7 +348,7 @@ class Options:
         changes: dict[str, Any] = {}
         for name, value in options.items():
             if name == "headers":
-                changes[name] = {**self.headers, **_check_headers(value)}
+                changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
             elif name == "timeout":
                 changes[name] = _check_timeout(value, total=self.timeout.total)
             elif name in _CHECKS:
@@ -388,6 +388,7 @@ class ConnectionOptions:
         verify: object,
         transport: object,
         http_client: object,
+        base_url: object = None,
     ) -> ConnectionOptions:
         """Raises `ConfigurationError`, which names the option."""
         if transport is not None:
@@ -401,6 +402,9 @@ class ConnectionOptions:
                 raise ConfigurationError(f"{name}: set it on your own http_client instead")
             if verify is not True:
                 raise ConfigurationError("verify: set it on your own http_client instead")
+            if base_url is None and str(getattr(http_client, "base_url", "")):
+                # It is not used, and the prompt would go somewhere else.
+                raise ConfigurationError("base_url: pass it here, not to your own http_client")
         return cls(
             max_connections=DEFAULT_MAX_CONNECTIONS
             if max_connections is None

@@ -80,7 +80,8 @@ class Client:
       for loopback addresses.
     - `verify`: True, or an `ssl.SSLContext`.
     - `transport`: reserved.
-    - `http_client`: your own httpx or httpx2 client; it is used as it is, and not closed.
+    - `http_client`: your own httpx or httpx2 client; it is used as it is, and not closed. Limits
+      and URL of a request come from here.
 
     It may be shared by threads. After a fork it opens connections of
     its own. A pickle of it holds its options, the token included.
@@ -122,6 +123,7 @@ class Client:
             verify=verify,
             transport=transport,
             http_client=http_client,
+            base_url=base_url,
         )
         self._set_up(options, connection_options)
 
@@ -329,6 +331,7 @@ class Stream:
 
     def __enter__(self) -> Self:
         """Send the request, if it was not sent yet, and wait for the head of the answer."""
+        self._check_readable()
         if self._state == "new":
             self._take_turn()
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -18,6 +18,7 @@ from ._transport import Address, ClosedByCaller
 
 __all__ = [
     "Pause",
+    "Pauses",
     "Slots",
     "connect",
     "discard",
@@ -126,6 +127,28 @@ class Pause:
         self._over.set()
 
 
+class Pauses:
+    """The pauses of a client, which all end with it."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Pause] = set()
+        self._are_over = False
+
+    def wait(self, seconds: float, pause: Pause) -> None:
+        self._waiting.add(pause)
+        try:
+            if not self._are_over:
+                pause.wait(seconds)
+        finally:
+            self._waiting.discard(pause)
+
+    def end(self) -> None:
+        """End those under way, and have none any more."""
+        self._are_over = True
+        for pause in list(self._waiting):
+            pause.end()
+
+
 def discard(chunks: Iterator[bytes]) -> None:
     """Finish an iterator whose connection is closed."""
     # A generator has it; an iterator of the user's client may have nothing to close.
@@ -139,11 +162,12 @@ def shield() -> Generator[None]:
 
 
 @contextmanager
-def time_limit(limits: Limits) -> Generator[None]:
+def time_limit(limits: Limits) -> Generator[Callable[[], object]]:
     """Hold somebody else's code to the limits, as far as a look at the clock can.
 
+    What it gives does nothing: no thread can end what another one waits for.
     Raises `TimeoutError`.
     """
     limits.left()
-    yield
+    yield lambda: None
     limits.left()

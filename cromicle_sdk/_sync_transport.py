@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import h11
 import httpcore
@@ -39,27 +40,83 @@ class Connections:
     def __init__(self, route: Route, *, max_connections: int) -> None:
         self._route = route
         self._max_connections = max_connections
-        self._place: object = None
-        self._slots = io.Slots(max_connections)
-        # The end of the list is the most recently used. Its operations are atomic, so that a
-        # collected stream may give back a connection at any time, in any thread.
-        self._idle: deque[_Connection] = deque()
+        # By process and event loop. An earlier one lives on while it has exchanges under way.
+        self._homes: WeakValueDictionary[object, _Home] = WeakValueDictionary()
+        self._home: _Home | None = None
         self._active: set[Exchange] = set()
-        self._pauses: set[io.Pause] = set()
+        self._pauses = io.Pauses()
         self.is_closed = False
 
     def start(self, limits: Limits) -> Exchange:
         """An exchange that has yet to be sent. Raises `ClosedByCaller` after `close`."""
         if self.is_closed:
             raise ClosedByCaller("its client is closed")
-        self._move_to(io.find_place())
-        exchange = Exchange(self, self._slots, limits)
+        exchange = Exchange(self, self._find_home(), limits)
         self._active.add(exchange)
         return exchange
 
     def connect(self, limits: Limits) -> _Connection:
         """A new connection, which connects when it is first used."""
-        return _Connection(self._route, limits, self._place)
+        return _Connection(self._route, limits)
+
+    def wait(self, seconds: float, pause: io.Pause) -> None:
+        """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
+        self._pauses.wait(seconds, pause)
+
+    def close(self) -> None:
+        """Close all connections; whoever waits for one of them wakes up."""
+        self.is_closed = True
+        for home in list(self._homes.values()):
+            home.slots.close()
+            home.leave()
+        for exchange in list(self._active):
+            exchange.abort()
+        self._pauses.end()
+
+    def __del__(self) -> None:
+        # A client that nobody closed, and nobody has any more, leaves no socket behind.
+        if self._home is not None:
+            self._home.leave()
+
+    def forget(self, exchange: Exchange) -> None:
+        self._active.discard(exchange)
+
+    def _find_home(self) -> _Home:
+        """After a fork, or on another event loop, everything begins afresh.
+
+        What is in flight elsewhere goes on there and is closed, not kept, when it ends.
+        """
+        place = io.find_place()
+        home = self._homes.get(place)
+        if home is None:
+            home = self._homes[place] = _Home(self._max_connections)
+        if home is not self._home:
+            if self._home is not None:
+                self._home.leave()
+            self._home = home
+            home.enter()
+        return home
+
+
+class _Home:
+    """Where connections live, a process and an event loop: its slots, and what lies idle in it."""
+
+    def __init__(self, max_connections: int) -> None:
+        self.slots = io.Slots(max_connections)
+        # The end of the list is the most recently used. Its operations are atomic, so that a
+        # collected stream may give back a connection at any time, in any thread.
+        self._idle: deque[_Connection] = deque()
+        self._is_left = False
+
+    def enter(self) -> None:
+        """Connections are kept here from now on."""
+        self._is_left = False
+
+    def leave(self) -> None:
+        """Nobody comes here any more: close what lies idle, and what would come to do so."""
+        self._is_left = True
+        while (connection := self._pop(self._idle.pop)) is not None:
+            connection.close()
 
     def take_idle(self) -> _Connection | None:
         """The idle connection that was used last and still lives, if there is one."""
@@ -69,39 +126,12 @@ class Connections:
             connection.close()
         return None
 
-    def wait(self, seconds: float, pause: io.Pause) -> None:
-        """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
-        self._pauses.add(pause)
-        try:
-            if not self.is_closed:
-                pause.wait(seconds)
-        finally:
-            self._pauses.discard(pause)
-
-    def close(self) -> None:
-        """Close all connections; whoever waits for one of them wakes up."""
-        self.is_closed = True
-        self._slots.close()
-        for exchange in list(self._active):
-            exchange.abort()
-        for pause in list(self._pauses):
-            pause.end()
-        self._close_idle()
-
-    def __del__(self) -> None:
-        # A client that nobody closed, and nobody has any more, leaves no socket behind.
-        self._close_idle()
-
-    def forget(self, exchange: Exchange) -> None:
-        self._active.discard(exchange)
-
     def park(self, connection: _Connection) -> None:
         """Keep a clean connection for the next call."""
-        if self.is_closed or connection.place != self._place:
-            connection.close()
-            return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
+        if self._is_left:
+            self.leave()
         self._sweep()
 
     def _sweep(self) -> None:
@@ -112,10 +142,6 @@ class Connections:
                 return
             oldest.close()
 
-    def _close_idle(self) -> None:
-        while (connection := self._pop(self._idle.pop)) is not None:
-            connection.close()
-
     def _pop(self, take: Callable[[], _Connection]) -> _Connection | None:
         # Between a look at the list and the taking another thread may have emptied it.
         try:
@@ -123,22 +149,11 @@ class Connections:
         except IndexError:
             return None
 
-    def _move_to(self, place: object) -> None:
-        """After a fork, or on another event loop, everything begins afresh.
-
-        What is in flight elsewhere goes on there and is closed, not kept, when it ends.
-        """
-        if place != self._place:
-            self._place = place
-            self._slots = io.Slots(self._max_connections)
-            self._close_idle()
-
 
 class _Connection:
     """One httpcore connection, and the wire below it."""
 
-    def __init__(self, route: Route, limits: Limits, place: object) -> None:
-        self.place = place
+    def __init__(self, route: Route, limits: Limits) -> None:
         self.idle_since = 0.0
         self.wire = Wire(limits)
         self.url = route.url
@@ -164,9 +179,9 @@ class Exchange:
 
     head: Head
 
-    def __init__(self, connections: Connections, slots: io.Slots, limits: Limits) -> None:
+    def __init__(self, connections: Connections, home: _Home, limits: Limits) -> None:
         self._connections = connections
-        self._slots = slots
+        self._home = home
         self._limits = limits
         self._has_slot = False
         self._connection: _Connection | None = None
@@ -181,9 +196,9 @@ class Exchange:
 
         Raises what httpcore, sockets and TLS raise, `TimeoutError` and `ClosedByCaller`.
         """
-        self._slots.acquire(self._limits.left())
+        self._home.slots.acquire(self._limits.left())
         self._has_slot = True
-        idle = self._connections.take_idle()
+        idle = self._home.take_idle()
         if idle is None or not self._resend(idle, request):
             self._send_on(self._connections.connect(self._limits), request)
 
@@ -253,7 +268,7 @@ class Exchange:
         # Bytes beyond the answer would be taken for the answer to the next request.
         has_leftover = self._protocol is None or self._protocol.trailing_data[0]
         if self._connection.http.is_idle() and not has_leftover:
-            self._connections.park(self._connection)
+            self._home.park(self._connection)
             self._connection = None
         self.drop()
 
@@ -277,4 +292,4 @@ class Exchange:
         if self._chunks is not None:
             io.discard(self._chunks)
         if self._has_slot:
-            self._slots.release()
+            self._home.slots.release()

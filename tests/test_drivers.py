@@ -174,7 +174,7 @@ def test_closing_ends_the_pause_of_a_call_over_your_own_client(
 
         async def closer() -> None:
             inner: Any = getattr(client, "inner", client)
-            while not inner._connections._pauses:
+            while not inner._connections._pauses._waiting:
                 if runtime.is_blocking:
                     time.sleep(0.01)
                 else:
@@ -219,6 +219,132 @@ def test_a_stream_over_your_own_client_ends_at_the_next_bytes_after_close(
         await anext(dropped)
         await dropped.read()
         await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_closing_a_client_ends_a_call_over_your_own_client(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """At once where a task can be cancelled, at the next bytes where a thread can't be."""
+    gate, reading = threading.Event(), threading.Event()
+    faults.reply(chunks=["a", "b"], gate=gate)
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        client = runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE)
+        stream = client.stream("Hi")
+        assert await anext(stream) == "a"
+        inner: Any = getattr(stream, "inner", stream)
+
+        async def reader() -> None:
+            reading.set()
+            error = await outcome(anext(stream))
+            assert isinstance(error, IncompleteReplyError)
+            assert error.partial_text == "a"
+            gate.set()
+
+        async def closer() -> None:
+            await runtime.wait(reading)
+            while not inner._turn.locked():
+                await anyio.sleep(0) if not runtime.is_blocking else None
+            await client.aclose()
+            if runtime.is_blocking:
+                gate.set()
+
+        await runtime.together(reader, closer)
+        await close_own(own)
+
+    runtime.run(scenario)
+    assert gate.is_set()
+
+
+def test_the_auth_of_your_own_client_is_used(runtime: Runtime, faults: FaultyServer) -> None:
+    async def scenario() -> None:
+        own = own_client(runtime, auth=("user", "password"))
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            await client.chat("Hi")
+        await close_own(own)
+
+    runtime.run(scenario)
+    assert faults.requests[0].headers["authorization"] == "Basic dXNlcjpwYXNzd29yZA=="
+
+
+def test_a_base_url_of_your_own_client_is_not_passed_over(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    async def scenario() -> None:
+        own = own_client(runtime, base_url="http://127.0.0.1:9/v1")
+        with pytest.raises(ConfigurationError, match="base_url: pass it here"):
+            runtime.client(http_client=own)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text
+        await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_a_call_that_waited_its_turn_stays_on_its_own_loop(faults: FaultyServer) -> None:
+    """Even where another loop has used the client meanwhile: no socket has two loops."""
+    client = AsyncClient(base_url=faults.base_url, max_connections=1, retry=ONCE)
+    texts: dict[str, str] = {}
+
+    async def chat(prompt: str) -> None:
+        texts[prompt] = (await client.chat(prompt)).text
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            async with client.stream("first"):
+                group.start_soon(chat, "queued")
+                await anyio.wait_all_tasks_blocked()
+                await anyio.to_thread.run_sync(lambda: anyio.run(chat, "other", backend="trio"))
+        await client.aclose()
+
+    anyio.run(main)
+    assert texts.keys() == {"queued", "other"}
+    connections = {request.message: request.connection for request in faults.requests}
+    assert len(set(connections.values())) == 3
+    faults.wait_until_closed()
+
+
+def test_closing_wakes_who_waits_on_another_loop(faults: FaultyServer) -> None:
+    faults.stall(after="Hello")
+    client = AsyncClient(base_url=faults.base_url, max_connections=1, retry=ONCE)
+    seen: list[Any] = []
+
+    async def queue() -> None:
+        seen.append(await outcome(client.chat("queued")))
+
+    async def elsewhere() -> None:
+        await anext(client.stream("other"))
+        await client.aclose()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            stream = client.stream("first")
+            await anext(stream)
+            group.start_soon(queue)
+            await anyio.wait_all_tasks_blocked()
+            await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, backend="trio"))
+
+    anyio.run(main)
+    assert "closed" in str(seen[0])
+    faults.wait_until_closed()
+
+
+@pytest.mark.parametrize("end", ["closed", "failed"])
+def test_a_stream_that_is_over_can_not_be_entered(
+    end: str, runtime: Runtime, faults: FaultyServer
+) -> None:
+    if end == "failed":
+        faults.fail(400)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            await (stream.aclose() if end == "closed" else outcome(stream.read()))
+            with pytest.raises(CromicleError, match="Start a new one"):
+                await stream.__aenter__()
 
     runtime.run(scenario)
 
@@ -539,7 +665,7 @@ def test_a_reply_that_ends_after_close_is_not_kept(runtime: Runtime, faults: Fau
         client = runtime.client(base_url=faults.base_url)
         stream = client.stream("Hi")
         await anext(stream)
-        getattr(stream, "inner", stream)._connections.is_closed = True
+        getattr(stream, "inner", stream)._connections._home.leave()
         assert (await stream.read()).text
         faults.wait_until_closed()
 

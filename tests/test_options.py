@@ -383,6 +383,11 @@ def test_a_number_for_one_call_does_not_speak_of_the_total() -> None:
     assert options.with_call_options({"timeout": None}).timeout.total is None
 
 
+def test_no_headers_for_one_call_are_those_of_the_client() -> None:
+    options = build_options(headers={"a": "1"})
+    assert options.with_call_options({"headers": None}) == options
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -391,7 +396,7 @@ def test_a_number_for_one_call_does_not_speak_of_the_total() -> None:
         ({"max_reply_bytes": 0}, "max_reply_bytes: "),
         ({"strict": "no"}, "strict: "),
         ({"headers": {"host": "x"}}, "headers: "),
-        ({"headers": None}, "headers: "),
+        ({"headers": "a: b"}, "headers: "),
         ({"token": Secret(CANARY)}, "token: a call has no such option; it has timeout, retry,"),
         ({"base_url": "http://u:hunter2@h"}, "base_url: a call has no such option"),
         ({"timeuot": 1}, "timeuot: a call has no such option"),
