@@ -63,8 +63,8 @@ class CromicleError(Exception):
     """The base of every error of this package.
 
     `partial_text` is the part of the reply that had arrived, "" where none had: always an
-    exact beginning of what was sent. `attempts` is how many requests were made, 0 where none
-    was. Errors pickle and copy; two of one type with the same facts are equal.
+    exact beginning of what was sent. `attempts` is how many attempts were begun, 0 where the call
+    itself was wrong. Errors pickle and copy; two of one type with the same facts are equal.
     """
 
     def __init__(self, message: str, *, partial_text: str = "", attempts: int = 0) -> None:

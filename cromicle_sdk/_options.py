@@ -79,18 +79,14 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-# A shorter secret, the well-known `abc` among them, may well be a word of an innocent text.
-_SHORTEST_HIDDEN = 8
-
-
 class Secret:
     """A text that shows itself to nobody but who calls `reveal`."""
 
-    __slots__ = ("_forms", "_text")
+    __slots__ = ("_pattern", "_text")
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._forms: frozenset[str] | None = None
+        self._pattern: re.Pattern[str] | None = None
 
     def reveal(self) -> str:
         return self._text
@@ -98,14 +94,17 @@ class Secret:
     def hide_in(self, text: str) -> str:
         """A text of somebody else's without this secret that it may quote.
 
-        It is found as it is and as JSON, Python and URLs write it. One of fewer than 8 characters
-        is left where it stands.
+        It is found as it is and as JSON, Python and URLs write it. The well-known token, which
+        is none, may be a part of an innocent word, and is left where it stands.
         """
-        if self._forms is None:
-            self._forms = _quoted_forms(self._text)
-        for form in self._forms:
-            text = text.replace(form, "[redacted]")
-        return text
+        if self._text == DEFAULT_TOKEN:
+            return text
+        if self._text.isalnum() and self._text.isascii():
+            # Such a one, each request's hash for one, is written in one way only.
+            return text.replace(self._text, "[redacted]")
+        if self._pattern is None:
+            self._pattern = re.compile("|".join(map(re.escape, _quoted_forms(self._text))))
+        return self._pattern.sub("[redacted]", text)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and self._text == other._text
@@ -117,21 +116,19 @@ class Secret:
         return "<secret>"
 
 
-def _quoted_forms(secret: str) -> frozenset[str]:
-    if len(secret) < _SHORTEST_HIDDEN:
-        return frozenset()
+def _quoted_forms(secret: str) -> list[str]:
+    """The longest first, since one may begin with another."""
     ascii_json = encode_basestring_ascii(secret)[1:-1]
-    return frozenset(
-        {
-            secret,
-            encode_basestring(secret)[1:-1],
-            ascii_json,
-            ascii_json.replace("/", r"\/"),  # as PHP does
-            repr(secret)[1:-1],
-            repr(secret.encode())[2:-1],
-            quote(secret, safe=""),
-        }
-    )
+    forms = {
+        secret,
+        encode_basestring(secret)[1:-1],
+        ascii_json,
+        ascii_json.replace("/", r"\/"),  # as PHP does
+        repr(secret)[1:-1],
+        repr(secret.encode())[2:-1],
+        quote(secret, safe=""),
+    }
+    return sorted(forms, key=len, reverse=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,6 +136,7 @@ class ReplyReceiver:
         self._attempt = attempt
         self._status_code: int | None = None
         self._headers = Headers()
+        self._is_encoded = False
         self._refusal: Callable[[str], CromicleError] | None = None
         self._refused_body = bytearray()
         self._text = StringIO()
@@ -179,23 +180,22 @@ class ReplyReceiver:
         reply follows; where an error has a body to show, the next calls collect and raise it.
         """
         self._status_code = status_code
-        self._headers = Headers(
-            (name.decode("latin-1"), self._redact(value.decode("latin-1")))
-            for name, value in headers
-        )
+        # What is decided is decided by what was sent; what is shown has no secret in it.
+        sent = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        self._headers = Headers((name, self._redact(value)) for name, value in sent.items())
+        encoding = sent.get("content-encoding", "").strip().lower()
+        self._is_encoded = encoding not in ("", "identity")
         if not 200 <= status_code < 300:
-            retry_after = parse_retry_after(self._headers.get("retry-after"), now=wall_clock)
+            retry_after = parse_retry_after(sent.get("retry-after"), now=wall_clock)
             self._refusal = lambda body: self._status_error(status_code, body, retry_after)
             return
         # A compressed text is refused in either mode: nothing here could read it.
-        encoding = self._headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise self._unexpected(
-                f"it is compressed ({shorten(encoding)}), which was not asked for"
-            )
+        if self._is_encoded:
+            shown = shorten(self._headers["content-encoding"])
+            raise self._unexpected(f"it is compressed ({shown}), which was not asked for")
         if self._strict:
-            self._check_strictly(status_code, http_version)
-        length = self._headers.get("content-length", "")
+            self._check_strictly(status_code, sent, http_version)
+        length = sent.get("content-length", "")
         if _LENGTH.match(length) and int(length[:20]) > self._max_bytes and self.is_reply:
             raise self._too_large()
 
@@ -254,17 +254,14 @@ class ReplyReceiver:
             elapsed=now - self._started,
         )
 
-    def _check_strictly(self, status_code: int, http_version: bytes) -> None:
+    def _check_strictly(self, status_code: int, sent: Headers, http_version: bytes) -> None:
         if status_code != 200:
             raise self._unexpected(f"its status is {_status_line(status_code)}, not 200")
-        content_type = self._headers.get("content-type", "")
-        if not _may_be_text(content_type):
-            problem = f"it is {shorten(_media_type(content_type))}"
+        if not _may_be_text(sent.get("content-type", "")):
+            problem = f"it is {shorten(_media_type(self._headers['content-type']))}"
             self._refusal = lambda body: self._unexpected(problem, body)
         elif not (
-            "content-length" in self._headers
-            or "transfer-encoding" in self._headers
-            or http_version == b"HTTP/2"
+            "content-length" in sent or "transfer-encoding" in sent or http_version == b"HTTP/2"
         ):
             raise self._unexpected(
                 "it has neither a length nor chunks, so that a cut would go unnoticed"
@@ -317,11 +314,7 @@ class ReplyReceiver:
             raise self._refuse(refusal)
 
     def _refuse(self, refusal: Callable[[str], CromicleError]) -> CromicleError:
-        encoding = self._headers.get("content-encoding", "identity").strip().lower()
-        body = (
-            "" if encoding not in ("", "identity") else self._refused_body.decode(errors="replace")
-        )
-        body = self._redact(body)
+        body = self._redact("" if self._is_encoded else self._refused_body.decode(errors="replace"))
         if len(self._refused_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
             # Its end may be the beginning of a secret.
             body = body[:-_REDACTION_MARGIN]

@@ -811,6 +811,22 @@ def test_an_echo_in_json_is_hidden_in_the_message_too(token: str, escaped: str) 
     assert escaped not in error.body
 
 
+@pytest.mark.parametrize("token", ["text", "identity", "5", "chunked"])
+def test_a_token_that_is_a_word_of_the_head_changes_no_decision(token: str) -> None:
+    receiver = build_receiver(redact=redact(token))
+    head = [
+        (b"content-type", b"text/plain"),
+        (b"content-encoding", b"identity"),
+        (b"content-length", b"5"),
+    ]
+    receiver.receive_head(200, head, http_version=b"HTTP/1.1", wall_clock=0.0)
+    assert receiver.is_reply
+    assert receiver.receive_data(b"Hello", now=11.0) == "Hello"
+    refused = status_error(429, b"", (b"retry-after", b"5"), redact=redact(token))
+    assert refused.retry_after == 5
+    assert token not in dict(refused.headers).values()
+
+
 def test_an_echo_over_and_over_is_hidden_to_the_last_piece() -> None:
     # What is redacted is shorter, so that the end of what was read is within the limit.
     error = echo("x" * 5 + CANARY * 10_000)

@@ -180,12 +180,11 @@ def test_redact() -> None:
     assert request.redact("nothing") == "nothing"
 
 
-def test_a_short_token_may_be_a_word_of_the_text() -> None:
+def test_the_well_known_token_is_no_secret() -> None:
     request = build("Hi", token="abc")
     digest = hash_prompt("abc", "Hi")
     assert request.redact(f"abcdef {digest}") == "abcdef [redacted]"
-    assert build(token="1234567").redact("1234567") == "1234567"
-    assert build(token="12345678").redact("12345678") == "[redacted]"
+    assert build(token="abd").redact("abd abc") == "[redacted] abc"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_a_token_is_found_however_it_is_quoted(quoted: str) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.text(min_size=8, max_size=20), TEXT, TEXT)
+@given(st.text(min_size=1, max_size=20), TEXT, TEXT)
 def test_nothing_that_is_redacted_stays(token: str, before: str, after: str) -> None:
     request = Request(
         build_options().endpoint,
@@ -213,7 +212,7 @@ def test_nothing_that_is_redacted_stays(token: str, before: str, after: str) -> 
         body=b"",
         secrets=(Secret(token), Secret("0" * 64)),
     )
-    if token not in "[redacted]":
+    if token not in "[redacted]\0" and token != "abc":
         assert token not in request.redact(before + token + after).replace("[redacted]", "\0")
 
 
