@@ -45,7 +45,7 @@ class AsyncConnections:
         self._home: _AsyncHome | None = None
         self._active: set[AsyncExchange] = set()
         self._pauses = io.Pauses()
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def start(self, limits: Limits) -> AsyncExchange:
         """An exchange that has yet to be sent. Raises `ClosedByCaller` after `close`."""
@@ -102,7 +102,7 @@ class _AsyncHome:
     """Where connections live, a process and an event loop: its slots, and what lies idle in it."""
 
     def __init__(self, max_connections: int) -> None:
-        self.slots = io.Slots(max_connections)
+        self.slots: io.Slots = io.Slots(max_connections)
         # The end of the list is the most recently used. Its operations are atomic, so that a
         # collected stream may give back a connection at any time, in any thread.
         self._idle: deque[_AsyncConnection] = deque()
@@ -154,9 +154,9 @@ class _AsyncConnection:
     """One httpcore connection, and the wire below it."""
 
     def __init__(self, route: Route, limits: Limits) -> None:
-        self.idle_since = 0.0
-        self.wire = AsyncWire(limits)
-        self.url = route.url
+        self.idle_since: float = 0.0
+        self.wire: AsyncWire = AsyncWire(limits)
+        self.url: httpcore.URL = route.url
         ssl_context = route.ssl_context
         if ssl_context is None and route.endpoint.scheme == "https":
             ssl_context = default_ssl_context()
@@ -164,7 +164,7 @@ class _AsyncConnection:
         factory = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context, proxy=route.proxy, network_backend=self.wire
         )
-        self.http = factory.create_connection(route.origin)
+        self.http: httpcore.AsyncConnectionInterface = factory.create_connection(route.origin)
 
     @property
     def is_expired(self) -> bool:

@@ -24,8 +24,8 @@ class Limits:
     __slots__ = ("_deadline", "_until", "phase", "started", "timeout")
 
     def __init__(self, timeout: Timeout) -> None:
-        self.timeout = timeout
-        self.started = time.monotonic()
+        self.timeout: Timeout = timeout
+        self.started: float = time.monotonic()
         self._deadline = math.inf if timeout.total is None else self.started + timeout.total
         self.enter("pool")
 

@@ -108,8 +108,6 @@ class Conversation:
             return NotImplemented
         return self._messages == other._messages
 
-    __hash__ = None  # type: ignore[assignment]  # it grows, so it has no lasting hash
-
     def __repr__(self) -> str:
         return f"<Conversation of {len(self._messages)} messages>"
 

@@ -68,7 +68,7 @@ class Attempts:
         self._budget = budget
         self._whole = whole
         self._random = random
-        self.count = 0
+        self.count: int = 0
 
     def begin(self) -> None:
         self.count += 1

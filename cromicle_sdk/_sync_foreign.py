@@ -22,7 +22,7 @@ class ForeignConnections:
         self._http_client = http_client
         self._active: set[ForeignExchange] = set()
         self._pauses = io.Pauses()
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def start(self, limits: Limits) -> ForeignExchange:
         """An exchange that has yet to be sent. Raises `ClosedByCaller` after `close`."""

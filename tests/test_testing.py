@@ -926,3 +926,8 @@ def run_python(*arguments: str, cwd: Path) -> str:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
+
+
+def test_a_status_that_is_no_number_is_refused() -> None:
+    with FaultyServer() as server, pytest.raises(TypeError, match="status: expected an int"):
+        server.redirect("/elsewhere")  # type: ignore[arg-type]  # the mistake under test

@@ -5,6 +5,11 @@ Needs the extra `cli`: `pip install "cromicle-sdk[cli]"`.
 
 from __future__ import annotations
 
-from ._run import run
+try:
+    from ._run import run
+except ImportError as _error:
+    raise ImportError(
+        'cromicle_sdk.cli needs click and rich; install them with: pip install "cromicle-sdk[cli]"'
+    ) from _error
 
 __all__ = ["run"]

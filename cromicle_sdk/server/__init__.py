@@ -18,10 +18,10 @@ try:
     from ._backends import Backend, echo_backend
     from ._local import LocalServer
     from ._serve import serve
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "cromicle_sdk.server needs starlette and uvicorn; "
         'install them with: pip install "cromicle-sdk[server]"'
-    ) from error
+    ) from _error
 
 __all__ = ["Backend", "LocalServer", "create_app", "echo_backend", "serve"]

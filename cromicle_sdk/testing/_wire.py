@@ -57,7 +57,10 @@ def build_head(
     `length` is the framing that the head promises: chunks, a number of bytes, or "none",
     a body that lasts until the connection closes. `headers`, a mapping or a list of pairs,
     follow as they are, even where they contradict the rest. A 204 or 304 promises no body.
+    Raises `TypeError` for a status that is no number.
     """
+    if not isinstance(status, int):
+        raise TypeError(f"status: expected an int, not {type(status).__name__}")
     lines = [f"HTTP/1.1 {status} {_reason(status)}"]
     if content_type is not None:
         lines.append(f"content-type: {content_type}")

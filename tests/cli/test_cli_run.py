@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -567,6 +568,15 @@ def test_figures_of_an_empty_reply_that_took_no_time() -> None:
 def test_a_report_is_one_harmless_line(capsysbinary: Capture) -> None:
     _report.report("a\nb\r\n\x1b[31mc", label="Label: ")
     assert capsysbinary.readouterr().err.decode() == "Label: a b �[31mc\n"
+
+
+def test_the_package_of_the_command_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "click" or name.startswith("cromicle_sdk.cli"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(ImportError, match=r'pip install "cromicle-sdk\[cli\]"'):
+        importlib.import_module("cromicle_sdk.cli")
 
 
 @pytest.mark.parametrize("start", [__main__.main, None])
