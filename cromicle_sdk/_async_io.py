@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,12 +19,14 @@ from ._limits import Limits
 from ._transport import Address, ClosedByCaller
 
 __all__ = [
+    "Interrupt",
     "Pause",
     "Pauses",
     "Slots",
     "connect",
     "discard",
     "find_place",
+    "give_way",
     "receive",
     "resolve",
     "send",
@@ -36,15 +38,20 @@ __all__ = [
 # collector in another thread, where an event does not wake the loop.
 _LOOK_UP = 1.0
 
+# More than the chunks of one byte in what is read at a time.
+_STEPS_TO_DISCARD = 20_000
+
 
 def find_place() -> object:
     """Where connections live: this process and this event loop."""
     return os.getpid(), anyio.lowlevel.current_token()
 
 
-async def resolve(host: str, port: int, timeout: float | None) -> list[Address]:
-    """A host's addresses. Raises `OSError`."""
-    with anyio.fail_after(timeout):
+async def resolve(
+    host: str, port: int, timeout: float | None, interrupt: Interrupt
+) -> list[Address]:
+    """A host's addresses. Raises `OSError`, and `ClosedByCaller`."""
+    with interrupt.watch(), anyio.fail_after(timeout):
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]
 
@@ -53,10 +60,10 @@ async def connect(sock: socket.socket, address: Any, timeout: float | None) -> N
     """Connect a new socket to an address. Raises `OSError`."""
     sock.setblocking(False)
     with anyio.fail_after(timeout):
-        try:
+        with suppress(BlockingIOError):
             sock.connect(address)
-        except BlockingIOError:
-            await anyio.wait_writable(sock)
+            return
+        await anyio.wait_writable(sock)
     error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error:
         raise OSError(error, os.strerror(error))
@@ -82,10 +89,54 @@ async def send(sock: socket.socket, data: bytes, timeout: float | None) -> None:
     rest = memoryview(data)
     with anyio.fail_after(timeout):
         while rest:
-            try:
+            # A wait inside a handler would have the error for its context, and its frames, which
+            # hold the request.
+            with suppress(BlockingIOError):
                 rest = rest[sock.send(rest) :]
-            except BlockingIOError:
-                await anyio.wait_writable(sock)
+                continue
+            await anyio.wait_writable(sock)
+
+
+async def give_way() -> None:
+    """Let other tasks run, and a cancellation come."""
+    await anyio.lowlevel.checkpoint()
+
+
+class Interrupt:
+    """What ends a call's present wait from elsewhere, and those to come."""
+
+    def __init__(self) -> None:
+        self.is_over: bool = False
+        self._scope: anyio.CancelScope | None = None
+        self._place: object = None
+
+    def end(self) -> None:
+        self.is_over = True
+        # A scope belongs to its loop: from elsewhere the wait sees it when it next looks up.
+        if self._scope is not None and self._place == _find_place_if_any():
+            self._scope.cancel()
+
+    def check(self) -> None:
+        """Raise `ClosedByCaller` after `end`."""
+        if self.is_over:
+            raise ClosedByCaller("it was closed while it was under way")
+
+    @contextmanager
+    def watch(self) -> Generator[None]:
+        """A wait that `end` ends. Raises `ClosedByCaller`."""
+        self.check()
+        self._place = find_place()
+        with anyio.CancelScope() as self._scope:
+            yield
+        self._scope = None
+        self.check()
+
+
+def _find_place_if_any() -> object:
+    try:
+        return find_place()
+    except RuntimeError:
+        return None
 
 
 class Slots:
@@ -99,7 +150,7 @@ class Slots:
         self._line: OrderedDict[anyio.Event, None] = OrderedDict()
         self._is_closed = False
 
-    async def acquire(self, timeout: float | None) -> None:
+    async def acquire(self, timeout: float | None, interrupt: Interrupt) -> None:
         """Take a slot. Raises `TimeoutError`, and `ClosedByCaller` after `close`."""
         if self._free and not self._line and not self._is_closed:
             self._free -= 1
@@ -107,8 +158,8 @@ class Slots:
         turn = anyio.Event()
         self._line[turn] = None
         try:
-            with anyio.fail_after(timeout):
-                while not turn.is_set() and not self._is_closed:
+            with interrupt.watch(), anyio.fail_after(timeout):
+                while not (turn.is_set() or self._is_closed or interrupt.is_over):
                     with anyio.move_on_after(_LOOK_UP):
                         await turn.wait()
             if self._is_closed:
@@ -175,15 +226,16 @@ def discard(chunks: AsyncIterator[bytes]) -> None:
     """Finish an iterator whose connection is closed, without an event loop's help.
 
     A generator that is dropped unfinished would be a warning under trio, and a task on asyncio.
-    Nothing in it can wait any more, so its steps are taken by hand until it raises.
+    Nothing in it can wait any more, so its steps are taken by hand until it raises. One of a
+    transport of the user's may have no end: it is left to itself after a while.
     """
-    while True:
-        step = chunks.__anext__().__await__()
+    step = None
+    for _ in range(_STEPS_TO_DISCARD):
+        step = step or chunks.__anext__().__await__()
         try:
-            while True:
-                next(step)
+            next(step)
         except StopIteration:
-            continue  # it was one of the pieces that had been read before
+            step = None  # it was one of the pieces that had been read before
         except Exception:  # noqa: BLE001 - whatever it is, it ends the generator, and nobody asks
             return
 
@@ -196,10 +248,7 @@ def shield() -> Generator[None]:
 
 
 @contextmanager
-def time_limit(limits: Limits) -> Generator[Callable[[], object]]:
-    """Hold somebody else's code to the limits; to call what it gives ends that code at once.
-
-    Raises `TimeoutError`.
-    """
-    with anyio.fail_after(limits.left()) as scope:
-        yield scope.cancel
+def time_limit(limits: Limits) -> Generator[None]:
+    """Hold somebody else's code to the limits. Raises `TimeoutError`."""
+    with anyio.fail_after(limits.left()):
+        yield

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, cast
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import h11
 import httpcore
@@ -17,6 +17,7 @@ from ._limits import Limits
 from ._request import Request
 from ._transport import (
     IDLE_SECONDS,
+    PIECES_AT_ONCE,
     Body,
     ClosedByCaller,
     Head,
@@ -43,7 +44,8 @@ class AsyncConnections:
         # By process and event loop. An earlier one lives on while it has exchanges under way.
         self._homes: WeakValueDictionary[object, _AsyncHome] = WeakValueDictionary()
         self._home: _AsyncHome | None = None
-        self._active: set[AsyncExchange] = set()
+        # Who holds a call is its stream: one that an interrupt has cut off is not kept here.
+        self._active: WeakSet[AsyncExchange] = WeakSet()
         self._pauses = io.Pauses()
         self.is_closed: bool = False
 
@@ -55,9 +57,9 @@ class AsyncConnections:
         self._active.add(exchange)
         return exchange
 
-    def connect(self, limits: Limits) -> _AsyncConnection:
+    def connect(self, limits: Limits, interrupt: io.Interrupt) -> _AsyncConnection:
         """A new connection, which connects when it is first used."""
-        return _AsyncConnection(self._route, limits)
+        return _AsyncConnection(self._route, AsyncWire(limits, interrupt))
 
     async def wait(self, seconds: float, pause: io.Pause) -> None:
         """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
@@ -153,9 +155,9 @@ class _AsyncHome:
 class _AsyncConnection:
     """One httpcore connection, and the wire below it."""
 
-    def __init__(self, route: Route, limits: Limits) -> None:
+    def __init__(self, route: Route, wire: AsyncWire) -> None:
         self.idle_since: float = 0.0
-        self.wire: AsyncWire = AsyncWire(limits)
+        self.wire: AsyncWire = wire
         self.url: httpcore.URL = route.url
         ssl_context = route.ssl_context
         if ssl_context is None and route.endpoint.scheme == "https":
@@ -188,7 +190,8 @@ class AsyncExchange:
         self._response: httpcore.Response | None = None
         self._protocol: h11.Connection | None = None
         self._chunks: AsyncIterator[bytes] | None = None
-        self._is_aborted = False
+        self._pieces = 0
+        self._interrupt = io.Interrupt()
         self._is_over = False
 
     async def send(self, request: Request) -> None:
@@ -196,11 +199,12 @@ class AsyncExchange:
 
         Raises what httpcore, sockets and TLS raise, `TimeoutError` and `ClosedByCaller`.
         """
-        await self._home.slots.acquire(self._limits.left())
+        await self._home.slots.acquire(self._limits.left(), self._interrupt)
         self._has_slot = True
         idle = self._home.take_idle()
         if idle is None or not await self._resend(idle, request):
-            await self._send_on(self._connections.connect(self._limits), request)
+            connection = self._connections.connect(self._limits, self._interrupt)
+            await self._send_on(connection, request)
 
     async def _resend(self, connection: _AsyncConnection, request: Request) -> bool:
         """Send on a connection that was used before; False where it was gone already."""
@@ -217,10 +221,10 @@ class AsyncExchange:
 
     async def _send_on(self, connection: _AsyncConnection, request: Request) -> None:
         self._connection = connection
-        if self._is_aborted:
-            raise ClosedByCaller("it was closed before it was sent")
+        self._interrupt.check()
         wire = connection.wire
         wire.limits = self._limits
+        wire.interrupt = self._interrupt
         wire.has_received = False
         self._limits.enter("connect")
         response: Any = await connection.http.handle_async_request(
@@ -240,6 +244,9 @@ class AsyncExchange:
         if self._protocol is None:
             return await self._read_slowly()
         assert self._connection is not None, "read() comes after send()"
+        self._pieces += 1
+        if self._pieces % PIECES_AT_ONCE == 0:
+            await io.give_way()
         while (data := next_piece(self._protocol)) is None:
             self._protocol.receive_data(await self._connection.wire.read())
         if data:
@@ -265,16 +272,18 @@ class AsyncExchange:
         assert self._connection is not None, "finish() comes after read()"
         assert self._response is not None, "finish() comes after read()"
         await self._response.aclose()
-        # Bytes beyond the answer would be taken for the answer to the next request.
-        has_leftover = self._protocol is None or self._protocol.trailing_data[0]
-        if self._connection.http.is_idle() and not has_leftover:
+        if self._connection.http.is_idle() and not self._has_leftover(self._connection.wire):
             self._home.park(self._connection)
             self._connection = None
         self.drop()
 
+    def _has_leftover(self, wire: AsyncWire) -> bool:
+        """Whether bytes have come that would be taken for the answer to the next request."""
+        return self._protocol is None or bool(self._protocol.trailing_data[0]) or wire.has_unread
+
     def abort(self) -> None:
         """End it from anywhere; who waits for it sees `ClosedByCaller`, and drops it."""
-        self._is_aborted = True
+        self._interrupt.end()
         if self._connection is not None:
             self._connection.wire.abort()
 
@@ -285,11 +294,13 @@ class AsyncExchange:
         """Let go of slot and connection, without waiting for anything."""
         if self._is_over:
             return
-        self._is_over = True
-        self._connections.forget(self)
+        # An interrupt may come at any line; whoever drops it again does the rest.
         if self._connection is not None:
             self._connection.close()
         if self._chunks is not None:
             io.discard(self._chunks)
+        self._connections.forget(self)
         if self._has_slot:
+            self._has_slot = False
             self._home.slots.release()
+        self._is_over = True

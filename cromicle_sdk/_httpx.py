@@ -38,10 +38,12 @@ __all__ = [
     "build_route",
     "check_http_client",
     "expect_body",
+    "find_response",
     "foreign_head",
     "redact_error",
     "strip_frames",
     "translate_error",
+    "was_read",
 ]
 
 HTTPX_VERSION = httpx.__version__
@@ -125,11 +127,24 @@ def foreign_head(response: Any) -> Head:
     return Head(response.status_code, response.headers.raw, version)
 
 
+def was_read(response: Any) -> bool:
+    """Whether a hook of the user's has read the body, or dropped it.
+
+    Its stream must not be touched then: the connection below may be another call's by now.
+    """
+    return bool(response.is_closed or response.is_stream_consumed)
+
+
+def find_response(error: Exception) -> Any:
+    """The answer that an error of the user's own hook is about; None for any other error."""
+    return error.response if isinstance(error, _kinds("HTTPStatusError")) else None  # type: ignore[attr-defined]  # a tuple of classes tells nobody which
+
+
 def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnectionError | None:
     """This package's error for one of the network; None for what is a defect instead."""
     if isinstance(error, ClosedByCaller):
         return _failed(f"The call to {url} can't go on", str(error), is_final=True)
-    if isinstance(error, (TimeoutError, *_kinds("TimeoutException"))):
+    if isinstance(error, (TimeoutError, *_kinds("TimeoutException"))) and not _errno(error):
         return _timed_out(error, url, limits)
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -199,6 +214,11 @@ def _socksio() -> tuple[type[Exception], ...]:
     # It is imported by httpcore when a SOCKS proxy is first used; then its error may come.
     module = sys.modules.get("socksio")
     return () if module is None else (module.SOCKSError,)
+
+
+def _errno(error: Exception) -> int:
+    """The system's number where it was the system that gave up, as TCP does after minutes."""
+    return (isinstance(error, OSError) and error.errno) or 0
 
 
 def _timed_out(error: Exception, url: str, limits: Limits) -> APITimeoutError:
@@ -287,10 +307,8 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
         or (url.port is not None and not 1 <= url.port <= 65535)
     ):
         raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
-    if url.scheme.startswith("socks") and not _has_socksio():
-        raise ConfigurationError(
-            f'{name}: a SOCKS proxy needs an extra: pip install "cromicle-sdk[socks]"'
-        )
+    if url.scheme.startswith("socks"):
+        _check_socks(name, proxy)
     return httpcore.Proxy(
         url=httpcore.URL(
             scheme=url.raw_scheme,
@@ -302,6 +320,16 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
         headers=proxy.headers.raw,
         ssl_context=proxy.ssl_context,
     )
+
+
+def _check_socks(name: str, proxy: httpx.Proxy) -> None:
+    if not _has_socksio():
+        raise ConfigurationError(
+            f'{name}: a SOCKS proxy needs an extra: pip install "cromicle-sdk[socks]"'
+        )
+    # RFC 1929, 2: each has a length of one byte.
+    if proxy.raw_auth is not None and max(map(len, proxy.raw_auth)) > 255:
+        raise ConfigurationError(f"{name}: SOCKS takes user and password of 255 bytes at most")
 
 
 _PROXY_FORMS = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"

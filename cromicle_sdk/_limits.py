@@ -21,7 +21,7 @@ class Limits:
     limits), "connect", "first_byte" and "stall", once for each attempt.
     """
 
-    __slots__ = ("_deadline", "_until", "phase", "started", "timeout")
+    __slots__ = ("_deadline", "_held", "_until", "phase", "started", "timeout")
 
     def __init__(self, timeout: Timeout) -> None:
         self.timeout: Timeout = timeout
@@ -35,6 +35,7 @@ class Limits:
         `total_only` leaves the phase's own limit to somebody else.
         """
         self.phase: TimeoutPhase = phase
+        self._held: float | None = None
         limit = None if total_only or phase == "pool" else getattr(self.timeout, phase)
         self._until = (
             self._deadline if limit is None else min(self._deadline, time.monotonic() + limit)
@@ -44,6 +45,18 @@ class Limits:
         """A wait for bytes begins: `stall` counts from here, `first_byte` goes on."""
         if self.phase == "stall":
             self.enter("stall")
+        elif self._held is not None:
+            held, self._held = self._held, None
+            self._until = min(self._deadline, time.monotonic() + held)
+
+    def hold(self) -> None:
+        """The caller has the call in hand, whose time counts for `total` alone."""
+        self._held = self._until - time.monotonic()
+
+    def check_total(self, now: float) -> None:
+        """Raise `TimeoutError` where `total` is used up at the time `now`."""
+        if now > self._deadline:
+            raise TimeoutError
 
     def see_text(self) -> None:
         """Bytes of the reply have come: `first_byte` is over."""

@@ -34,7 +34,7 @@ MessageLike = Message | Mapping[str, Any] | Any
 Messages = str | Iterable[MessageLike]
 
 
-class Conversation:
+class Conversation:  # noqa: PLW1641 - it grows, so it has no lasting hash
     """A list of messages that grows turn by turn; pure data, for either client.
 
     ```python

@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from html import escape
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from json.encoder import encode_basestring, encode_basestring_ascii
+from json.encoder import encode_basestring
 from typing import Any, TypedDict, cast
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, quote_plus, unquote_to_bytes, urlsplit
 
 from ._errors import ConfigurationError
 
@@ -47,6 +48,8 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 _URL_FORM = "write https://HOST[:PORT][/PATH]"
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
+# RFC 1035, 2.3.4; a scope of an IPv6 address is the name of an interface, and far shorter.
+_LONGEST_HOST = 253
 # WHATWG URL, "ends-in-a-number checker": such a host is an IPv4 address or none at all.
 _ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
 # IDNA 2003, which Python has, maps these to others; IDNA 2008 keeps them, and so two hosts.
@@ -103,7 +106,7 @@ class Secret:
             # Such a one, each request's hash for one, is written in one way only.
             return text.replace(self._text, "[redacted]")
         if self._pattern is None:
-            self._pattern = re.compile("|".join(map(re.escape, _quoted_forms(self._text))))
+            self._pattern = re.compile("".join(map(_match_quoted, self._text)))
         return self._pattern.sub("[redacted]", text)
 
     def __eq__(self, other: object) -> bool:
@@ -116,19 +119,31 @@ class Secret:
         return "<secret>"
 
 
-def _quoted_forms(secret: str) -> list[str]:
-    """The longest first, since one may begin with another."""
-    ascii_json = encode_basestring_ascii(secret)[1:-1]
-    forms = {
-        secret,
-        encode_basestring(secret)[1:-1],
-        ascii_json,
-        ascii_json.replace("/", r"\/"),  # as PHP does
-        repr(secret)[1:-1],
-        repr(secret.encode())[2:-1],
-        quote(secret, safe=""),
+def _match_quoted(character: str) -> str:
+    """A pattern for a character as JSON, Python, HTML and URLs may write it."""
+    if character.isalnum() and character.isascii():
+        return character
+    data, units = character.encode(), character.encode("utf-16-be").hex()
+    escapes = {
+        "".join(rf"\u{units[i : i + 4]}" for i in range(0, len(units), 4)),  # JSON
+        "".join(f"%{byte:02x}" for byte in data),
+        "".join(rf"\x{byte:02x}" for byte in data),  # the repr of bytes
+        rf"\U{ord(character):08x}",
+        rf"\x{ord(character):02x}",
+        f"&#{ord(character)};",
+        f"&#x{ord(character):x};",
     }
-    return sorted(forms, key=len, reverse=True)
+    forms = {
+        character,
+        "\\" + character,  # a quote, a backslash, a slash
+        repr(character)[1:-1],
+        encode_basestring(character)[1:-1],
+        escape(character),
+        quote_plus(character),
+    }
+    as_it_is = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+    in_any_case = "|".join(map(re.escape, escapes))
+    return f"(?:{as_it_is}|(?i:{in_any_case}))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +267,8 @@ class Endpoint:
         if port == 0:
             raise ConfigurationError(f"{name}: port 0 can't be connected to")
         host = _ascii_host(name, parts.hostname)
+        if len(host) > _LONGEST_HOST:
+            raise ConfigurationError(f"{name}: its host is longer than a name can be")
         if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
             # A resolver may well know 127.1 or 0x7f.1, but what it takes them for is its secret.
             raise ConfigurationError(f"{name}: write an IPv4 address as four numbers, as 127.0.0.1")
@@ -417,6 +434,8 @@ class ConnectionOptions:
             raise ConfigurationError("http_client: a client that was given one can't be pickled")
         if self.verify is not True:
             raise ConfigurationError("verify: a client with an SSLContext can't be pickled")
+        if getattr(self.proxy, "ssl_context", None) is not None:
+            raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
 
 
 def hide_token(options: dict[str, Any]) -> dict[str, Any]:

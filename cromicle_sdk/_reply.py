@@ -182,7 +182,9 @@ class ReplyReceiver:
         self._status_code = status_code
         # What is decided is decided by what was sent; what is shown has no secret in it.
         sent = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        self._headers = Headers((name, self._redact(value)) for name, value in sent.items())
+        self._headers = Headers(
+            (self._redact(name), self._redact(value)) for name, value in sent.items()
+        )
         encoding = sent.get("content-encoding", "").strip().lower()
         self._is_encoded = encoding not in ("", "identity")
         if not 200 <= status_code < 300:

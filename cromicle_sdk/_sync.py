@@ -354,6 +354,9 @@ class Stream:
             exchange.drop()
 
     def __repr__(self) -> str:
+        if "_options" not in self.__dict__:
+            # A debugger may ask for it after an interrupt.
+            return f"<{type(self).__name__} that was not made>"
         return f"<{type(self).__name__} from {self._options.endpoint.url}, {self._state}>"
 
     def _take_turn(self) -> None:
@@ -371,8 +374,11 @@ class Stream:
             cause: BaseException | None = None
             try:
                 text = self._step()
-                if text or (to_head and self._receiver is not None and self._receiver.is_reply):
+                if text:
                     return text
+                if to_head and self._receiver is not None and self._receiver.is_reply:
+                    self._limits.hold()
+                    return ""
                 continue
             except CromicleError as error:
                 failure = error.with_traceback(None)
@@ -386,7 +392,7 @@ class Stream:
             except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
                 self._fail()
                 # It is the same error still, without the frames that hold the request.
-                raise error.with_traceback(None)  # noqa: B904
+                raise strip_frames(error)  # noqa: B904
             self._recover(failure, cause)
         return ""
 
@@ -408,6 +414,7 @@ class Stream:
         data = self._exchange.read()
         now = time.monotonic()
         if data:
+            self._limits.check_total(now)
             return self._receiver.receive_data(data, now=now)
         text = self._receiver.receive_eof(now=now)
         self._exchange.finish()

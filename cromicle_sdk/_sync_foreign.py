@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 from . import _sync_io as io
-from ._httpx import build_foreign_request, expect_body, foreign_head
+from ._httpx import build_foreign_request, expect_body, find_response, foreign_head, was_read
 from ._limits import Limits
 from ._request import Request
 from ._transport import ClosedByCaller, Head
@@ -57,9 +56,10 @@ class ForeignExchange:
         self._http_client = http_client
         self._limits = limits
         self._response: Any = None
+        self._was_read = False
+        self._is_content_taken = False
         self._chunks: Iterator[bytes] | None = None
-        self._interrupt: Callable[[], object] | None = None
-        self._is_aborted = False
+        self._interrupt = io.Interrupt()
 
     def send(self, request: Request) -> None:
         """Send the request and wait for the head of its answer.
@@ -67,26 +67,45 @@ class ForeignExchange:
         Raises what httpx raises, `TimeoutError` and `ClosedByCaller`.
         """
         self._limits.enter("first_byte", total_only=True)
-        with self._waiting():
-            self._response = self._http_client.send(
+        with self._interrupt.watch(), io.time_limit(self._limits):
+            self._response = self._send(request)
+        self._was_read = was_read(self._response)
+        self.head = foreign_head(self._response)
+        expect_body(self._response, self._limits)
+
+    def _send(self, request: Request) -> Any:
+        try:
+            return self._http_client.send(
                 build_foreign_request(self._http_client, request, self._limits),
                 stream=True,
                 follow_redirects=False,
             )
-        self.head = foreign_head(self._response)
-        expect_body(self._response, self._limits)
+        except Exception as error:
+            # A hook that raises for a status has seen an answer, which says more.
+            response = find_response(error)
+            if response is None:
+                raise
+            return response
 
     def read(self) -> bytes:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
+        if self._was_read:
+            return self._take_content()
         if self._chunks is None:
             self._chunks = iter(self._response.stream)
         data = b""
-        with self._waiting():
+        with self._interrupt.watch(), io.time_limit(self._limits):
             for data in self._chunks:
                 if data:
                     self._limits.enter("stall", total_only=True)
                     break
         return data
+
+    def _take_content(self) -> bytes:
+        """The whole body, then b""; raises where a hook of the user's has dropped it."""
+        content: bytes = b"" if self._is_content_taken else self._response.content
+        self._is_content_taken = True
+        return content
 
     def finish(self) -> None:
         """The body has ended: the user's client may use the connection again."""
@@ -94,9 +113,7 @@ class ForeignExchange:
 
     def abort(self) -> None:
         """End it from elsewhere: who waits for it sees `ClosedByCaller`."""
-        self._is_aborted = True
-        if self._interrupt is not None:
-            self._interrupt()
+        self._interrupt.end()
 
     def close(self) -> None:
         self.drop()
@@ -109,15 +126,3 @@ class ForeignExchange:
     def drop(self) -> None:
         """Nobody reads it any more; the connection is for the user's client to see to."""
         self._connections.forget(self)
-
-    @contextmanager
-    def _waiting(self) -> Generator[None]:
-        """A wait for the user's client, within the limits, that `abort` may end."""
-        self._check()
-        with io.time_limit(self._limits) as self._interrupt:
-            yield
-        self._check()
-
-    def _check(self) -> None:
-        if self._is_aborted:
-            raise ClosedByCaller("it was closed while it was in use")

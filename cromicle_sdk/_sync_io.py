@@ -5,24 +5,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from ._limits import Limits
 from ._transport import Address, ClosedByCaller
 
 __all__ = [
+    "Interrupt",
     "Pause",
     "Pauses",
     "Slots",
     "connect",
     "discard",
     "find_place",
+    "give_way",
     "receive",
     "resolve",
     "send",
@@ -30,31 +34,37 @@ __all__ = [
     "time_limit",
 ]
 
+T = TypeVar("T")
+
+# How often a call that waits for its turn, or for the resolver, looks whether it was closed, in
+# seconds.
+_LOOK_UP = 0.2
+
 
 def find_place() -> object:
     """Where connections live: this process."""
     return os.getpid()
 
 
-def resolve(host: str, port: int, timeout: float | None) -> list[Address]:
-    """A host's addresses. Raises `OSError`."""
-    answer: SimpleQueue[list[Address] | OSError] = SimpleQueue()
+def resolve(host: str, port: int, timeout: float | None, interrupt: Interrupt) -> list[Address]:
+    """A host's addresses. Raises `OSError`, and `ClosedByCaller`."""
+    answer: SimpleQueue[list[Address] | Exception] = SimpleQueue()
 
     def ask() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - raised below, where somebody waits for it
             answer.put(error)
         else:
             answer.put([(family, address) for family, _, _, _, address in found])
 
     # The resolver takes no timeout, so a thread waits for it that can be left behind.
-    threading.Thread(target=ask, name="cromicle-resolve", daemon=True).start()
     try:
-        result = answer.get(timeout=timeout)
-    except Empty:
-        raise TimeoutError from None
-    if isinstance(result, OSError):
+        threading.Thread(target=ask, name="cromicle-resolve", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(f"no thread for the resolver: {error}") from None
+    result = _take(answer, timeout, interrupt)
+    if isinstance(result, Exception):
         raise result
     return result
 
@@ -77,6 +87,47 @@ def send(sock: socket.socket, data: bytes, timeout: float | None) -> None:
     sock.sendall(data)
 
 
+def give_way() -> None:
+    """Nothing: the interpreter lets other threads run."""
+
+
+class Interrupt:
+    """What ends a call's present wait from elsewhere, and those to come."""
+
+    def __init__(self) -> None:
+        self.is_over: bool = False
+
+    def end(self) -> None:
+        self.is_over = True
+
+    def check(self) -> None:
+        """Raise `ClosedByCaller` after `end`."""
+        if self.is_over:
+            raise ClosedByCaller("it was closed while it was under way")
+
+    @contextmanager
+    def watch(self) -> Generator[None]:
+        """A wait for somebody else's code, which only sees afterwards that it was ended.
+
+        Raises `ClosedByCaller`.
+        """
+        self.check()
+        yield
+        self.check()
+
+
+def _take(queue: SimpleQueue[T], timeout: float | None, interrupt: Interrupt) -> T:
+    """The next item. Raises `TimeoutError`, and `ClosedByCaller`."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        interrupt.check()
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        with suppress(Empty):
+            return queue.get(timeout=min(left, _LOOK_UP))
+
+
 class Slots:
     """How many exchanges may be under way; who finds none free waits in line.
 
@@ -89,16 +140,13 @@ class Slots:
         self._free: SimpleQueue[None] = SimpleQueue()
         self._closed = threading.Event()
 
-    def acquire(self, timeout: float | None) -> None:
+    def acquire(self, timeout: float | None, interrupt: Interrupt) -> None:
         """Take a slot. Raises `TimeoutError`, and `ClosedByCaller` after `close`."""
         try:
             self._free.get_nowait()
         except Empty:
             if next(self._unused, None) is None:
-                try:
-                    self._free.get(timeout=timeout)
-                except Empty:
-                    raise TimeoutError from None
+                _take(self._free, timeout, interrupt)
         if self._closed.is_set():
             # What woke this call wakes the next one in line, too.
             self._free.put(None)
@@ -162,12 +210,11 @@ def shield() -> Generator[None]:
 
 
 @contextmanager
-def time_limit(limits: Limits) -> Generator[Callable[[], object]]:
+def time_limit(limits: Limits) -> Generator[None]:
     """Hold somebody else's code to the limits, as far as a look at the clock can.
 
-    What it gives does nothing: no thread can end what another one waits for.
     Raises `TimeoutError`.
     """
     limits.left()
-    yield lambda: None
+    yield
     limits.left()

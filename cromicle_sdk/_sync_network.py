@@ -36,8 +36,9 @@ class Wire(httpcore.NetworkBackend):
     waiting, so that no cancellation and no garbage collection can lose it.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, interrupt: io.Interrupt) -> None:
         self.limits = limits
+        self.interrupt = interrupt
         # Whether the answer to the present request has begun.
         self.has_received = False
         self._socket: socket.socket | None = None
@@ -56,7 +57,7 @@ class Wire(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         addresses = parse_address(host, port)
         if not addresses:
-            addresses = io.resolve(host, port, self.limits.left())
+            addresses = io.resolve(host, port, self.limits.left(), self.interrupt)
         self._connect_first(addresses)
         return self.open_stream(_TCP(self))
 
@@ -71,18 +72,20 @@ class Wire(httpcore.NetworkBackend):
 
     def _connect_first(self, addresses: list[Address]) -> None:
         failure = OSError("the host has no address")
-        for place, (family, address) in enumerate(addresses):
-            self.check()
-            limit = share(self.limits.left(), among=len(addresses) - place)
-            self._socket = socket.socket(family, socket.SOCK_STREAM)
+        for number, (family, address) in enumerate(addresses):
+            limit = share(self.limits.left(), among=len(addresses) - number)
             try:
+                # The kernel may know one family of addresses only.
+                self._socket = socket.socket(family, socket.SOCK_STREAM)
+                self.check()
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 io.connect(self._socket, address, limit)
             except OSError as error:
-                self._socket.close()
                 failure = error
             else:
                 return
+            if self._socket is not None:
+                self._socket.close()
         self.check()
         raise failure
 
@@ -97,6 +100,14 @@ class Wire(httpcore.NetworkBackend):
         """Whether this idle connection still lives and has sent nothing more."""
         return self._socket is not None and is_quiet(self._socket)
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes have been taken from the socket that nobody has read yet.
+
+        A TLS layer takes several records at once and hands them over one by one.
+        """
+        return self._stream is not None and self._stream.has_unread
+
     def check(self) -> None:
         """Raise `ClosedByCaller` where this connection must not be touched any more."""
         if self._is_aborted:
@@ -108,7 +119,8 @@ class Wire(httpcore.NetworkBackend):
     def abort(self) -> None:
         """End it from anywhere: who waits for its bytes wakes up and sees `ClosedByCaller`."""
         self._is_aborted = True
-        if self._socket is not None:
+        # A child shares the connection itself with its parent, who may be reading it.
+        if self._socket is not None and self._process == os.getpid():
             # One that is not connected any more has nobody waiting for it.
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -122,12 +134,16 @@ class Wire(httpcore.NetworkBackend):
 
 
 class _Layer(Protocol):
+    @property
+    def has_unread(self) -> bool: ...
     def receive(self, max_bytes: int) -> bytes: ...
     def send(self, data: bytes) -> None: ...
 
 
 class _TCP:
     """Bytes over the socket itself."""
+
+    has_unread = False
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -159,6 +175,10 @@ class _TLS:
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
 
+    @property
+    def has_unread(self) -> bool:
+        return self._incoming.pending > 0 or self._lower.has_unread
+
     def handshake(self) -> None:
         self._run(self.ssl_object.do_handshake)
 
@@ -174,18 +194,17 @@ class _TLS:
 
     def _run(self, operation: Callable[[], T]) -> T:
         while True:
-            try:
+            # A wait inside a handler would have the error for its context, and its frames.
+            with suppress(ssl.SSLWantReadError):
                 result = operation()
-            except ssl.SSLWantReadError:
-                self._flush()
-                data = self._lower.receive(READ_BYTES)
-                if data:
-                    self._incoming.write(data)
-                else:
-                    self._incoming.write_eof()
-            else:
                 self._flush()
                 return result
+            self._flush()
+            data = self._lower.receive(READ_BYTES)
+            if data:
+                self._incoming.write(data)
+            else:
+                self._incoming.write_eof()
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -204,6 +223,10 @@ class _Stream(httpcore.NetworkStream):
         self._layer = layer
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
+
+    @property
+    def has_unread(self) -> bool:
+        return self._layer.has_unread
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._wire.limits.begin_read()

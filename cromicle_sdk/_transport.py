@@ -19,6 +19,7 @@ from ._options import Endpoint
 
 __all__ = [
     "IDLE_SECONDS",
+    "PIECES_AT_ONCE",
     "READ_BYTES",
     "Address",
     "Body",
@@ -42,6 +43,10 @@ IDLE_SECONDS = 30.0
 
 # What httpcore reads at a time, too.
 READ_BYTES = 64 * 1024
+
+# What is read at a time may hold ten thousand chunks, of 10 us each and more: after so many a
+# task lets the others run, at some 0.1 us a chunk.
+PIECES_AT_ONCE = 128
 
 
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 import pickle
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -21,12 +24,16 @@ from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
+    APITimeoutError,
     AsyncClient,
     Client,
     ConfigurationError,
     CromicleError,
     IncompleteReplyError,
+    RateLimitError,
+    ReplyTooLargeError,
     Retry,
+    Stream,
     Timeout,
     _async_io,
     _async_transport,
@@ -34,7 +41,14 @@ from cromicle_sdk import (
     _transport,
 )
 from cromicle_sdk.cli import _commands
-from cromicle_sdk.testing import FaultyServer, build_chunk, build_head
+from cromicle_sdk.testing import (
+    LAST_CHUNK,
+    Connection,
+    FaultyServer,
+    RecordedRequest,
+    build_chunk,
+    build_head,
+)
 
 ONCE = Retry(attempts=1)
 
@@ -259,6 +273,212 @@ def test_closing_a_client_ends_a_call_over_your_own_client(
     assert gate.is_set()
 
 
+def hook_that(runtime: Runtime, act: Callable[[Any], Any]) -> Any:
+    """A response hook of httpx's in the colour of the runtime."""
+
+    async def act_later(response: httpx.Response) -> None:
+        result = act(response)
+        if inspect.isawaitable(result):
+            await result
+
+    return {"response": [act if runtime.is_blocking else act_later]}
+
+
+def read(response: httpx.Response) -> Any:
+    is_blocking = isinstance(response.stream, httpx.SyncByteStream)
+    return response.read() if is_blocking else response.aread()
+
+
+def test_what_a_hook_has_read_is_the_reply_and_no_other(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """The connection is another call's by then; its bytes must not be taken for this one's."""
+
+    def answer(connection: Connection, request: RecordedRequest) -> None:
+        connection.send(build_head() + build_chunk(f"to {request.message}") + LAST_CHUNK)
+
+    faults.script(answer)
+
+    async def scenario() -> None:
+        own = own_client(runtime, event_hooks=hook_that(runtime, read))
+        async with runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE) as client:
+
+            async def ask(caller: int) -> None:
+                for turn in range(5):
+                    assert (await client.chat(f"{caller} {turn}")).text == f"to {caller} {turn}"
+
+            await runtime.together(*(lambda n=n: ask(n) for n in range(8)))
+        await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_a_status_that_a_hook_raises_for_is_still_that_status(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.fail(429, retry_after=7)
+
+    async def scenario() -> None:
+        own = own_client(
+            runtime, event_hooks=hook_that(runtime, lambda response: response.raise_for_status())
+        )
+        async with runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE) as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, RateLimitError)
+            assert error.retry_after == 7
+        await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_a_body_that_a_hook_has_dropped_is_no_empty_reply(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    def drop(response: httpx.Response) -> Any:
+        is_blocking = isinstance(response.stream, httpx.SyncByteStream)
+        return response.close() if is_blocking else response.aclose()
+
+    async def scenario() -> None:
+        own = own_client(runtime, event_hooks=hook_that(runtime, drop))
+        async with runtime.client(
+            base_url=faults.base_url, http_client=own, retry=ONCE, strict=False
+        ) as client:
+            assert isinstance(await outcome(client.chat("Hi")), IncompleteReplyError)
+        await close_own(own)
+
+    runtime.run(scenario)
+
+
+def test_an_endless_body_of_your_own_transport_can_be_left(runtime: Runtime) -> None:
+    class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            while True:
+                yield b"x" * 1000
+
+        async def __aiter__(self) -> Any:
+            while True:
+                yield b"x" * 1000
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"transfer-encoding": "chunked"}, stream=Endless())
+
+    async def scenario() -> None:
+        own = own_client(runtime, transport=httpx.MockTransport(answer))
+        client = runtime.client(
+            base_url="http://x.invalid", http_client=own, retry=ONCE, max_reply_bytes=5000
+        )
+        assert isinstance(await outcome(client.chat("Hi")), ReplyTooLargeError)
+        await close_own(own)
+
+    # trio tells of the generator that is left unfinished, which is the transport's own.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        runtime.run(scenario)
+        gc.collect()
+
+
+def test_the_total_ends_a_burst_whose_reader_is_slow(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """All of it has arrived at once, so that no wait for the network looks at the clock."""
+    faults.raw(build_head() + build_chunk("x") * 2000 + LAST_CHUNK)
+
+    async def scenario() -> None:
+        limits = Timeout(total=0.5)
+        async with runtime.client(base_url=faults.base_url, timeout=limits, retry=ONCE) as client:
+            stream = client.stream("Hi")
+            count = 0
+            with pytest.raises(APITimeoutError) as caught:
+                async for _ in stream:
+                    count += 1
+                    time.sleep(0.002)
+            assert caught.value.phase == "total"
+            assert caught.value.partial_text == "x" * count
+            assert count < 1000
+
+    runtime.run(scenario)
+
+
+def test_a_burst_gives_other_tasks_their_turn(faults: FaultyServer) -> None:
+    faults.raw(build_head() + build_chunk("x") * 2000 + LAST_CHUNK)
+
+    async def scenario() -> None:
+        turns = 0
+        async with AsyncClient(base_url=faults.base_url) as client:
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await anyio.lowlevel.checkpoint()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(count)
+                stream = client.stream("Hi")
+                await anext(stream)
+                before = turns
+                for _ in range(1000):
+                    await anext(stream)
+                assert turns - before >= 5
+                group.cancel_scope.cancel()
+
+    anyio.run(scenario)
+
+
+def test_the_callers_own_time_after_the_head_is_not_the_servers(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """Nor is the request sent once more, while its answer lies there to be read."""
+    faults.reply("Hello")
+
+    async def scenario() -> None:
+        limits = Timeout(first_byte=0.5)
+        async with runtime.client(base_url=faults.base_url, timeout=limits) as client:
+            async with client.stream("Hi") as stream:
+                await pause(runtime, 0.8)
+                assert (await stream.read()).text == "Hello"
+            faults.clear().raw(build_head())
+            async with client.stream("Hi", retry=ONCE) as stream:
+                await pause(runtime, 0.8)
+                error = await outcome(stream.read())
+                assert error.phase == "first_byte"
+
+    runtime.run(scenario)
+    assert len(faults.requests) == 1
+
+
+async def pause(runtime: Runtime, seconds: float) -> None:
+    """What a caller does between two lines of its own."""
+    time.sleep(seconds) if runtime.is_blocking else await anyio.sleep(seconds)
+
+
+def test_a_stream_that_an_interrupt_kept_from_being_made_can_be_shown() -> None:
+    assert repr(Stream.__new__(Stream)) == "<Stream that was not made>"
+
+
+def test_a_resolver_without_a_thread_is_a_failure_of_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with (
+        Client(base_url="http://h.invalid", retry=ONCE) as client,
+        pytest.raises(APIConnectionError, match="can't start new thread"),
+    ):
+        client.chat("Hi")
+
+
+def test_a_name_that_the_resolver_can_not_take_is_said_at_once() -> None:
+    limits = Timeout(connect=50)
+    with Client(base_url=f"http://[fe80::1%{'a' * 70}]", timeout=limits, retry=ONCE) as client:
+        started = time.monotonic()
+        with pytest.raises(APIConnectionError):
+            client.chat("Hi")
+        assert time.monotonic() - started < 20
+
+
 def test_the_auth_of_your_own_client_is_used(runtime: Runtime, faults: FaultyServer) -> None:
     async def scenario() -> None:
         own = own_client(runtime, auth=("user", "password"))
@@ -460,12 +680,12 @@ def test_a_body_without_length_over_tls_ends_with_a_goodbye(runtime: Runtime, no
 def test_a_turn_that_came_with_the_cancellation_is_passed_on(runtime: Runtime) -> None:
     async def scenario() -> None:
         slots = _async_io.Slots(1)
-        await slots.acquire(None)
+        await slots.acquire(None, _async_io.Interrupt())
         scope = anyio.CancelScope()
 
         async def wait() -> None:
             with scope:
-                await slots.acquire(None)
+                await slots.acquire(None, _async_io.Interrupt())
                 slots.release()
 
         async with anyio.create_task_group() as group:
@@ -473,7 +693,7 @@ def test_a_turn_that_came_with_the_cancellation_is_passed_on(runtime: Runtime) -
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
             slots.release()
-        await slots.acquire(1)
+        await slots.acquire(1, _async_io.Interrupt())
 
     runtime.run(scenario)
 

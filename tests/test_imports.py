@@ -88,6 +88,7 @@ CORE_STDLIB: dict[str, set[str]] = {
         "collections.abc",
         "dataclasses",
         "functools",
+        "html",
         "ipaddress",
         "json.encoder",
         "math",

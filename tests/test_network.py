@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import signal
@@ -10,7 +12,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -32,9 +34,11 @@ from cromicle_sdk import (
     Reply,
     Retry,
     Timeout,
+    _async_io,
+    _sync_io,
     _transport,
 )
-from cromicle_sdk.testing import FaultyServer
+from cromicle_sdk.testing import FaultyServer, build_head
 
 QUICK = Retry(attempts=2, first_delay=0)
 ONCE = Retry(attempts=1)
@@ -65,6 +69,50 @@ def tls(server_context: ssl.SSLContext) -> Iterator[FaultyServer]:
         yield server
 
 
+@contextlib.contextmanager
+def serve_records(context: ssl.SSLContext, answers: list[bytes]) -> Iterator[str]:
+    """A server that sends these to each request, a TLS record each, in one segment."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(sock: socket.socket) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+
+        def run(step: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    data = sock.recv(65536)
+                    if not data:
+                        raise EOFError from None
+                    incoming.write(data)
+
+        with sock, contextlib.suppress(OSError, EOFError):
+            run(tls.do_handshake)
+            sock.sendall(outgoing.read())
+            request = b""
+            while True:
+                request += run(lambda: tls.read(65536))
+                if request.endswith(b"}"):
+                    request = b""
+                    for answer in answers:
+                        tls.write(answer)
+                    sock.sendall(outgoing.read())
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        # Closing alone does not wake who accepts.
+        listener.shutdown(socket.SHUT_RDWR)
+
+
 def url_of(proxy: Proxy, scheme: str = "http", userinfo: str = "") -> str:
     return f"{scheme}://{userinfo}127.0.0.1:{proxy.port}"
 
@@ -92,6 +140,20 @@ class TestTLS:
                 assert error.phase == "total"
 
         runtime.run(scenario)
+
+    def test_a_second_answer_in_the_same_segment_is_nobodys(
+        self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
+    ) -> None:
+        """The first read takes both records from the socket, and hands over the first."""
+        answers = [build_head(length=len(text)) + text for text in (b"right", b"somebody else's")]
+
+        async def scenario(base_url: str) -> None:
+            async with runtime.client(base_url=base_url, verify=trusting, retry=ONCE) as client:
+                for _ in range(3):
+                    assert (await client.chat("Hi")).text == "right"
+
+        with serve_records(server_context, answers) as base_url:
+            runtime.run(lambda: scenario(base_url))
 
     def test_an_unknown_authority_is_said_and_not_retried(
         self, runtime: Runtime, tls: FaultyServer
@@ -585,6 +647,106 @@ class TestElsewhere:
         stream.close()
         assert client.chat("Hi").text == "fresh"
         client.close()
+
+    def test_closing_in_the_child_leaves_the_parents_stream_alone(
+        self, faults: FaultyServer
+    ) -> None:
+        gate = threading.Event()
+        faults.reply(chunks=["one ", "two"], gate=gate)
+        with Client(base_url=faults.base_url, retry=ONCE) as client:
+            stream = client.stream("Hi")
+            assert next(stream) == "one "
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if not child:
+                client.close()
+                os._exit(0)
+            os.waitpid(child, 0)
+            gate.set()
+            assert stream.read().text == "one two"
+
+
+class TestClosedWhileItWaits:
+    """`close` reaches a call wherever it is; the limits here are far longer than the test."""
+
+    def test_for_its_turn(self, runtime: Runtime, faults: FaultyServer) -> None:
+        faults.stall(after="Hello")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, max_connections=1) as client:
+                async with client.stream("first"):
+                    await close_while_it_waits(runtime, client.stream("second"))
+
+        runtime.run(scenario)
+
+    def test_for_the_resolver(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        answered = threading.Event()
+
+        def resolve(*args: Any, **options: Any) -> Any:
+            # trio first asks in its own thread whether it is an address.
+            flags = args[5] if len(args) > 5 else options.get("flags", 0)
+            if not flags & socket.AI_NUMERICHOST:
+                answered.wait(60)
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+        async def scenario() -> None:
+            try:
+                limits = Timeout(connect=50)
+                async with runtime.client(base_url="http://h.invalid", timeout=limits) as client:
+                    await close_while_it_waits(runtime, client.stream("Hi"))
+            finally:
+                answered.set()
+
+        runtime.run(scenario)
+
+
+async def close_while_it_waits(runtime: Runtime, stream: Any) -> None:
+    inner: Any = getattr(stream, "inner", stream)
+
+    async def read() -> None:
+        started = time.monotonic()
+        error = await outcome(stream.read())
+        assert "closed" in str(error)
+        assert time.monotonic() - started < 20
+
+    async def close() -> None:
+        while inner._exchange is None:
+            time.sleep(0.01) if runtime.is_blocking else await anyio.sleep(0.01)
+        if not runtime.is_blocking:
+            await anyio.wait_all_tasks_blocked()
+        await stream.aclose()
+
+    await runtime.together(read, close)
+
+
+def test_a_family_that_the_kernel_lacks_is_passed_over(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(faults.base_url.rpartition(":")[2])
+    found = [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))]
+    make = socket.socket
+
+    def make_without_ipv6(family: int = -1, *args: Any, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, *args, **options)
+
+    async def resolve(*args: Any) -> Any:
+        return found
+
+    monkeypatch.setattr(_async_io, "resolve", resolve)
+    monkeypatch.setattr(_sync_io, "resolve", lambda *args: found)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=f"http://h.example:{port}") as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(socket, "socket", make_without_ipv6)
+                assert (await client.chat("Hi")).text
+
+    runtime.run(scenario)
 
 
 class TestInterrupted:

@@ -689,6 +689,8 @@ BAD_URLS = [
     # letters that IDNA 2003 takes for others than IDNA 2008
     *("http://stra\u00dfe.example", "http://\u03b2\u03cc\u03bb\u03bf\u03c2.example"),
     *("http://\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.example", "http://a\u200db.example"),
+    # longer than a name can be
+    *(f"http://{'a.' * 130}example", f"http://{'x' * 300}"),
     # characters
     *(" http://h", "http://h ", "http://h\n", "http://h/a b", "http://h/\t", "http://h\r\n", "\0"),
     *("http://h/\x7f", 'http://h"', "http://<h>", "http://h\\x", "http://h/{x}", "http://h/`"),

@@ -269,3 +269,33 @@ def assert_frames_are_ours(error: BaseException) -> None:
 
 def test_pickled_options_do_carry_the_token() -> None:
     assert TOKEN.encode() in pickle.dumps(Client(token=TOKEN))
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_call_cancelled_while_it_sends_shows_no_secret(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(when="head")
+    seen: list[BaseException] = []
+
+    async def call(client: AsyncClient) -> None:
+        try:
+            # More than the kernel takes while nobody reads.
+            await client.chat("x" * 20_000_000)
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    async def scenario() -> None:
+        async with AsyncClient(base_url=faults.base_url, token=TOKEN, retry=ONCE) as client:
+            async with anyio.create_task_group() as group:
+                group.start_soon(call, client)
+                await anyio.to_thread.run_sync(faults.wait_for_requests, 1)
+                await anyio.wait_all_tasks_blocked()
+                group.cancel_scope.cancel()
+
+    runtime.run(scenario)
+    (error,) = seen
+    assert error.__context__ is None
+    captured = traceback.TracebackException.from_exception(error, capture_locals=True)
+    assert TOKEN not in "".join(captured.format())
