@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from itertools import chain, repeat
-from typing import Literal
+from typing import Literal, cast
 
 __all__ = [
     "CONTENT_TYPE",
@@ -59,7 +59,7 @@ def build_head(
     follow as they are, even where they contradict the rest. A 204 or 304 promises no body.
     Raises `TypeError` for a status that is no number.
     """
-    if not isinstance(status, int):
+    if not isinstance(cast("object", status), int):
         raise TypeError(f"status: expected an int, not {type(status).__name__}")
     lines = [f"HTTP/1.1 {status} {_reason(status)}"]
     if content_type is not None:
