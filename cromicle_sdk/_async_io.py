@@ -62,7 +62,6 @@ async def connect(sock: socket.socket, address: Any, timeout: float | None) -> N
     with anyio.fail_after(timeout):
         with suppress(BlockingIOError):
             sock.connect(address)
-            return
         await anyio.wait_writable(sock)
     error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error:
@@ -113,7 +112,7 @@ class Interrupt:
     def end(self) -> None:
         self.is_over = True
         # A scope belongs to its loop: from elsewhere the wait sees it when it next looks up.
-        if self._scope is not None and self._place == _find_place_if_any():
+        if self._scope is not None and self._place == find_place():
             self._scope.cancel()
 
     def check(self) -> None:
@@ -132,13 +131,6 @@ class Interrupt:
         self.check()
 
 
-def _find_place_if_any() -> object:
-    try:
-        return find_place()
-    except RuntimeError:
-        return None
-
-
 class Slots:
     """How many exchanges may be under way; who finds none free waits in line.
 
@@ -148,22 +140,19 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._free = count
         self._line: OrderedDict[anyio.Event, None] = OrderedDict()
-        self._is_closed = False
 
     async def acquire(self, timeout: float | None, interrupt: Interrupt) -> None:
-        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller` after `close`."""
-        if self._free and not self._line and not self._is_closed:
+        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller`."""
+        if self._free and not self._line:
             self._free -= 1
             return
         turn = anyio.Event()
         self._line[turn] = None
         try:
             with interrupt.watch(), anyio.fail_after(timeout):
-                while not (turn.is_set() or self._is_closed or interrupt.is_over):
+                while not (turn.is_set() or interrupt.is_over):
                     with anyio.move_on_after(_LOOK_UP):
                         await turn.wait()
-            if self._is_closed:
-                raise ClosedByCaller("it was closed while this call waited for its turn")
         except BaseException:
             if turn not in self._line:
                 self.release()
@@ -177,12 +166,6 @@ class Slots:
         except KeyError:
             self._free += 1
         else:
-            turn.set()
-
-    def close(self) -> None:
-        """Wake everybody who waits here."""
-        self._is_closed = True
-        for turn in list(self._line):
             turn.set()
 
 

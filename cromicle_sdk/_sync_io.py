@@ -138,27 +138,17 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._unused = iter(range(count))
         self._free: SimpleQueue[None] = SimpleQueue()
-        self._closed = threading.Event()
 
     def acquire(self, timeout: float | None, interrupt: Interrupt) -> None:
-        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller` after `close`."""
+        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller`."""
         try:
             self._free.get_nowait()
         except Empty:
             if next(self._unused, None) is None:
                 _take(self._free, timeout, interrupt)
-        if self._closed.is_set():
-            # What woke this call wakes the next one in line, too.
-            self._free.put(None)
-            raise ClosedByCaller("it was closed while this call waited for its turn")
 
     def release(self) -> None:
         """Give a slot back: to the first in line, where there is one."""
-        self._free.put(None)
-
-    def close(self) -> None:
-        """Wake everybody who waits here."""
-        self._closed.set()
         self._free.put(None)
 
 

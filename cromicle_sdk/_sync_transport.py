@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, finalize
 
 import h11
 import httpcore
@@ -43,7 +43,10 @@ class Connections:
         self._max_connections = max_connections
         # By process and event loop. An earlier one lives on while it has exchanges under way.
         self._homes: WeakValueDictionary[object, _Home] = WeakValueDictionary()
-        self._home: _Home | None = None
+        # The present one, if any. A client that nobody closed, and nobody has any more, leaves
+        # no socket behind: not by `__del__`, before which a collector may have come to the socket.
+        self._here: list[_Home] = []
+        finalize(self, _leave, self._here)
         # Who holds a call is its stream: one that an interrupt has cut off is not kept here.
         self._active: WeakSet[Exchange] = WeakSet()
         self._pauses = io.Pauses()
@@ -69,16 +72,10 @@ class Connections:
         """Close all connections; whoever waits for one of them wakes up."""
         self.is_closed = True
         for home in list(self._homes.values()):
-            home.slots.close()
             home.leave()
         for exchange in list(self._active):
             exchange.abort()
         self._pauses.end()
-
-    def __del__(self) -> None:
-        # A client that nobody closed, and nobody has any more, leaves no socket behind.
-        if self._home is not None:
-            self._home.leave()
 
     def forget(self, exchange: Exchange) -> None:
         self._active.discard(exchange)
@@ -92,12 +89,16 @@ class Connections:
         home = self._homes.get(place)
         if home is None:
             home = self._homes[place] = _Home(self._max_connections)
-        if home is not self._home:
-            if self._home is not None:
-                self._home.leave()
-            self._home = home
+        if home not in self._here:
+            _leave(self._here)
+            self._here[:] = [home]
             home.enter()
         return home
+
+
+def _leave(homes: list[_Home]) -> None:
+    for home in homes:
+        home.leave()
 
 
 class _Home:

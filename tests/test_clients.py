@@ -428,6 +428,9 @@ def test_a_client_with_a_context_of_its_own_can_not_be_pickled() -> None:
         pytest.raises(ConfigurationError, match=r"verify: .* can't be pickled"),
     ):
         pickle.dumps(client)
+    proxy = httpx.Proxy("https://127.0.0.1:9", ssl_context=ssl.create_default_context())
+    with Client(proxy=proxy) as client, pytest.raises(ConfigurationError, match="proxy: "):
+        pickle.dumps(client)
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])

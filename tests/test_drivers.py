@@ -26,6 +26,7 @@ from cromicle_sdk import (
     APIConnectionError,
     APITimeoutError,
     AsyncClient,
+    AsyncStream,
     Client,
     ConfigurationError,
     CromicleError,
@@ -37,6 +38,7 @@ from cromicle_sdk import (
     Timeout,
     _async_io,
     _async_transport,
+    _sync_io,
     _sync_transport,
     _transport,
 )
@@ -452,8 +454,9 @@ async def pause(runtime: Runtime, seconds: float) -> None:
     time.sleep(seconds) if runtime.is_blocking else await anyio.sleep(seconds)
 
 
-def test_a_stream_that_an_interrupt_kept_from_being_made_can_be_shown() -> None:
-    assert repr(Stream.__new__(Stream)) == "<Stream that was not made>"
+@pytest.mark.parametrize("kind", [Stream, AsyncStream])
+def test_a_stream_that_an_interrupt_kept_from_being_made_can_be_shown(kind: Any) -> None:
+    assert repr(kind.__new__(kind)) == f"<{kind.__name__} that was not made>"
 
 
 def test_a_resolver_without_a_thread_is_a_failure_of_the_network(
@@ -524,6 +527,35 @@ def test_a_call_that_waited_its_turn_stays_on_its_own_loop(faults: FaultyServer)
     assert texts.keys() == {"queued", "other"}
     connections = {request.message: request.connection for request in faults.requests}
     assert len(set(connections.values())) == 3
+    faults.wait_until_closed()
+
+
+def test_a_client_that_is_collected_in_a_ring_closes_its_connections(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """Without a warning: the collector may come to a socket before it comes to its client."""
+
+    async def scenario() -> None:
+        client = runtime.client(base_url=faults.base_url)
+        await client.chat("Hi")
+        ring = {"client": client}
+        ring["ring"] = ring
+
+    runtime.run(scenario)
+    gc.collect()
+    faults.wait_until_closed()
+
+
+def test_another_process_has_connections_of_its_own(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(base_url=faults.base_url) as client:
+        client.chat("Hi")
+        with monkeypatch.context() as patch:
+            patch.setattr(_sync_io, "find_place", lambda: "a child")
+            client.chat("Hi")
+        client.chat("Hi")
+    assert len({request.connection for request in faults.requests}) == 3
     faults.wait_until_closed()
 
 
@@ -885,7 +917,7 @@ def test_a_reply_that_ends_after_close_is_not_kept(runtime: Runtime, faults: Fau
         client = runtime.client(base_url=faults.base_url)
         stream = client.stream("Hi")
         await anext(stream)
-        getattr(stream, "inner", stream)._connections._home.leave()
+        getattr(stream, "inner", stream)._connections._here[0].leave()
         assert (await stream.read()).text
         faults.wait_until_closed()
 

@@ -177,6 +177,14 @@ def test_a_proxy_of_the_wrong_type(proxy: object) -> None:
         find_proxy("http://h", proxy)
 
 
+def test_socks_takes_no_longer_names() -> None:
+    assert find_proxy("http://h", f"socks5://{'u' * 255}:p@p") is not None
+    for userinfo in ("u" * 256 + ":p", "u:" + "p" * 256):
+        with pytest.raises(ConfigurationError, match="255 bytes") as caught:
+            find_proxy("http://h", f"socks5://{userinfo}@p")
+        assert "uuu" not in str(caught.value)
+
+
 def test_socks_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_httpx, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"^proxy: .*cromicle-sdk\[socks\]"):
