@@ -30,6 +30,8 @@ __all__ = [
     "Secret",
     "Timeout",
     "ViewOptions",
+    "check_flag",
+    "check_timeout",
     "hide_token",
 ]
 
@@ -345,10 +347,10 @@ class Options:
         return cls(
             endpoint=Endpoint.parse(name, url),
             token=_find_token(token),
-            timeout=_check_timeout(timeout, total=DEFAULT_TIMEOUT.total),
+            timeout=check_timeout(timeout),
             retry=_check_retry(retry),
             max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
-            strict=_check_flag("strict", strict),
+            strict=check_flag("strict", strict),
             headers=_check_headers({} if headers is None else headers),
         )
 
@@ -364,7 +366,7 @@ class Options:
             if name == "headers":
                 changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
             elif name == "timeout":
-                changes[name] = _check_timeout(value, total=self.timeout.total)
+                changes[name] = check_timeout(value, total=self.timeout.total)
             elif name in _CHECKS:
                 changes[name] = _CHECKS[name](value)
             else:
@@ -479,8 +481,11 @@ def _token_problem(token: Secret) -> str | None:
     return None
 
 
-def _check_timeout(value: object, *, total: float | None) -> Timeout:
-    """`total` is the one that stays where `value` is a number, which does not speak of it."""
+def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total) -> Timeout:
+    """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
+
+    `total` is the one that stays where `value` is a number, which does not speak of it.
+    """
     if isinstance(value, Timeout):
         return value
     if value is None:
@@ -500,7 +505,8 @@ def _check_retry(value: object) -> Retry:
     return value
 
 
-def _check_flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object) -> bool:
+    """Raise `ConfigurationError` unless it is True or False."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name}: expected True or False, not {_kind(value)}")
     return value
@@ -538,7 +544,7 @@ _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 _CHECKS: dict[str, Callable[[object], object]] = {
     "retry": _check_retry,
     "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
-    "strict": partial(_check_flag, "strict"),
+    "strict": partial(check_flag, "strict"),
 }
 
 
