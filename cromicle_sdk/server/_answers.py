@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -11,7 +12,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["AnswerHeaders", "LastAnswer", "Refusal", "build_error", "request_id"]
+__all__ = [
+    "AnswerHeaders",
+    "LastAnswer",
+    "Refusal",
+    "build_error",
+    "format_error",
+    "format_retry_after",
+    "request_id",
+]
 
 # How long a client that was refused may go on sending before the connection is closed over it:
 # the round trips it takes to notice, and no reason to hold a socket for more.
@@ -23,22 +32,32 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class Refusal(Exception):  # noqa: N818 - an answer to the client, not a fault of the server
     """The request gets an error for an answer. `message` never quotes the request.
 
-    `unread` says that the client may still be sending a body that nobody will read.
+    `unread` says that the client may still be sending a body that nobody will read;
+    `retry_after` is when to come back, in seconds.
     """
 
-    def __init__(self, status: int, code: str, message: str, *, unread: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        unread: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(status, code, message)
         self.status = status
         self.code = code
         self.message = message
         self.unread = unread
+        self.retry_after = retry_after
 
 
 def build_error(
     status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """The answer `{"error": {"code": …, "message": …}}`."""
-    return JSONResponse(_error(code, message), status_code=status, headers=headers)
+    return JSONResponse(format_error(code, message), status_code=status, headers=headers)
 
 
 class LastAnswer(JSONResponse):
@@ -50,7 +69,9 @@ class LastAnswer(JSONResponse):
     """
 
     def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(_error(code, message), status_code=status, headers={"connection": "close"})
+        super().__init__(
+            format_error(code, message), status_code=status, headers={"connection": "close"}
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
@@ -105,5 +126,11 @@ def _choose_request_id(sent: str) -> str:
     return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
-def _error(code: str, message: str) -> dict[str, dict[str, str]]:
+def format_retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to come back: whole seconds, never too few."""
+    return {"retry-after": str(math.ceil(seconds))}
+
+
+def format_error(code: str, message: str) -> dict[str, dict[str, str]]:
+    """The JSON of an error."""
     return {"error": {"code": code, "message": message}}

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 from cromicle_sdk._errors import ConfigurationError
+from cromicle_sdk._options import Secret
 
 __all__ = [
     "DEFAULT_MAX_REQUEST_BYTES",
     "WELL_KNOWN_TOKEN",
     "check_callable",
-    "check_delay",
     "check_exposure",
     "check_host",
+    "check_max_concurrent",
     "check_max_request_bytes",
     "check_port",
+    "check_seconds",
+    "check_text",
     "check_token",
 ]
 
@@ -33,18 +36,23 @@ def check_callable(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be callable, not {type(value).__name__}")
 
 
-def check_token(token: object) -> None:
-    """Raise `ConfigurationError`, without the value, unless `token` can be sent and compared."""
-    if not isinstance(token, str) or not token:
-        raise ConfigurationError("token must be a str with at least one character")
+def check_token(name: str, token: Secret) -> None:
+    """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
+    problem = _token_problem(token)
+    if problem is not None:
+        raise ConfigurationError(f"{name} {problem}")
+
+
+def _token_problem(token: Secret) -> str | None:
+    # Nothing is raised from here: `text` is the token in clear.
+    text = cast("object", token.reveal())
+    if not isinstance(text, str) or not text:
+        return "must be a str with at least one character"
     try:
-        token.encode()
+        text.encode()
     except UnicodeEncodeError:
-        pass
-    else:
-        return
-    # Raised out here so that the error above, which holds the token, is not its context.
-    raise ConfigurationError("token has a lone surrogate, which UTF-8 cannot carry")
+        return "has a lone surrogate, which UTF-8 cannot carry"
+    return None
 
 
 def check_max_request_bytes(max_request_bytes: object) -> None:
@@ -52,6 +60,14 @@ def check_max_request_bytes(max_request_bytes: object) -> None:
     if not _is_int(max_request_bytes) or max_request_bytes < 1:
         raise ConfigurationError(
             f"max_request_bytes must be an int of at least 1, not {max_request_bytes!r}"
+        )
+
+
+def check_max_concurrent(max_concurrent: object) -> None:
+    """Raise `ConfigurationError` unless it is None or a whole number of at least one reply."""
+    if max_concurrent is not None and (not _is_int(max_concurrent) or max_concurrent < 1):
+        raise ConfigurationError(
+            f"max_concurrent must be None or an int of at least 1, not {max_concurrent!r}"
         )
 
 
@@ -63,12 +79,22 @@ def check_port(port: object) -> None:
         )
 
 
-def check_delay(delay: object) -> None:
+def check_seconds(name: str, seconds: object) -> None:
     """Raise `ConfigurationError` unless it is a number of seconds that ends."""
-    if isinstance(delay, bool) or not isinstance(delay, (int, float)):
-        raise ConfigurationError(f"delay must be a number of seconds, not {delay!r}")
-    if not 0 <= delay < math.inf:
-        raise ConfigurationError(f"delay must be finite and at least 0 seconds, not {delay!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise ConfigurationError(f"{name} must be a number of seconds, not {seconds!r}")
+    if not 0 <= seconds < math.inf:
+        raise ConfigurationError(f"{name} must be finite and at least 0 seconds, not {seconds!r}")
+
+
+def check_text(name: str, text: object) -> None:
+    """Raise `ConfigurationError`, without the value, unless it is a text that UTF-8 can carry."""
+    if not isinstance(text, str) or not text:
+        raise ConfigurationError(f"{name} must be a str with at least one character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name} has a lone surrogate") from None
 
 
 def check_host(host: object) -> None:
@@ -79,14 +105,15 @@ def check_host(host: object) -> None:
 
 def check_exposure(host: str, *, well_known_token: bool) -> None:
     """Raise `ConfigurationError` where other machines could use a token that everyone knows."""
-    if well_known_token and not _is_loopback(host):
+    if well_known_token and not is_loopback(host):
         raise ConfigurationError(
             f"host {host!r} can be reached by others and the token is the well-known one; "
             "pass a token of your own, or a loopback host"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches it."""
     if host == "localhost":
         return True
     try:

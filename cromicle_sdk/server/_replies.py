@@ -14,8 +14,9 @@ import anyio.lowlevel
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from ._answers import build_error, request_id
-from ._backends import Backend
+from ._admission import Admission
+from ._answers import build_error, format_retry_after, request_id
+from ._backends import Backend, BackendError
 
 __all__ = ["ReplyCut", "StreamedReply"]
 
@@ -34,22 +35,32 @@ class ReplyCut(Exception):  # noqa: N818 - a signal to the ASGI server, reported
     """
 
 
-class _BackendFailed(Exception):  # noqa: N818 - carries the error, is none itself
-    """The backend raised; its error is the cause."""
+class _BackendFailed(Exception):  # noqa: N818 - carries the answer, is no error itself
+    """The backend raised, which is logged; `answer` is for a caller that has no text yet."""
+
+    def __init__(self, answer: JSONResponse) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 @dataclass(frozen=True)
 class StreamedReply:
     """The ASGI response that streams what `backend` answers to `prompt`.
 
-    The head waits for the first piece, so that an early failure is a 500. A later one raises
-    `ReplyCut`. When the client leaves, the backend is cancelled at once.
+    The head waits for the first piece, so that an early failure is an answer of its own: a 500,
+    or what a `BackendError` says. A later one raises `ReplyCut`. When the client leaves, the
+    backend is cancelled at once. Raises `Refusal`, before anything else, where it isn't admitted.
     """
 
     backend: Backend
     prompt: str = field(repr=False)
+    admission: Admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.admission.admit():
+            await self._stream(scope, receive, send)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         cut = False
         async with anyio.create_task_group() as group:
             group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
@@ -64,8 +75,8 @@ class StreamedReply:
         try:
             try:
                 first = await pieces.take()
-            except _BackendFailed:
-                await _build_failure()(scope, receive, send)
+            except _BackendFailed as failed:
+                await failed.answer(scope, receive, send)
                 return False
             return await _send_reply(pieces, first, send)
         except OSError:
@@ -93,9 +104,12 @@ class _Pieces:
                 # The method of `str` itself also refuses what is none.
                 if data := str.encode(piece):
                     return data
+        except BackendError as error:
+            _log_refusal(error, self._request_id)
+            raise _BackendFailed(_build_refusal(error)) from error
         except Exception as error:
             _log_failure(error, self._request_id)
-            raise _BackendFailed from error
+            raise _BackendFailed(_build_failure()) from error
         return None
 
     async def aclose(self) -> None:
@@ -147,6 +161,20 @@ async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 
 def _build_failure() -> JSONResponse:
     return build_error(500, "backend_failed", "the backend failed before its first piece")
+
+
+def _build_refusal(error: BackendError) -> JSONResponse:
+    headers = {} if error.retry_after is None else format_retry_after(error.retry_after)
+    return build_error(error.status, error.code, error.message, headers=headers)
+
+
+def _log_refusal(error: BackendError, identifier: str) -> None:
+    # Who is told to slow down is no failure of anybody's.
+    level = logging.WARNING if error.status == 429 else logging.ERROR
+    detail = " ".join(error.detail.split())
+    logging.getLogger("cromicle_sdk.server").log(
+        level, "no answer: %s, %s (request %s)", error.code, detail, identifier
+    )
 
 
 def _log_failure(error: Exception, identifier: str) -> None:
