@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from cromicle_sdk._request import hash_prompt
 
 from ._answers import Refusal
+from ._tokens import Tokens
 
 __all__ = ["ChatRequest", "check_signature", "parse_chat", "receive_prompt"]
 
@@ -26,7 +27,7 @@ class ChatRequest:
     hash: str = field(repr=False)
 
 
-async def receive_prompt(request: Request, *, token: str, max_request_bytes: int) -> str:
+async def receive_prompt(request: Request, *, tokens: Tokens, max_request_bytes: int) -> str:
     """The prompt of a request that passed every check.
 
     Raises `Refusal` with the status of the first check that failed: 415 content type, 413
@@ -35,7 +36,7 @@ async def receive_prompt(request: Request, *, token: str, max_request_bytes: int
     _check_content_type(request.headers)
     _check_content_length(request.headers, max_request_bytes)
     chat = parse_chat(await _read_body(request, max_request_bytes))
-    check_signature(chat, token)
+    check_signature(chat, tokens)
     return chat.message
 
 
@@ -49,14 +50,15 @@ def parse_chat(body: bytes) -> ChatRequest:
     )
 
 
-def check_signature(chat: ChatRequest, token: str) -> None:
-    """Raise `Refusal` 401 for another token than `token`, 422 for a hash that is not right.
+def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
+    """Raise `Refusal` 401 for a token that is none of `tokens`, 422 for a hash that is not right.
 
     How long it takes doesn't tell how much of either was right.
     """
-    if not hmac.compare_digest(chat.token.encode(), token.encode()):
-        raise Refusal(401, "wrong_token", "the token is not the one that this server expects")
-    expected = hash_prompt(token, chat.message)
+    token = tokens.find(chat.token)
+    if token is None:
+        raise Refusal(401, "wrong_token", "the token is not one that this server expects")
+    expected = hash_prompt(token.reveal(), chat.message)
     if not hmac.compare_digest(chat.hash.encode(), expected.encode()):
         raise Refusal(
             422,
