@@ -8,6 +8,8 @@ with LocalServer() as server, Client(base_url=server.base_url) as client:
     print(client.chat("Hello!").text)
 ```
 
+With `create_app(openai_backend(...))` it is a gateway in front of a model server.
+
 Needs the extra `server`: `pip install "cromicle-sdk[server]"`.
 """
 
@@ -15,13 +17,24 @@ from __future__ import annotations
 
 try:
     from ._app import create_app
-    from ._backends import Backend, echo_backend
+    from ._backends import Backend, BackendError, echo_backend
     from ._local import LocalServer
+    from ._openai import openai_backend
     from ._serve import serve
+    from ._tokens import TokenFile
 except ImportError as _error:
     raise ImportError(
-        "cromicle_sdk.server needs starlette and uvicorn; "
+        "cromicle_sdk.server needs starlette, uvicorn, httpx-sse and prometheus-client; "
         'install them with: pip install "cromicle-sdk[server]"'
     ) from _error
 
-__all__ = ["Backend", "LocalServer", "create_app", "echo_backend", "serve"]
+__all__ = [
+    "Backend",
+    "BackendError",
+    "LocalServer",
+    "TokenFile",
+    "create_app",
+    "echo_backend",
+    "openai_backend",
+    "serve",
+]

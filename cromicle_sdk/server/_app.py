@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -11,58 +13,86 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cromicle_sdk._errors import ConfigurationError
+from cromicle_sdk._options import check_flag
 
-from ._answers import AnswerHeaders, LastAnswer, Refusal, build_error
+from ._access import AccessLog
+from ._admission import Admission
+from ._answers import AnswerHeaders, LastAnswer, Refusal, build_error, format_retry_after
 from ._backends import Backend, echo_backend
 from ._checks import (
     DEFAULT_MAX_REQUEST_BYTES,
     WELL_KNOWN_TOKEN,
     check_callable,
+    check_max_concurrent,
     check_max_request_bytes,
-    check_token,
 )
+from ._metrics import Metrics
+from ._openapi import build_openapi
 from ._replies import StreamedReply
 from ._requests import receive_prompt
+from ._tokens import TokenFile, Tokens, build_tokens, hide_tokens
+from ._visits import Visits
 
-__all__ = ["choose_app", "create_app", "has_well_known_token"]
+__all__ = ["choose_app", "create_app", "find_tokens", "has_well_known_token"]
 
 
 def create_app(
     backend: Backend | None = None,
     *,
     token: str = WELL_KNOWN_TOKEN,
+    tokens: Iterable[str] | TokenFile | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+    max_concurrent: int | None = None,
+    metrics: bool = True,
 ) -> Starlette:
     """An ASGI app that speaks the Cromicle protocol; runs on asyncio and trio.
 
     `POST /chat` streams what `backend` answers, by default an echo, as chunked UTF-8 text;
-    `GET /health` says `{"status": "ok"}`. `token` is what clients must send;
-    `max_request_bytes` is the longest body that is read.
+    `GET /health` says `{"status": "ok"}`, `GET /openapi.json` describes them. It may be mounted
+    below any path of another ASGI app, and needs no lifespan.
+
+    - `token` is what clients must send; or each must send one of `tokens`, or of a `TokenFile`.
+    - `max_request_bytes` is the longest body that is read.
+    - `max_concurrent` replies may be under way at once, None for any number.
+    - `metrics` adds `GET /metrics`, for Prometheus and whoever else can reach it: requests by
+      address, status and end, requests in flight, seconds to the first text and to the end,
+      characters. They hold no text, token or prompt.
 
     An error is `{"error": {"code": …, "message": …}}`, by the first check that fails: 404
-    address, 405 method, 415 content type, 413 size, 400 form, 401 token, 422 hash; 500 where
-    the backend fails before its first piece. A 413 closes the connection unless the body was
-    read to its end. Where the backend fails later the app raises, upon which ASGI servers cut
-    the body off without its end. Every answer has `x-request-id`, the request's own where it
-    is a harmless one.
+    address, 405 method, 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with
+    `Retry-After`) one too many; 500 where the backend fails before its first piece, or what its
+    `BackendError` says. A 413 closes the connection unless the body was read to its end. Where
+    the backend fails later the app raises, upon which ASGI servers cut the body off without its
+    end. Every answer has `x-request-id`, the request's own where it is a harmless one.
 
-    Neither token, hash nor prompt is logged. A failure of the backend is one line of the
-    logger `cromicle_sdk.server`: type and place, never its text.
+    Each request is one line of the logger `cromicle_sdk.server.access`, at level INFO: method,
+    path, status, bytes, seconds to the first text and to the end, and how it ended. A failure of
+    the backend is one line of the logger `cromicle_sdk.server`: type and place, never its text.
+    Neither token, hash nor prompt is logged.
 
     Raises `ConfigurationError`, which names the option that is wrong.
     """
+    given = hide_tokens(token, tokens)
+    del token, tokens
+    accepted = build_tokens(given)
     answer = echo_backend() if backend is None else backend
     check_callable("backend", answer)
-    check_token(token)
     check_max_request_bytes(max_request_bytes)
+    check_max_concurrent(max_concurrent)
+    check_flag("metrics", metrics)
+    admission = Admission(max_concurrent)
+    figures = Metrics() if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
-        prompt = await receive_prompt(request, token=token, max_request_bytes=max_request_bytes)
-        return StreamedReply(answer, prompt)
+        prompt = await receive_prompt(request, tokens=accepted, max_request_bytes=max_request_bytes)
+        return StreamedReply(answer, prompt, admission)
 
     app = Starlette(
-        routes=[Route("/chat", chat, methods=["POST"]), Route("/health", _report_health)],
-        middleware=[Middleware(AnswerHeaders)],
+        routes=[Route("/chat", chat, methods=["POST"]), *_build_documents(figures)],
+        middleware=[
+            Middleware(AnswerHeaders),
+            Middleware(Visits, [AccessLog(), *([] if figures is None else [figures])]),
+        ],
         exception_handlers={
             HTTPException: _answer_unrouted,
             Refusal: _answer_refusal,
@@ -71,7 +101,7 @@ def create_app(
     )
     # A redirect would make clients send their token once more; `/chat/` is no address.
     app.router.redirect_slashes = False
-    app.state.well_known_token = token == WELL_KNOWN_TOKEN
+    app.state.tokens = accepted
     return app
 
 
@@ -93,13 +123,36 @@ def choose_app(
     return app
 
 
+def find_tokens(app: ASGIApp) -> Tokens | None:
+    """What an app of `create_app` accepts; None for any other app."""
+    tokens = getattr(app.state, "tokens", None) if isinstance(app, Starlette) else None
+    return tokens if isinstance(tokens, Tokens) else None
+
+
 def has_well_known_token(app: ASGIApp) -> bool:
     """Whether it is an app of `create_app` that takes the token everyone knows."""
-    return isinstance(app, Starlette) and getattr(app.state, "well_known_token", False)
+    tokens = find_tokens(app)
+    return tokens is not None and tokens.has_well_known
 
 
-async def _report_health(request: Request) -> JSONResponse:
-    return JSONResponse({"status": "ok"})
+def _build_documents(figures: Metrics | None) -> list[Route]:
+    """What can be read without a token."""
+    description = build_openapi(metrics=figures is not None)
+
+    async def report_health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def describe(request: Request) -> Response:
+        return JSONResponse(description)
+
+    routes = [Route("/health", report_health), Route("/openapi.json", describe)]
+    if figures is not None:
+
+        async def report_figures(request: Request) -> Response:
+            return figures.answer()
+
+        routes.append(Route("/metrics", report_figures))
+    return routes
 
 
 async def _answer_unrouted(request: Request, error: Exception) -> Response:
@@ -116,7 +169,8 @@ async def _answer_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)  # it is registered for that alone
     if error.unread:
         return LastAnswer(error.status, error.code, error.message)
-    return build_error(error.status, error.code, error.message)
+    headers = {} if error.retry_after is None else format_retry_after(error.retry_after)
+    return build_error(error.status, error.code, error.message, headers=headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

@@ -1,0 +1,114 @@
+"""The app in other people's servers and apps: uvicorn, hypercorn, trio; Starlette, FastAPI."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from asgi_servers import SERVERS, Serve
+from fastapi import FastAPI
+from runtimes import Runtime
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
+from upstreams import answer, answer_texts, say
+
+from cromicle_sdk import Client, IncompleteReplyError, NotFoundError, RateLimitError, Retry
+from cromicle_sdk.server import create_app, openai_backend
+from cromicle_sdk.testing import FaultyServer
+
+ONCE = Retry(attempts=1)
+TEXT = "Grüße, 日本 🎉"
+
+
+@pytest.fixture(params=list(SERVERS.values()), ids=list(SERVERS))
+def serve(request: pytest.FixtureRequest) -> Serve:
+    found: Serve = request.param
+    return found
+
+
+def build_gateway(faults: FaultyServer, **options: Any) -> Starlette:
+    return create_app(openai_backend(faults.base_url, "m"), **options)
+
+
+def connect(base_url: str) -> Client:
+    return Client(base_url=base_url, token="abc", retry=ONCE)
+
+
+def test_it_streams(serve: Serve, faults: FaultyServer) -> None:
+    gate = threading.Event()
+    answer_texts(faults, "one", "two", gate=gate)
+    with (
+        serve(build_gateway(faults)) as base_url,
+        connect(base_url) as client,
+        client.stream("Hi") as stream,
+    ):
+        assert next(stream) == "one"
+        gate.set()
+        assert list(stream) == ["two"]
+
+
+def test_it_answers_every_colour(serve: Serve, runtime: Runtime, faults: FaultyServer) -> None:
+    answer_texts(faults, *TEXT)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=base_url, token="abc") as client:
+            for _ in range(3):
+                assert (await client.chat("Hi")).text == TEXT
+
+    with serve(build_gateway(faults)) as base_url:
+        runtime.run(scenario)
+
+
+def test_a_refusal_is_passed_on(serve: Serve, faults: FaultyServer) -> None:
+    faults.fail(429, retry_after=9)
+    with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
+        with pytest.raises(RateLimitError) as caught:
+            client.chat("Hi")
+    assert caught.value.retry_after == 9
+
+
+def test_a_reply_is_cut(serve: Serve, faults: FaultyServer) -> None:
+    answer(faults, *say("half"))
+    with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
+        with pytest.raises(IncompleteReplyError) as caught:
+            client.chat("Hi")
+    assert caught.value.partial_text == "half"
+
+
+def test_a_caller_that_leaves_ends_the_call(serve: Serve, faults: FaultyServer) -> None:
+    answer(faults, *say("one", "never"), gate=threading.Event())
+    with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
+        with client.stream("Hi") as stream:
+            assert next(stream) == "one"
+        faults.wait_until_closed()
+
+
+def mount_in_starlette(app: ASGIApp) -> ASGIApp:
+    return Starlette(routes=[Route("/", _greet), Mount("/models/llama", app)])
+
+
+def mount_in_fastapi(app: ASGIApp) -> ASGIApp:
+    outer = FastAPI()
+    outer.add_route("/", _greet)
+    outer.mount("/models/llama", app)
+    return outer
+
+
+async def _greet(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("the outer app")
+
+
+@pytest.mark.parametrize("mount", [mount_in_starlette, mount_in_fastapi])
+def test_it_can_be_mounted(serve: Serve, mount: Any, faults: FaultyServer) -> None:
+    answer_texts(faults, TEXT)
+    answer(faults, *say("half"))
+    with serve(mount(build_gateway(faults))) as base_url:
+        with connect(f"{base_url}/models/llama") as client:
+            assert client.chat("Hi").text == TEXT
+            with pytest.raises(IncompleteReplyError):
+                client.chat("Hi")
+        with connect(base_url) as client, pytest.raises(NotFoundError):
+            client.chat("Hi")
