@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Generator
+from functools import partial
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
-from ._app import choose_app, has_well_known_token
+from ._app import choose_app, find_tokens, has_well_known_token
 from ._backends import Backend
 from ._checks import (
     DEFAULT_MAX_REQUEST_BYTES,
@@ -16,7 +21,10 @@ from ._checks import (
     check_exposure,
     check_host,
     check_port,
+    check_seconds,
+    is_loopback,
 )
+from ._tokens import TokenFile
 from ._uvicorn import build_server, format_base_url, listen
 
 __all__ = ["serve"]
@@ -32,18 +40,24 @@ def serve(
     port: int = 8000,
     token: str = WELL_KNOWN_TOKEN,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+    grace: float = GRACE_SECONDS,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
 
-    `app_or_backend` is an app of `create_app`, which brings its own token and limit, or a
+    `app_or_backend` is an app of `create_app`, which brings its own token and limits, or a
     backend, by default an echo; with it, `token` and `max_request_bytes` are those of
     `create_app`. `port` 0 is any free one. `on_ready` is called once with the base URL, as
     soon as clients can connect to it.
 
-    After Ctrl-C no connection is accepted any more; replies in flight have 5 seconds to end,
-    or until a second Ctrl-C, and are then cut off. SIGTERM does the same and then ends the
-    process, as it does by default. Call it from the main thread, for signals go there.
+    After Ctrl-C no connection is accepted any more; replies in flight have `grace` seconds to
+    end, or until a second Ctrl-C, and are then cut off. SIGTERM does the same and then ends the
+    process, as it does by default. SIGHUP has the app's `TokenFile` read again, where it has one;
+    one that is wrong, or that would let everybody in from elsewhere, changes nothing. Call it
+    from the main thread, for signals go there.
+
+    A request must arrive whole: 10 seconds for its head, 60 more for its body; then it is a 408
+    and the connection is closed.
 
     Raises `ConfigurationError`, which names the option that is wrong, before anything else,
     and `OSError` where it can't listen there.
@@ -55,11 +69,43 @@ def serve(
     check_host(host)
     check_port(port)
     check_exposure(host, well_known_token=has_well_known_token(app))
+    check_seconds("grace", grace)
     if on_ready is not None:
         check_callable("on_ready", on_ready)
-    server = build_server(app, grace=GRACE_SECONDS)
-    # uvicorn hands Ctrl-C on once it has stopped, which is what was asked for.
-    with listen(host, port) as listener, contextlib.suppress(KeyboardInterrupt):
+    reload = _find_reload(app, host)
+    server = build_server(app, grace=grace, on_started=partial(_handle_hangup, reload))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(host, port))
+        stack.enter_context(_hangup_ignored(when=reload is not None))
+        # uvicorn hands Ctrl-C on once it has stopped, which is what was asked for.
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         if on_ready is not None:
             on_ready(format_base_url(listener))
         server.run(sockets=[listener])
+
+
+def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:
+    """What SIGHUP does for this app; None for the default, which ends the process."""
+    tokens = find_tokens(app)
+    if isinstance(tokens, TokenFile) and sys.platform != "win32":
+        return partial(tokens.reload, allow_well_known=is_loopback(host))
+    return None
+
+
+def _handle_hangup(reload: Callable[[], object] | None) -> None:
+    """Called from the server's loop, which then calls `reload` between two of its tasks."""
+    if reload is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+
+@contextlib.contextmanager
+def _hangup_ignored(*, when: bool) -> Generator[None]:
+    """SIGHUP does nothing before the loop handles it, and what it did before afterwards."""
+    if not when:
+        yield
+        return
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, handler)

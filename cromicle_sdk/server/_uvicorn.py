@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ._replies import ReplyCut
+from ._protocol import Protocol
 
 __all__ = ["CuttingServer", "build_server", "format_base_url", "listen"]
 
@@ -57,7 +54,7 @@ def build_server(
         app,
         # Not uvloop where that happens to be installed: the same server everywhere.
         loop="asyncio",
-        http=_QuietProtocol,
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -132,22 +129,3 @@ class CuttingServer(uvicorn.Server):
 
     def _is_busy(self) -> bool:
         return bool(self.server_state.connections or self.server_state.tasks)
-
-
-class _QuietProtocol(H11Protocol):
-    """uvicorn's h11 protocol with a log of its own and no access log.
-
-    uvicorn's options for that change loggers of the whole process, which may well run another
-    uvicorn, and its own log shows a traceback for each reply that was cut off on purpose.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.access_log = False
-        self.logger = logging.getLogger("cromicle_sdk.server.http")
-        self.logger.addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, ReplyCut)

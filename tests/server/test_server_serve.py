@@ -109,8 +109,7 @@ def wait_until_refused(base_url: str) -> None:
             httpx.get(base_url + "/health")
 
 
-def test_after_ctrl_c_a_reply_in_flight_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cromicle_sdk.server._serve.GRACE_SECONDS", 60)
+def test_after_ctrl_c_a_reply_in_flight_may_end() -> None:
     gate = Gate()
     replies: list[str] = []
 
@@ -123,12 +122,11 @@ def test_after_ctrl_c_a_reply_in_flight_may_end(monkeypatch: pytest.MonkeyPatch)
             gate.opened.set()
             replies.append(first + "".join(texts))
 
-    run_beside(user, gate)
+    run_beside(user, gate, grace=60)
     assert replies == ["one two"]
 
 
-def test_after_ctrl_c_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cromicle_sdk.server._serve.GRACE_SECONDS", 60)
+def test_after_ctrl_c_an_idle_connection_is_closed() -> None:
 
     def user(base_url: str) -> None:
         port = httpx.URL(base_url).port
@@ -139,11 +137,10 @@ def test_after_ctrl_c_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPat
             press_ctrl_c()
             assert connection.recv(65536) == b""
 
-    run_beside(user)
+    run_beside(user, grace=60)
 
 
-def test_a_second_ctrl_c_cuts_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cromicle_sdk.server._serve.GRACE_SECONDS", 60)
+def test_a_second_ctrl_c_cuts_it_off() -> None:
     gate = Gate()
 
     def user(base_url: str) -> None:
@@ -157,13 +154,12 @@ def test_a_second_ctrl_c_cuts_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
                 next(texts)
 
     try:
-        run_beside(user, gate)
+        run_beside(user, gate, grace=60)
     finally:
         gate.opened.set()
 
 
-def test_a_reply_that_does_not_end_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cromicle_sdk.server._serve.GRACE_SECONDS", 0.1)
+def test_a_reply_that_does_not_end_in_time_is_cut_off() -> None:
     gate = Gate()
 
     def user(base_url: str) -> None:
@@ -175,7 +171,7 @@ def test_a_reply_that_does_not_end_in_time_is_cut_off(monkeypatch: pytest.Monkey
                 next(texts)
 
     try:
-        run_beside(user, gate)
+        run_beside(user, gate, grace=0.1)
     finally:
         gate.opened.set()
 
@@ -240,6 +236,8 @@ def test_without_a_hook_it_serves_as_well() -> None:
         ("token", 5),
         ("max_request_bytes", 0),
         ("on_ready", 1),
+        ("grace", -1),
+        ("grace", None),
         ("host", "0.0.0.0"),
     ],
 )
