@@ -36,5 +36,5 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("CROMICLE_BASE_URL", "CROMICLE_TOKEN"):
+    for name in ("CROMICLE_BASE_URL", "CROMICLE_TOKEN", "CROMICLE_UPSTREAM_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
+from cromicle_sdk._options import Secret
 from cromicle_sdk._version import __version__
 
 from ._ask import Target, build_messages, print_json, print_stream
 from ._local import serve_in_foreground
 from ._parameters import parse_delay, parse_headers, parse_limit
 from ._report import report
+from ._service import Service, check_combination
 from ._stats import format_stats
 from ._text import read_text
 
@@ -28,7 +31,7 @@ _VISIBLE = (
 Examples:
   cromicle ask --local "Hello, how are you?"
   cat notes.txt | cromicle ask "Summarise this."
-  cromicle serve --port 8000
+  cromicle serve --upstream http://localhost:11434/v1 --model llama3.2
 """,
 )
 @click.version_option(__version__, prog_name="cromicle", message="%(prog)s %(version)s")
@@ -125,7 +128,15 @@ def ask(
         report(format_stats(reply))
 
 
-@cromicle.command()
+@cromicle.command(
+    epilog="""\b
+Examples:
+  cromicle serve
+  cromicle serve --upstream http://localhost:11434/v1 --model llama3.2
+  cromicle serve --upstream https://api.openai.com/v1 --model gpt-4o-mini
+  cromicle serve --host 0.0.0.0 --tokens-file tokens.txt --max-concurrent 20
+"""
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
@@ -142,20 +153,105 @@ def ask(
     help=f"What callers must send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
 )
 @click.option(
+    "--tokens-file",
+    metavar="FILE",
+    help="Take each of the tokens in this file instead, one on a line; # begins a comment."
+    " SIGHUP has it read again.",
+)
+@click.option(
+    "--upstream",
+    metavar="URL",
+    help="The OpenAI-compatible model server that answers; its URL usually ends in /v1."
+    "  [default: none, an echo]",
+)
+@click.option("--model", metavar="NAME", help="The model to ask it for.")
+@click.option(
+    "--upstream-key",
+    envvar="CROMICLE_UPSTREAM_KEY",
+    metavar="KEY",
+    help="The key that it wants. Other users of this machine can see it in the list of processes;"
+    " prefer $CROMICLE_UPSTREAM_KEY.  [default: $CROMICLE_UPSTREAM_KEY, else none]",
+)
+@click.option(
+    "--upstream-timeout",
+    type=parse_limit,
+    metavar="SECONDS",
+    help="How long to wait for a connection to it, for its first bytes, and from each to the next."
+    "  [default: 5, 60 and 60; 600 for a whole answer]",
+)
+@click.option("--system", metavar="TEXT", help="Put this before each prompt, as the system's.")
+@click.option(
+    "--parse-roles",
+    is_flag=True,
+    help="Send a prompt made of several messages as those messages, not as one of the user's.",
+)
+@click.option(
     "--delay",
     type=parse_delay,
     default=0.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait before each word but the first.",
+    help="How long the echo waits before each word but the first.",
 )
-def serve(host: str, port: int, token: str | None, delay: float) -> None:
-    """Run the embedded server, which echoes, until Ctrl-C.
+@click.option(
+    "--max-concurrent",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many replies may be under way at once; one more is told to come back."
+    "  [default: any number]",
+)
+@click.option(
+    "--max-request-bytes",
+    type=click.IntRange(min=1),
+    default=1024 * 1024,
+    show_default=True,
+    metavar="N",
+    help="The longest request that is read.",
+)
+@click.option(
+    "--grace",
+    type=parse_delay,
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long replies that have begun may go on after Ctrl-C or SIGTERM.",
+)
+@click.option(
+    "--metrics/--no-metrics",
+    default=True,
+    show_default=True,
+    help="Whether GET /metrics tells Prometheus, and whoever asks, how much is going on.",
+)
+@click.option(
+    "--access-log/--no-access-log",
+    default=True,
+    show_default=True,
+    help="Whether each request is a line on stderr.",
+)
+@click.pass_context
+def serve(
+    context: click.Context,
+    /,
+    host: str,
+    port: int,
+    grace: float,
+    access_log: bool,
+    token: str | None,
+    upstream_key: str | None,
+    **options: Any,
+) -> None:
+    """Run a server until Ctrl-C: an echo, or a gateway in front of a model server.
 
-    Its address, and a line to ask it with, are printed on stderr once it listens. Ctrl-C (exit
-    code 130) and SIGTERM let replies that have begun end first, for 5 seconds at most; a second
-    Ctrl-C does not.
+    Its address, and a line to ask it with, are printed on stderr once it listens; then its log.
+    Ctrl-C (exit code 130) and SIGTERM let replies that have begun end first, for --grace seconds
+    at most; a second Ctrl-C does not.
     """
-    serve_in_foreground(host=host, port=port, token=token, delay=delay)
+    check_combination(context)
+    service = Service(
+        token=None if token is None else Secret(token),
+        upstream_key=None if upstream_key is None else Secret(upstream_key),
+        **options,
+    )
+    serve_in_foreground(service, host=host, port=port, grace=grace, access_log=access_log)
     # It has returned, so it was interrupted; `run` says what that comes to.
     raise KeyboardInterrupt

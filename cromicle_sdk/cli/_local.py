@@ -9,9 +9,9 @@ from types import ModuleType
 
 import click
 
-from cromicle_sdk._options import DEFAULT_TOKEN
-
+from ._log import log_to_stderr
 from ._report import report
+from ._service import Service
 
 __all__ = ["serve_for_one_call", "serve_in_foreground"]
 
@@ -28,25 +28,25 @@ def serve_for_one_call(token: str | None) -> Generator[tuple[str, str]]:
         yield local.base_url, own_token
 
 
-def serve_in_foreground(*, host: str, port: int, token: str | None, delay: float) -> None:
-    """Serve until Ctrl-C. Raises `ClickException` without the extra, or where it can't listen."""
+def serve_in_foreground(
+    service: Service, *, host: str, port: int, grace: float, access_log: bool
+) -> None:
+    """Serve until Ctrl-C, with the server's log on stderr.
+
+    Raises `ConfigurationError`, and `ClickException` without the extra or where it can't listen.
+    """
     server = _load_server()
-    own_token = DEFAULT_TOKEN if token is None else token
+    app = service.build_app(server)
 
     def say_how_to_ask(base_url: str) -> None:
         report(base_url, label="Serving at ")
         report(f'cromicle ask --base-url {base_url} "Hello, how are you?"', label="Ask it with ")
-        if own_token != DEFAULT_TOKEN:
-            report("the same token in $CROMICLE_TOKEN, or in --token.", label="It wants ")
+        if service.how_to_sign is not None:
+            report(service.how_to_sign, label="It wants ")
 
     try:
-        server.serve(
-            server.echo_backend(delay=delay),
-            host=host,
-            port=port,
-            token=own_token,
-            on_ready=say_how_to_ask,
-        )
+        with log_to_stderr(access=access_log):
+            server.serve(app, host=host, port=port, grace=grace, on_ready=say_how_to_ask)
     except OSError as error:
         raise click.ClickException(
             f"The server can't listen on {host} port {port}: {error.strerror}. "

@@ -204,7 +204,7 @@ def test_a_failed_call_never_shows_the_token(server: FaultyServer) -> None:
 
 
 def test_the_server_answers_a_client_until_ctrl_c() -> None:
-    with start("serve", "--port", "0") as process:
+    with start("serve", "--port", "0", "--no-access-log") as process:
         assert process.stderr is not None
         base_url = process.stderr.readline().split()[-1].decode()
         pasted = process.stderr.readline().decode()
@@ -217,7 +217,8 @@ def test_the_server_answers_a_client_until_ctrl_c() -> None:
 
 
 def test_the_server_takes_the_token_of_the_environment_and_ends_by_sigterm() -> None:
-    with start("serve", "--port=0", env=build_environment(CROMICLE_TOKEN="s3cret")) as process:
+    environment = build_environment(CROMICLE_TOKEN="s3cret")
+    with start("serve", "--port=0", "--no-access-log", env=environment) as process:
         assert process.stderr is not None
         lines = [process.stderr.readline().decode() for _ in range(3)]
         assert "$CROMICLE_TOKEN" in lines[2]

@@ -19,9 +19,11 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from cromicle_sdk import Client, CromicleError, Headers, Reply, __main__, __version__
+from cromicle_sdk import Client, CromicleError, Headers, Reply, Timeout, __main__, __version__
+from cromicle_sdk._options import Secret
 from cromicle_sdk.cli import _commands, _local, _report, run
 from cromicle_sdk.cli._output import RawOutput
+from cromicle_sdk.cli._service import Service
 from cromicle_sdk.cli._stats import format_json, format_stats
 from cromicle_sdk.cli._words import describe_error
 from cromicle_sdk.testing import FaultyServer
@@ -52,6 +54,7 @@ def server() -> Iterator[FaultyServer]:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROMICLE_BASE_URL", raising=False)
     monkeypatch.delenv("CROMICLE_TOKEN", raising=False)
+    monkeypatch.delenv("CROMICLE_UPSTREAM_KEY", raising=False)
     pipe_in(monkeypatch, b"")
 
 
@@ -188,6 +191,30 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
         (["serve", "--host", "0.0.0.0"], "token of your own"),
         (["serve", "--host", ""], "host must be"),
+        (["serve", "--token", ""], "--token must be"),
+        (["serve", "--upstream", "http://h"], "--upstream needs --model NAME"),
+        (["serve", "--upstream", "http://h", "--model", ""], "--upstream needs --model NAME"),
+        (["serve", "--upstream", "h:1", "--model", "m"], "--upstream: it must begin with http"),
+        (["serve", "--upstream", "http://s3cret@", "--model", "m"], "--upstream: it names no host"),
+        (
+            ["serve", "--upstream", "http://h", "--model", "m", "--upstream-key", "s3cr\n"],
+            "--upstream-key must be",
+        ),
+        (
+            ["serve", "--upstream", "http://h", "--model", "m", "--upstream-timeout", "0"],
+            "'--upstream-timeout'",
+        ),
+        (["serve", "--upstream", "http://h", "--model", "m", "--delay", "1"], "--delay slows"),
+        (["serve", "--model", "m"], "--model is for a model server: pass its --upstream"),
+        (["serve", "--upstream-key", "s3cret"], "--upstream-key is for a model server"),
+        (["serve", "--upstream-timeout", "5"], "--upstream-timeout is for a model server"),
+        (["serve", "--system", "S"], "--system is for a model server"),
+        (["serve", "--parse-roles"], "--parse-roles is for a model server"),
+        (["serve", "--token", "s3cret", "--tokens-file", "f"], "exclude each other"),
+        (["serve", "--tokens-file", "/no/such/file"], "--tokens-file: /no/such/file can't be read"),
+        (["serve", "--max-concurrent", "0"], "'--max-concurrent'"),
+        (["serve", "--max-request-bytes", "0"], "'--max-request-bytes'"),
+        (["serve", "--grace", "-1"], "'--grace'"),
     ],
 )
 def test_wrong_use_is_named_and_exits_2(
@@ -507,23 +534,104 @@ def test_serve_waits_between_words_and_wants_its_token(monkeypatch: pytest.Monke
     assert "mine" not in "".join(lines)
 
 
+DEFAULTS: dict[str, Any] = {
+    "token": None,
+    "tokens_file": None,
+    "upstream": None,
+    "model": None,
+    "upstream_key": None,
+    "upstream_timeout": None,
+    "system": None,
+    "parse_roles": False,
+    "delay": 0.0,
+    "max_concurrent": None,
+    "max_request_bytes": 1024 * 1024,
+    "metrics": True,
+}
+RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_log": True}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "options"),
+    ("arguments", "service", "options"),
     [
-        ([], {"host": "127.0.0.1", "port": 8000, "token": None, "delay": 0.0}),
+        ([], {}, {}),
         (
-            ["--host", "::1", "--port", "9", "--token", "mine", "--delay", "0.5"],
-            {"host": "::1", "port": 9, "token": "mine", "delay": 0.5},
+            ["--host", "::1", "--port", "9", "--token", "mine", "--delay", "0.5", "--grace", "60"],
+            {"token": Secret("mine"), "delay": 0.5},
+            {"host": "::1", "port": 9, "grace": 60.0},
         ),
+        (
+            ["--upstream", "http://h/v1", "--model", "m", "--upstream-key", "k", "--parse-roles"],
+            {
+                "upstream": "http://h/v1",
+                "model": "m",
+                "upstream_key": Secret("k"),
+                "parse_roles": True,
+            },
+            {},
+        ),
+        (
+            ["--upstream=http://h", "--model=m", "--upstream-timeout=9", "--system", "Rhyme."],
+            {"upstream": "http://h", "model": "m", "upstream_timeout": 9.0, "system": "Rhyme."},
+            {},
+        ),
+        (
+            ["--tokens-file", "f", "--max-concurrent", "3", "--max-request-bytes", "9"],
+            {"tokens_file": "f", "max_concurrent": 3, "max_request_bytes": 9},
+            {},
+        ),
+        (["--no-metrics", "--no-access-log"], {"metrics": False}, {"access_log": False}),
     ],
 )
 def test_what_options_make_of_the_server(
-    arguments: list[str], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    service: dict[str, Any],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    served: list[dict[str, object]] = []
-    monkeypatch.setattr(_commands, "serve_in_foreground", lambda **given: served.append(given))
+    served: list[tuple[Service, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        _commands, "serve_in_foreground", lambda made, **given: served.append((made, given))
+    )
     assert run(["serve", *arguments]) == 130
-    assert served == [options]
+    assert served == [(Service(**{**DEFAULTS, **service}), {**RUN, **options})]
+    assert "mine" not in repr(served)
+
+
+def test_keys_and_tokens_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROMICLE_TOKEN", "t")
+    monkeypatch.setenv("CROMICLE_UPSTREAM_KEY", "k")
+    served: list[Service] = []
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda made, **_: served.append(made))
+    # A key that is set for another day, or a token for the clients, is no contradiction.
+    assert run(["serve", "--tokens-file", "f"]) == 130
+    assert served[0].upstream_key == Secret("k")
+    assert served[0].tokens_file == "f"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout"),
+    [
+        (None, Timeout()),
+        (9, Timeout(connect=9, first_byte=9, stall=9, total=600)),
+        (900, Timeout(connect=900, first_byte=900, stall=900, total=900)),
+    ],
+)
+def test_the_limits_of_the_upstream(
+    seconds: float | None, timeout: Timeout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cromicle_sdk import server
+
+    made: list[Any] = []
+
+    def build(*args: Any, **options: Any) -> Any:
+        made.append(options["timeout"])
+        return server.echo_backend()
+
+    monkeypatch.setattr(server, "openai_backend", build)
+    options = {"upstream": "http://h", "model": "m", "upstream_timeout": seconds}
+    Service(**{**DEFAULTS, **options}).build_app(server)
+    assert made == [timeout]
 
 
 def test_serve_says_when_it_cannot_listen(capsysbinary: Capture) -> None:
