@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
 from typing import Any, Literal, cast
 
 import h11
@@ -44,6 +46,12 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        # asyncio does this for sockets that name their protocol, which `listen` has no way to do.
+        # Without it the first text waits for the client to acknowledge the head: 40 ms.
+        connection: socket.socket = transport.get_extra_info("socket")
+        # A client that has left already makes it fail on some systems.
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._await("head", None, HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:

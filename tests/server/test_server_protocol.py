@@ -170,3 +170,15 @@ def test_an_app_that_answers_early_is_not_disturbed() -> None:
     with connect(app=app) as connection:
         connection.sendall(HEAD + b"content-length: 100\r\n\r\n{")
         assert b"done" in read_reply(connection)
+
+
+def test_no_text_waits_for_the_client_to_acknowledge_the_last() -> None:
+    with LocalServer() as server:
+        url = httpx.URL(server.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            connection.sendall(WHOLE)
+            read_reply(connection)
+            assert server._server is not None
+            (served,) = server._server.server_state.connections
+            accepted = served.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
