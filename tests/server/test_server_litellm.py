@@ -1,0 +1,186 @@
+"""A model server that nobody here wrote: LiteLLM's proxy, through the command, in every colour.
+
+It is installed once into a virtual environment of its own, `.venv-litellm` in the repository,
+for its pins are not ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from runtimes import Runtime
+
+from cromicle_sdk import Client, InternalServerError, Retry
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals"),
+]
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = ROOT / ".venv-litellm"
+# To install it takes a minute, to start it some ten seconds.
+PATIENCE = 300.0
+
+TEXTS = {
+    "plain": "Hello, how are you? I am a model that says the same every time.",
+    "letters": "Grüße, 日本 🎉 \u2028 \x85 é\u0301\nand a second line\r\n\tand a third\n\n",
+    "long": "A word, another one, and so on. " * 30,
+}
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running LiteLLM proxy."""
+
+    base_url: str
+    key: str = field(repr=False)
+
+
+def install() -> Path:
+    """LiteLLM's command; installed where that was not done before."""
+    ready = ENVIRONMENT / "installed"
+    if not ready.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
+        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", "litellm[proxy]>=1.80"]
+        subprocess.run(pip, check=True)
+        ready.touch()
+    return ENVIRONMENT / "bin" / "litellm"
+
+
+@contextlib.contextmanager
+def run(command: list[str], log: Path, **environment: str) -> Generator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=log.parent,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def find_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url).is_success:
+                return
+        time.sleep(0.1)
+    pytest.fail(log.read_text(errors="replace"))
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    litellm = install()
+    folder = tmp_path_factory.mktemp("litellm")
+    key = f"sk-{secrets.token_hex(32)}"
+    models = [
+        {
+            "model_name": name,
+            "litellm_params": {"model": "openai/mock", "api_key": "x", "mock_response": text},
+        }
+        for name, text in TEXTS.items()
+    ]
+    config = folder / "config.yaml"
+    settings = {"model_list": models, "general_settings": {"master_key": key}}
+    # JSON is YAML, but for two characters that end lines there, and pairs of surrogates.
+    text = json.dumps(settings, ensure_ascii=False)
+    config.write_text(text.replace("\u2028", "\\u2028").replace("\x85", "\\x85"), "utf-8")
+    port, log = find_port(), folder / "log"
+    command = [str(litellm), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
+    with run(command, log, LITELLM_LOCAL_MODEL_COST_MAP="True") as process:
+        base_url = f"http://127.0.0.1:{port}"
+        wait_until_it_answers(f"{base_url}/health/liveliness", process, log)
+        yield Proxy(f"{base_url}/v1", key)
+
+
+@contextlib.contextmanager
+def serve_gateway(proxy: Proxy, model: str, folder: Path, key: str | None = None) -> Generator[str]:
+    """`cromicle serve` in front of the proxy; the base URL."""
+    port, log = find_port(), folder / "log"
+    command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", str(port)]
+    command += ["--upstream", proxy.base_url, "--model", model]
+    with run(command, log, CROMICLE_UPSTREAM_KEY=key or proxy.key) as process:
+        base_url = f"http://127.0.0.1:{port}"
+        wait_until_it_answers(f"{base_url}/health", process, log)
+        yield base_url
+    assert proxy.key not in log.read_text()
+
+
+@pytest.fixture(scope="module", params=list(TEXTS))
+def model(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def gateway(proxy: Proxy, model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve_gateway(proxy, model, tmp_path_factory.mktemp("gateway")) as base_url:
+        yield base_url
+
+
+def test_the_text_is_the_models(gateway: str, model: str, runtime: Runtime) -> None:
+    async def scenario() -> None:
+        async with runtime.client(base_url=gateway, token="abc") as client:
+            reply = await client.chat("Hello")
+            assert reply.text == TEXTS[model]
+            # LiteLLM sends a mock in pieces; they arrive as such.
+            assert reply.chunks > 1
+            stream = client.stream("Hello")
+            assert "".join([text async for text in stream]) == TEXTS[model]
+
+    runtime.run(scenario)
+
+
+def test_the_openai_package_gets_the_same_text(proxy: Proxy, gateway: str, model: str) -> None:
+    with openai.OpenAI(base_url=proxy.base_url, api_key=proxy.key) as directly:
+        events = directly.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Hello"}], stream=True
+        )
+        pieces = [event.choices[0].delta.content or "" for event in events if event.choices]
+    with Client(base_url=gateway, token="abc") as client:
+        assert client.chat("Hello").text == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "key", "words"),
+    # Without a database some versions call a wrong key a 400.
+    [("plain", "sk-wrong", "key|refused"), ("unheard-of", None, "refused")],
+)
+def test_its_refusals_are_passed_on(
+    proxy: Proxy, model_name: str, key: str | None, words: str, tmp_path: Path
+) -> None:
+    with (
+        serve_gateway(proxy, model_name, tmp_path, key) as base_url,
+        Client(base_url=base_url, token="abc", retry=Retry(attempts=1)) as client,
+        pytest.raises(InternalServerError, match=words) as caught,
+    ):
+        client.chat("Hello")
+    assert caught.value.status_code == 502
