@@ -1,0 +1,192 @@
+"""Many callers of the gateway at once, and many that leave: none lost, none wrong, nothing left.
+
+The figures are a tenth of the full ones; `CROMICLE_STORMS=full` runs them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+from upstreams import DONE, STOP, say
+
+from cromicle_sdk import AsyncClient, Retry, Timeout
+from cromicle_sdk.server import LocalServer
+
+FULL = os.environ.get("CROMICLE_STORMS") == "full"
+ONCE = Retry(attempts=1)
+PATIENT = Timeout(connect=60, first_byte=120, stall=120)
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def scaled(full: int) -> int:
+    return full if FULL else full // 10
+
+
+class ModelServer:
+    """A model server that says the prompt word by word, or, asked to hang, "one" and no more."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.asked = 0
+
+    async def answer(self, request: Request) -> StreamingResponse:
+        prompt = (await request.json())["messages"][-1]["content"]
+        return StreamingResponse(self._stream(prompt), media_type="text/event-stream")
+
+    async def _stream(self, prompt: str) -> AsyncIterator[str]:
+        self.in_flight += 1
+        self.asked += 1
+        try:
+            if prompt == "hang":
+                yield say("one")[0]
+                await asyncio.Event().wait()
+            for word in prompt.split(" "):
+                yield say(f"{word} ")[0]
+                await asyncio.sleep(0.01)
+            yield STOP
+            yield DONE
+        finally:
+            self.in_flight -= 1
+
+    @property
+    def app(self) -> Starlette:
+        return Starlette(routes=[Route("/v1/chat/completions", self.answer, methods=["POST"])])
+
+
+class Gateway:
+    """`cromicle serve` in a process of its own, so that its memory and sockets are its own."""
+
+    def __init__(self, process: subprocess.Popen[str], base_url: str) -> None:
+        self._folder = Path(f"/proc/{process.pid}")
+        self.base_url = base_url
+
+    @property
+    def sockets(self) -> int:
+        """How many it has open; its listener is one."""
+        count = 0
+        for file in (self._folder / "fd").iterdir():
+            try:
+                count += str(file.readlink()).startswith("socket:")
+            except FileNotFoundError:
+                continue
+        return count
+
+    @property
+    def memory(self) -> int:
+        """Its resident set, in bytes."""
+        pages = int((self._folder / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def in_flight(self) -> float:
+        text = httpx.get(f"{self.base_url}/metrics").text
+        return next(
+            family.samples[0].value
+            for family in text_string_to_metric_families(text)
+            if family.name == "cromicle_requests_in_flight"
+        )
+
+
+@pytest.fixture
+def model_server() -> ModelServer:
+    return ModelServer()
+
+
+@pytest.fixture
+def gateway(model_server: ModelServer) -> Iterator[Gateway]:
+    with LocalServer(app=model_server.app) as upstream:
+        command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", "0", "--no-access-log"]
+        command += ["--upstream", f"{upstream.base_url}/v1", "--model", "m"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr is not None
+                yield Gateway(process, process.stderr.readline().split()[-1])
+            finally:
+                process.kill()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("target", ["gateway", "echo"])
+def test_many_streams_at_once(
+    target: str, backend: str, request: pytest.FixtureRequest, model_server: ModelServer
+) -> None:
+    """The full figure in any case: a tenth of it would be no crowd."""
+    streams = 500
+    replies: dict[str, str] = {}
+    base_url: str = request.getfixturevalue(target).base_url
+
+    async def ask(client: AsyncClient, number: int) -> None:
+        prompt = f"{number} " + "é🎉 " * 20 + str(number)
+        replies[prompt] = (await client.chat(prompt)).text
+
+    async def main() -> None:
+        async with AsyncClient(
+            base_url=base_url, token="abc", retry=ONCE, timeout=PATIENT
+        ) as client:
+            async with anyio.create_task_group() as group:
+                for number in range(streams):
+                    group.start_soon(ask, client, number)
+
+    anyio.run(main, backend=backend)
+    assert len(replies) == streams
+    assert [prompt for prompt, text in replies.items() if text.rstrip() != prompt] == []
+    assert model_server.asked == (streams if target == "gateway" else 0)
+
+
+@LINUX
+def test_callers_that_leave_in_the_middle_leave_nothing(
+    gateway: Gateway, model_server: ModelServer
+) -> None:
+    callers, at_once = scaled(1000), 50
+
+    async def leave(client: AsyncClient) -> None:
+        async with client.stream("hang") as stream:
+            async for _ in stream:
+                return
+
+    async def leave_all(count: int) -> None:
+        async with AsyncClient(
+            base_url=gateway.base_url, token="abc", retry=ONCE, timeout=PATIENT
+        ) as client:
+            for _ in range(count // at_once):
+                async with anyio.create_task_group() as group:
+                    for _ in range(at_once):
+                        group.start_soon(leave, client)
+
+    # What is loaded and cached the first time is no growth.
+    anyio.run(leave_all, 2 * at_once)
+    wait_until(lambda: model_server.in_flight == 0)
+    before = gateway.memory
+    anyio.run(leave_all, callers)
+    wait_until(lambda: model_server.in_flight == 0)
+    wait_until(lambda: gateway.in_flight == 0)
+    wait_until(lambda: gateway.sockets <= 3)
+    assert model_server.asked == callers + 2 * at_once
+    gc.collect()
+    assert gateway.memory - before < 8 * 1024 * 1024
+
+
+def wait_until(is_so: Callable[[], Any]) -> None:
+    """The figure is 1 s; a busy machine may take longer to notice."""
+    deadline = time.monotonic() + 5
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
