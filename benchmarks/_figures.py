@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ._gateway import ADDED, BOUND
 from ._measure import Measure
 
 __all__ = ["FIGURES", "Figure"]
@@ -55,6 +56,7 @@ def _build_figures() -> tuple[Figure, ...]:
         Figure("prompt", "cromicle", "bare", "cpu", 1.5),
         Figure("memory", "cromicle blocking", "the reply's size", "memory", 2.5),
         Figure("memory", "cromicle asyncio", "the reply's size", "memory", 2.5),
+        Figure("gateway", ADDED, BOUND, "wall", 1.0),
     ]
     return tuple(figures)
 

@@ -13,6 +13,7 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 
+from ._gateway import CONTENDERS as GATEWAY
 from ._isolated import IMPORTED, PARTS, long_reply, measure_apart, measure_import
 from ._measure import Contender, Measure, Sample, Setting, Stopwatch
 from ._rivals import ASYNC, BLOCKING, Answer, Ask, AsyncAsk
@@ -299,6 +300,13 @@ SCENARIOS: dict[str, Scenario] = {
                 Contender("the reply's size", _reply_size),
             ],
             rounds=3,
+        ),
+        Scenario(
+            "gateway",
+            "from the call to its first text, of a model server and through the gateway before it",
+            {"wall": "latency"},
+            GATEWAY,
+            rounds=5,
         ),
     )
 }
