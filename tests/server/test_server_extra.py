@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn", "httpx_sse", "prometheus_client"])
 def test_a_missing_package_is_named_with_the_command_that_brings_it(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
