@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import cromicle_sdk
+from cromicle_sdk.cli._commands import serve
+from cromicle_sdk.cli._service import check_combination
 from cromicle_sdk.server import LocalServer
 
 ROOT = Path(__file__).parent.parent
@@ -52,3 +55,21 @@ def test_the_tree_of_errors_names_every_error() -> None:
 def test_the_table_of_options_names_every_option() -> None:
     options = set(cromicle_sdk.Client.__init__.__kwdefaults__ or ()) - {"transport"}
     assert options <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+
+
+def test_the_table_of_the_gateway_names_every_flag() -> None:
+    flags = {
+        option
+        for parameter in serve.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    # Of a pair, the one that changes something; the delay is the echo's.
+    named = flags - {"--metrics", "--access-log", "--delay"}
+    assert named <= set(re.findall(r"`(--[\w-]+)`", README))
+
+
+def test_the_command_lines_of_the_gateway_are_right() -> None:
+    lines = re.findall(r"^(?:ExecStart=\S*|\S*/)cromicle serve (.*)$", README, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        check_combination(serve.make_context("serve", shlex.split(line)))
