@@ -13,7 +13,7 @@ import anyio
 import httpx
 
 from cromicle_sdk._async_transport import AsyncConnections
-from cromicle_sdk._httpx import HTTPX_VERSION, build_route
+from cromicle_sdk._httpx import HTTPX_VERSION, build_route, strip_frames
 from cromicle_sdk._limits import Limits
 from cromicle_sdk._options import ConnectionOptions, Endpoint, Secret, Timeout
 from cromicle_sdk._request import Request
@@ -156,8 +156,9 @@ class Call:
             if failure is None:
                 raise
         except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
-            # It is the same error still, without the frames that hold the key.
-            raise error.with_traceback(None)  # noqa: B904
+            # It is the same error still, without the frames that hold the key, and without what
+            # it came up in: a socket that was full, whose frames hold it as well.
+            raise strip_frames(error)  # noqa: B904
         raise failure
 
 

@@ -181,6 +181,19 @@ class TestRequest:
         gate.set()
         assert faults.connections == 2
 
+    @pytest.mark.parametrize("end", ["close", "reset", "keep"])
+    def test_what_comes_of_the_body_after_the_answer_changes_nothing(
+        self, end: Any, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        head = build_head(content_type=EVENTS)
+        rest = b"" if end != "keep" else b"no chunk size\r\n"
+        faults.raw(head + build_chunk("".join([*say("ok"), DONE])) + rest, end=end)
+        with connect(faults) as client:
+            assert client.chat("Hi").text == "ok"
+            assert client.chat("Hi").text == "ok"
+        assert faults.connections == 2
+        assert not caplog.records
+
     def test_over_tls_and_with_a_certificate_of_ones_own(self) -> None:
         authority = trustme.CA()
         with FaultyServer(ssl_context=_server_context(authority)) as upstream:
@@ -694,14 +707,15 @@ class TestAsABackend:
     def test_no_frame_of_a_cancellation_shows_the_key(
         self, loop: Runtime, faults: FaultyServer
     ) -> None:
-        faults.stall()
+        # The request is never read, so that it is cancelled while it is being sent.
+        faults.stall(when="head")
         backend: Any = openai_backend(faults.base_url, "m", api_key=KEY)
         shown: list[str] = []
 
         async def scenario() -> None:
-            with anyio.move_on_after(0.1):
+            with anyio.move_on_after(0.5):
                 try:
-                    async for _ in backend("Hi"):
+                    async for _ in backend("x" * 20_000_000):
                         pass
                 except BaseException as error:
                     shown.append(_show_frames(error))
