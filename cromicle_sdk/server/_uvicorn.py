@@ -42,9 +42,7 @@ def format_base_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def build_server(
-    app: ASGIApp, *, grace: float, on_started: Callable[[], None] | None = None
-) -> CuttingServer:
+def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) -> CuttingServer:
     """A uvicorn server for `app`; run it with `run(sockets=[listener])`.
 
     Once stopped it lets replies in flight go on for `grace` seconds and then cuts them off.
@@ -73,7 +71,7 @@ class CuttingServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, grace: float, on_started: Callable[[], None] | None
+        self, config: uvicorn.Config, *, grace: float, on_started: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self._grace = grace
@@ -94,8 +92,7 @@ class CuttingServer(uvicorn.Server):
         self._woken = anyio.Event()
         loop = self.servers[0].get_loop()
         self._wake = functools.partial(loop.call_soon_threadsafe, self._woken.set)
-        if self._on_started is not None:
-            self._on_started()
+        self._on_started()
 
     async def main_loop(self) -> None:
         # Ten times a second, as uvicorn does it for its clock and its signals.

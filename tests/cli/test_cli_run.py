@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import runpy
@@ -638,6 +639,35 @@ def test_serve_says_when_it_cannot_listen(capsysbinary: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run(["serve", "--port", str(taken.getsockname()[1])]) == 1
     assert "Choose another --port" in read_error(capsysbinary)
+
+
+@pytest.mark.parametrize("access_log", [True, False])
+def test_serve_shows_its_log(
+    access_log: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Capture,
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("s3cret")
+
+    def user(base_url: str) -> None:
+        with Client(base_url=base_url, token="s3cret") as client:
+            client.chat("Hi")
+
+    levels = [logging.getLogger(f"cromicle_sdk.server{name}").level for name in ("", ".access")]
+    arguments = ["--tokens-file", str(file), *([] if access_log else ["--no-access-log"])]
+    code, lines = serve_beside(user, monkeypatch, *arguments)
+    assert code == 130
+    assert lines[2] == f"It wants one of the tokens in {file}, in $CROMICLE_TOKEN or in --token."
+    said = capsysbinary.readouterr().err.decode()
+    assert ("method=POST path=/chat status=200" in said) == access_log
+    assert "s3cret" not in said
+    # A process that goes on, as this one does, keeps its own.
+    assert not logging.getLogger("cromicle_sdk.server").handlers
+    assert levels == [
+        logging.getLogger(f"cromicle_sdk.server{name}").level for name in ("", ".access")
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["ask", "--local", "Hi"], ["serve"]])

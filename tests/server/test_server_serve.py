@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,7 +22,7 @@ import httpx
 import pytest
 
 from cromicle_sdk._errors import ConfigurationError
-from cromicle_sdk.server import create_app, serve
+from cromicle_sdk.server import TokenFile, create_app, serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals")
 
@@ -197,6 +200,65 @@ def test_as_a_process_of_its_own_it_ends_without_a_word(number: int, status: int
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stdout, stderr) == (status, "", "")
+
+
+class TestHangup:
+    def test_it_has_a_file_of_tokens_read_again(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "cromicle_sdk.server")
+        file = tmp_path / "tokens"
+        file.write_text("old-token")
+        tokens = TokenFile(file)
+        handler = signal.getsignal(signal.SIGHUP)
+
+        def user(base_url: str) -> None:
+            file.write_text("new-token")
+            os.kill(os.getpid(), signal.SIGHUP)
+            wait_until(lambda: tokens.find("new-token") is not None)
+            answer = httpx.post(base_url + "/chat", json=sign("hi", "new-token"))
+            assert answer.status_code == 200
+            press_ctrl_c()
+
+        run_beside(user, create_app(tokens=tokens))
+        assert signal.getsignal(signal.SIGHUP) is handler
+
+    @pytest.mark.parametrize(("host", "is_taken"), [("127.0.0.1", True), ("0.0.0.0", False)])
+    def test_the_well_known_token_is_taken_on_this_machine_alone(
+        self, host: str, is_taken: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "cromicle_sdk.server")
+        file = tmp_path / "tokens"
+        file.write_text("mine")
+        tokens = TokenFile(file)
+
+        def user(base_url: str) -> None:
+            file.write_text("mine\nabc")
+            os.kill(os.getpid(), signal.SIGHUP)
+            wait_until(lambda: "tokens: " in caplog.text)
+            press_ctrl_c()
+
+        run_beside(user, create_app(tokens=tokens), host=host)
+        assert (tokens.find("abc") is not None) == is_taken
+        assert tokens.find("mine") is not None
+
+    def test_without_a_file_it_is_left_alone(self) -> None:
+        handler = signal.getsignal(signal.SIGHUP)
+        seen: list[Any] = []
+
+        def user(base_url: str) -> None:
+            seen.append(signal.getsignal(signal.SIGHUP))
+            press_ctrl_c()
+
+        run_beside(user, create_app(tokens=["mine"]))
+        assert seen == [handler]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_hook_that_fails_ends_it() -> None:
