@@ -30,7 +30,6 @@ def serve_with_uvicorn(app: ASGIApp) -> Generator[str]:
 @contextlib.contextmanager
 def serve_with_hypercorn(app: ASGIApp) -> Generator[str]:
     """hypercorn on asyncio."""
-    stopped: Any = None
     loop = asyncio.new_event_loop()
     stopped = asyncio.Event()
 

@@ -68,7 +68,8 @@ def openai_backend(
     Nothing is asked twice, no redirect followed, no cookie kept.
 
     A caller that goes away ends its call upstream, at once; one that reads slowly slows it down.
-    It works on asyncio and trio, on several event loops too, and needs no closing.
+    More than 1,000 calls at once wait their turn, within `timeout.total`. It works on asyncio and
+    trio, on several event loops too, and needs no closing.
 
     Raises `ConfigurationError`, which names the option that is wrong.
     """

@@ -599,6 +599,14 @@ def test_what_options_make_of_the_server(
     assert "mine" not in repr(served)
 
 
+def test_the_defaults_are_the_packages() -> None:
+    from cromicle_sdk import server
+
+    options = server.create_app.__kwdefaults__ or {}
+    assert {options[name] == DEFAULTS[name] for name in ("max_request_bytes", "metrics")} == {True}
+    assert (server.serve.__kwdefaults__ or {})["grace"] == RUN["grace"]
+
+
 def test_keys_and_tokens_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROMICLE_TOKEN", "t")
     monkeypatch.setenv("CROMICLE_UPSTREAM_KEY", "k")

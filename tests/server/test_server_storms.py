@@ -25,7 +25,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from upstreams import DONE, STOP, say
 
-from cromicle_sdk import AsyncClient, Retry, Timeout
+from cromicle_sdk import AsyncClient, Client, Retry, Timeout
 from cromicle_sdk.server import LocalServer
 
 FULL = os.environ.get("CROMICLE_STORMS") == "full"
@@ -41,11 +41,15 @@ def scaled(full: int) -> int:
 
 
 class ModelServer:
-    """A model server that says the prompt word by word, or, asked to hang, "one" and no more."""
+    """A model server that says the prompt word by word.
+
+    Asked to hang it says "one" and no more; asked to flood it says a kilobyte for ever.
+    """
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.asked = 0
+        self.flooded = 0
 
     async def answer(self, request: Request) -> StreamingResponse:
         prompt = (await request.json())["messages"][-1]["content"]
@@ -58,6 +62,11 @@ class ModelServer:
             if prompt == "hang":
                 yield say("one")[0]
                 await asyncio.Event().wait()
+            while prompt == "flood":
+                yield say("x" * 1000)[0]
+                self.flooded += 1000
+                # uvicorn does not wait once the gateway has left.
+                await asyncio.sleep(0)
             for word in prompt.split(" "):
                 yield say(f"{word} ")[0]
                 await asyncio.sleep(0.01)
@@ -182,6 +191,27 @@ def test_callers_that_leave_in_the_middle_leave_nothing(
     assert model_server.asked == callers + 2 * at_once
     gc.collect()
     assert gateway.memory - before < 8 * 1024 * 1024
+
+
+@LINUX
+def test_a_caller_that_does_not_read_costs_no_memory(
+    gateway: Gateway, model_server: ModelServer
+) -> None:
+    with Client(base_url=gateway.base_url, token="abc", retry=ONCE) as client:
+        client.chat("warm up")
+        before = gateway.memory
+        with client.stream("flood") as stream:
+            next(stream)
+            seen = -1
+            # It has come to a stop once two looks see the same.
+            while seen != model_server.flooded:
+                seen = model_server.flooded
+                time.sleep(0.5)
+            # The buffers of two connections on loopback are some megabytes.
+            assert seen < 64 * 1024 * 1024
+            assert gateway.memory - before < 8 * 1024 * 1024
+            assert model_server.in_flight == 1
+    wait_until(lambda: model_server.in_flight == 0)
 
 
 def wait_until(is_so: Callable[[], Any]) -> None:
