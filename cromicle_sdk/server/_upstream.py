@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import ssl
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -64,6 +65,9 @@ class Upstream:
         self._connections = AsyncConnections(
             build_route(self._endpoint, options), max_connections=options.max_connections
         )
+        # A backend that is dropped is often part of a cycle, with its app; by a finalizer of their
+        # own its sockets could then be collected, with a warning, before anybody closed them.
+        weakref.finalize(self, self._connections.close)
         self._key = key
         self._headers = _build_headers(self._endpoint, key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -659,6 +660,25 @@ class TestAsABackend:
         # On another loop it begins afresh.
         loop.run(scenario)
         assert faults.connections == 2
+
+    def test_one_that_is_dropped_leaves_no_socket(
+        self, loop: Runtime, faults: FaultyServer
+    ) -> None:
+        answer_texts(faults, "ok")
+
+        async def scenario(backend: Any) -> None:
+            assert [text async for text in backend("Hi")] == ["ok"]
+
+        def use_in_a_cycle() -> None:
+            backend: Any = openai_backend(faults.base_url, "m")
+            loop.run(lambda: scenario(backend))
+            # Collected by itself it would be easy.
+            backend.itself = backend
+
+        use_in_a_cycle()
+        assert faults.open_connections == 1
+        gc.collect()
+        faults.wait_until_closed()
 
     def test_leaving_in_the_middle_closes_the_connection(
         self, loop: Runtime, faults: FaultyServer
