@@ -22,15 +22,18 @@ SCRIPTS = [block for block in BLOCKS if "def test_" not in block]
 SUITES = [block for block in BLOCKS if "def test_" in block]
 
 
+@pytest.mark.parametrize("token", ["", "a token of mine"])
 @pytest.mark.parametrize("block", SCRIPTS, ids=range(len(SCRIPTS)))
 def test_a_python_block_runs(
     block: str,
-    echo: LocalServer,
+    token: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    monkeypatch.setenv("CROMICLE_TOKEN", token)
+    with LocalServer() as echo:
+        monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
+        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
     if "print(" in block:
         assert capsys.readouterr().out
 

@@ -21,7 +21,6 @@ from ._answers import AnswerHeaders, LastAnswer, Refusal, build_error, format_re
 from ._backends import Backend, echo_backend
 from ._checks import (
     DEFAULT_MAX_REQUEST_BYTES,
-    WELL_KNOWN_TOKEN,
     check_callable,
     check_max_concurrent,
     check_max_request_bytes,
@@ -39,7 +38,7 @@ __all__ = ["choose_app", "create_app", "find_tokens", "has_well_known_token"]
 def create_app(
     backend: Backend | None = None,
     *,
-    token: str = WELL_KNOWN_TOKEN,
+    token: str | None = None,
     tokens: Iterable[str] | TokenFile | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     max_concurrent: int | None = None,
@@ -51,7 +50,8 @@ def create_app(
     `GET /health` says `{"status": "ok"}`, `GET /openapi.json` describes them. It may be mounted
     below any path of another ASGI app, and needs no lifespan.
 
-    - `token` is what clients must send; or each must send one of `tokens`, or of a `TokenFile`.
+    - `token` is what clients must send: without it `$CROMICLE_TOKEN`, else `abc`, as for the
+      clients; or each must send one of `tokens`, or of a `TokenFile`.
     - `max_request_bytes` is the longest body that is read.
     - `max_concurrent` replies may be under way at once, None for any number.
     - `metrics` adds `GET /metrics`, for Prometheus and whoever else can reach it: requests by
@@ -59,11 +59,12 @@ def create_app(
       characters. They hold no text, token or prompt.
 
     An error is `{"error": {"code": …, "message": …}}`, by the first check that fails: 404
-    address, 405 method, 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with
-    `Retry-After`) one too many; 500 where the backend fails before its first piece, or what its
-    `BackendError` says. A 413 closes the connection unless the body was read to its end. Where
-    the backend fails later the app raises, upon which ASGI servers cut the body off without its
-    end. Every answer has `x-request-id`, the request's own where it is a harmless one.
+    address, 405 method, 505 HTTP/1.0 (which has no chunks, so that a cut would look like an
+    end), 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with `Retry-After`) one
+    too many; 500 where the backend fails before its first piece, or what its `BackendError`
+    says. A 413 closes the connection unless the body was read to its end. Where the backend
+    fails later the app raises, upon which ASGI servers cut the body off without its end. Every
+    answer has `x-request-id`, the request's own where it is a harmless one.
 
     Each request is one line of the logger `cromicle_sdk.server.access`, at level INFO: method,
     path, status, bytes, seconds to the first text and to the end, and how it ended. A failure of
@@ -106,7 +107,7 @@ def create_app(
 
 
 def choose_app(
-    backend: Backend | None, app: ASGIApp | None, *, token: str, max_request_bytes: int
+    backend: Backend | None, app: ASGIApp | None, *, token: str | None, max_request_bytes: int
 ) -> ASGIApp:
     """`app` if there is one, else one for the other options.
 
@@ -115,7 +116,7 @@ def choose_app(
     if app is None:
         return create_app(backend, token=token, max_request_bytes=max_request_bytes)
     check_callable("app", app)
-    defaults = (None, WELL_KNOWN_TOKEN, DEFAULT_MAX_REQUEST_BYTES)
+    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES)
     if (backend, token, max_request_bytes) != defaults:
         raise ConfigurationError(
             "app brings its own backend, token and max_request_bytes; pass those to create_app()"

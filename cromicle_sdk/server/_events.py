@@ -24,7 +24,7 @@ class Events:
     what `read` raises. Call `aclose` in the end.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, read: Callable[[], Awaitable[bytes | bytearray]]) -> None:
         self._texts = _Texts(read)
         self._events = EventSource(_Response(self._texts)).aiter_sse()
 
@@ -58,7 +58,7 @@ class _Response(httpx.Response):
 class _Texts:
     """Bytes as text, strictly; `seen` counts the bytes since it was last set to 0."""
 
-    def __init__(self, read: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, read: Callable[[], Awaitable[bytes | bytearray]]) -> None:
         self._read = read
         # The standard has one byte order mark dropped.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -79,7 +79,7 @@ class _Texts:
                 return text
         raise StopAsyncIteration
 
-    def _decode(self, data: bytes) -> str:
+    def _decode(self, data: bytes | bytearray) -> str:
         try:
             return self._decoder.decode(data, final=not data)
         except UnicodeDecodeError:

@@ -12,7 +12,6 @@ from ._app import choose_app, has_well_known_token
 from ._backends import Backend
 from ._checks import (
     DEFAULT_MAX_REQUEST_BYTES,
-    WELL_KNOWN_TOKEN,
     check_exposure,
     check_host,
     check_port,
@@ -48,7 +47,7 @@ class LocalServer:
         backend: Backend | None = None,
         *,
         app: ASGIApp | None = None,
-        token: str = WELL_KNOWN_TOKEN,
+        token: str | None = None,
         max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
         host: str = "127.0.0.1",
         port: int = 0,

@@ -21,6 +21,7 @@ _ERRORS = {
     "429": "The model server has too much to do.",
     "500": "The backend failed before its first piece.",
     "502": "The model server refused, can't be reached, or answered nonsense.",
+    "505": "HTTP/1.0, in which a reply that is cut off would look like a whole one.",
     "503": "As many replies as are allowed at once are under way.",
     "504": "The model server did not answer in time.",
 }

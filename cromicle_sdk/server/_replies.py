@@ -24,6 +24,9 @@ __all__ = ["ReplyCut", "StreamedReply"]
 # server, not enough to hold up the server's own end.
 CLOSE_SECONDS = 2.0
 
+# A code for programs, a sentence for people.
+_FAILED = ("backend_failed", "the backend failed before its first piece")
+
 # Enough of the way to a failure to lead from the backend into the library that it uses.
 _LOGGED_STEPS = 8
 
@@ -101,8 +104,7 @@ class _Pieces:
             if self._iterator is None:
                 self._iterator = await _open(self._backend, self._prompt)
             async for piece in self._iterator:
-                # The method of `str` itself also refuses what is none.
-                if data := str.encode(piece):
+                if data := _encode(piece):
                     return data
         except BackendError as error:
             _log_refusal(error, self._request_id)
@@ -122,6 +124,14 @@ class _Pieces:
                 await close()
         except Exception as error:  # noqa: BLE001 - a backend is other people's code
             _log_failure(error, self._request_id)
+
+
+def _encode(piece: object) -> bytes:
+    if not isinstance(piece, str):
+        raise BackendError(
+            500, *_FAILED, detail=f"the backend gave {type(piece).__name__}, not str"
+        )
+    return str.encode(piece)
 
 
 async def _open(backend: Backend, prompt: str) -> AsyncIterator[str]:
@@ -160,7 +170,7 @@ async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 
 
 def _build_failure() -> JSONResponse:
-    return build_error(500, "backend_failed", "the backend failed before its first piece")
+    return build_error(500, *_FAILED)
 
 
 def _build_refusal(error: BackendError) -> JSONResponse:

@@ -30,9 +30,11 @@ class ChatRequest:
 async def receive_prompt(request: Request, *, tokens: Tokens, max_request_bytes: int) -> str:
     """The prompt of a request that passed every check.
 
-    Raises `Refusal` with the status of the first check that failed: 415 content type, 413
-    size, 400 form, 401 token, 422 hash; `ClientDisconnect` when the client left meanwhile.
+    Raises `Refusal` with the status of the first check that failed: 505 version, 415 content
+    type, 413 size, 400 form, 401 token, 422 hash; `ClientDisconnect` when the client left
+    meanwhile.
     """
+    _check_version(request.scope["http_version"])
     _check_content_type(request.headers)
     _check_content_length(request.headers, max_request_bytes)
     chat = parse_chat(await _read_body(request, max_request_bytes))
@@ -64,6 +66,18 @@ def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
             422,
             "hash_mismatch",
             "the hash is not the lower-case hex SHA-256 of the token followed by the message",
+        )
+
+
+def _check_version(http_version: str) -> None:
+    # There are no chunks in it: the end of the connection is that of the reply, cut or not. A
+    # proxy that asks with it would hand on a cut as an end.
+    if http_version == "1.0":
+        raise Refusal(
+            505,
+            "http_version_not_supported",
+            "ask with HTTP/1.1: in HTTP/1.0 a reply that is cut off looks like a whole one",
+            unread=True,
         )
 
 

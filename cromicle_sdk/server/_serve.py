@@ -16,7 +16,6 @@ from ._app import choose_app, find_tokens, has_well_known_token
 from ._backends import Backend
 from ._checks import (
     DEFAULT_MAX_REQUEST_BYTES,
-    WELL_KNOWN_TOKEN,
     check_callable,
     check_exposure,
     check_host,
@@ -38,7 +37,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    token: str = WELL_KNOWN_TOKEN,
+    token: str | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     grace: float = GRACE_SECONDS,
     on_ready: Callable[[str], None] | None = None,

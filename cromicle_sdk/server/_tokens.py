@@ -88,11 +88,11 @@ class GivenTokens:
     `several` is what `tokens` holds, or the type of it where it can hold none.
     """
 
-    token: Secret
+    token: Secret | None
     several: Tokens | tuple[Secret, ...] | type | None
 
 
-def hide_tokens(token: str, tokens: Iterable[str] | Tokens | None) -> GivenTokens:
+def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> GivenTokens:
     """The two options, wrapped before any of them can be wrong.
 
     An error about an option leaves through frames whose locals a traceback may print.
@@ -104,15 +104,14 @@ def hide_tokens(token: str, tokens: Iterable[str] | Tokens | None) -> GivenToken
         several = type(tokens)
     else:
         several = tuple(Secret(text) for text in tokens)
-    return GivenTokens(Secret(token), several)
+    return GivenTokens(None if token is None else Secret(token), several)
 
 
 def build_tokens(given: GivenTokens) -> Tokens:
-    """The accepted tokens. Raises `ConfigurationError`, which names the option."""
+    """The accepted tokens. Raises `ConfigurationError`, which names the option or the variable."""
     if given.several is None:
-        check_token("token", given.token)
-        return Tokens([given.token])
-    if given.token != Secret(WELL_KNOWN_TOKEN):
+        return Tokens([_find_token(given.token)])
+    if given.token is not None:
         raise ConfigurationError("tokens: pass token or tokens, not both")
     if isinstance(given.several, Tokens):
         return given.several
@@ -124,6 +123,16 @@ def build_tokens(given: GivenTokens) -> Tokens:
     for each in given.several:
         check_token("tokens", each)
     return Tokens(given.several)
+
+
+def _find_token(given: Secret | None) -> Secret:
+    if given is not None:
+        check_token("token", given)
+        return given
+    # As the clients do it, so that both agree where nobody says anything.
+    token = Secret(os.environ.get("CROMICLE_TOKEN") or WELL_KNOWN_TOKEN)
+    check_token("$CROMICLE_TOKEN", token)
+    return token
 
 
 def _read_tokens(path: Path) -> list[Secret]:

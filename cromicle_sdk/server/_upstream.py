@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import ssl
 import time
-import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -65,9 +64,6 @@ class Upstream:
         self._connections = AsyncConnections(
             build_route(self._endpoint, options), max_connections=options.max_connections
         )
-        # A backend that is dropped is often part of a cycle, with its app; by a finalizer of their
-        # own its sockets could then be collected, with a warning, before anybody closed them.
-        weakref.finalize(self, self._connections.close)
         self._key = key
         self._headers = _build_headers(self._endpoint, key)
 
@@ -114,7 +110,7 @@ class Call:
             raise build_invalid("its answer is neither a stream of events nor JSON")
         self.is_stream = media_type == "text/event-stream"
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end."""
         data = await self._run(self._exchange.read)
         self._has_ended = not data

@@ -320,7 +320,7 @@ class TestAnyBody:
     ("option", "value"),
     [
         ("token", ""),
-        ("token", None),
+        ("token", 5),
         ("token", b"abc"),
         ("token", "x\ud800"),
         ("max_request_bytes", 0),

@@ -21,6 +21,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
+from cromicle_sdk import Client
 from cromicle_sdk._errors import ConfigurationError
 from cromicle_sdk.server import Backend, LocalServer, _local, create_app
 from cromicle_sdk.server._answers import LastAnswer
@@ -491,3 +492,27 @@ class TestOptions:
 def test_a_gate_is_a_backend() -> None:
     backend: Backend = Gate()
     assert callable(backend)
+
+
+def test_a_reader_that_could_not_see_a_cut_is_refused() -> None:
+    """In HTTP/1.0 the end of the connection is that of the reply, whole or not."""
+    with LocalServer() as server, connect(server) as sock:
+        body = json.dumps({"message": "Hi", "token": "abc", "hash": "x"}).encode()
+        sock.sendall(
+            b"POST /chat HTTP/1.0\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        answer = b""
+        while data := sock.recv(65536):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert b"ask with HTTP/1.1" in answer
+
+
+def test_without_a_token_it_expects_what_clients_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROMICLE_TOKEN", "of the environment")
+    with LocalServer() as server, Client(base_url=server.base_url) as client:
+        assert client.chat("Hi").text == "Hi"
+    monkeypatch.setenv("CROMICLE_TOKEN", "\udcff")
+    with pytest.raises(ConfigurationError, match=r"\$CROMICLE_TOKEN"):
+        LocalServer()

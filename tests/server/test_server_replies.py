@@ -44,6 +44,7 @@ class Exchange:
     async def run(self) -> None:
         scope = {
             "type": "http",
+            "http_version": "1.1",
             "method": "POST",
             "path": "/chat",
             "headers": [(b"content-type", b"application/json"), (b"x-request-id", b"id-1")],
@@ -180,7 +181,7 @@ async def yield_surrogate(prompt: str) -> AsyncIterator[str]:
         (raise_when_awaited, "OSError"),
         (raise_when_called, "OSError"),
         (return_nonsense, "TypeError"),
-        (yield_bytes, "TypeError"),
+        (yield_bytes, "the backend gave bytes, not str"),
         (yield_surrogate, "UnicodeEncodeError"),
     ],
 )
