@@ -27,13 +27,12 @@ from ._options import (
     ConnectionOptions,
     Options,
     Retry,
-    Secret,
     Timeout,
-    hide_token,
 )
 from ._reply import Headers, Reply, ReplyReceiver
 from ._request import build_request
 from ._retry import Attempts, RetryBudget
+from ._secret import Secret, hide_token
 from ._transport import ClosedByCaller
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from ._endpoint import Endpoint
 from ._errors import (
     APIConnectionError,
     APITimeoutError,
@@ -22,7 +23,7 @@ from ._errors import (
     shorten,
 )
 from ._limits import Limits
-from ._options import LONGEST_WAIT, ConnectionOptions, Endpoint
+from ._options import LONGEST_WAIT, ConnectionOptions
 from ._request import Request
 from ._transport import ClosedByCaller, Head, Route
 

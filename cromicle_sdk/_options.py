@@ -1,42 +1,36 @@
-"""Options: defaults, environment, checks, and the wrapper that hides the token."""
+"""Options: defaults, environment, checks."""
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html import escape
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from json.encoder import encode_basestring
 from typing import Any, TypedDict, cast
-from urllib.parse import quote, quote_plus, unquote_to_bytes, urlsplit
 
+from ._endpoint import Endpoint
 from ._errors import ConfigurationError
+from ._secret import DEFAULT_TOKEN, Secret
 
 __all__ = [
+    "DEFAULT_BASE_URL",
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
     "LONGEST_WAIT",
     "CallOptions",
     "ConnectionOptions",
-    "Endpoint",
     "Options",
     "Retry",
-    "Secret",
     "Timeout",
     "ViewOptions",
     "check_flag",
     "check_timeout",
-    "hide_token",
 ]
 
 DEFAULT_BASE_URL = "https://cromicle.top"
-DEFAULT_TOKEN = "abc"  # noqa: S105 - the protocol's well-known token, which protects nothing
 DEFAULT_MAX_REPLY_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_CONNECTIONS = 1000
 
@@ -48,15 +42,6 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
 # there as opaque data, but a str does not say which bytes those would be.
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
-_URL_FORM = "write https://HOST[:PORT][/PATH]"
-_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
-# RFC 1035, 2.3.4; a scope of an IPv6 address is the name of an interface, and far shorter.
-_LONGEST_HOST = 253
-# WHATWG URL, "ends-in-a-number checker": such a host is an IPv4 address or none at all.
-_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
-# IDNA 2003, which Python has, maps these to others; IDNA 2008 keeps them, and so two hosts.
-_IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
-_NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 
 
 def _check_count(name: str, value: object) -> int:
@@ -82,70 +67,6 @@ def _check_number(name: str, value: object, expected: str) -> None:
 
 def _kind(value: object) -> str:
     return type(value).__name__
-
-
-class Secret:
-    """A text that shows itself to nobody but who calls `reveal`."""
-
-    __slots__ = ("_pattern", "_text")
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._pattern: re.Pattern[str] | None = None
-
-    def reveal(self) -> str:
-        return self._text
-
-    def hide_in(self, text: str) -> str:
-        """A text of somebody else's without this secret that it may quote.
-
-        It is found as it is and as JSON, Python and URLs write it. The well-known token, which
-        is none, may be a part of an innocent word, and is left where it stands.
-        """
-        if self._text == DEFAULT_TOKEN:
-            return text
-        if self._text.isalnum() and self._text.isascii():
-            # Such a one, each request's hash for one, is written in one way only.
-            return text.replace(self._text, "[redacted]")
-        if self._pattern is None:
-            self._pattern = re.compile("".join(map(_match_quoted, self._text)))
-        return self._pattern.sub("[redacted]", text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __repr__(self) -> str:
-        return "<secret>"
-
-
-def _match_quoted(character: str) -> str:
-    """A pattern for a character as JSON, Python, HTML and URLs may write it."""
-    if character.isalnum() and character.isascii():
-        return character
-    data, units = character.encode(), character.encode("utf-16-be").hex()
-    escapes = {
-        "".join(rf"\u{units[i : i + 4]}" for i in range(0, len(units), 4)),  # JSON
-        "".join(f"%{byte:02x}" for byte in data),
-        "".join(rf"\x{byte:02x}" for byte in data),  # the repr of bytes
-        rf"\U{ord(character):08x}",
-        rf"\x{ord(character):02x}",
-        f"&#{ord(character)};",
-        f"&#x{ord(character):x};",
-    }
-    forms = {
-        character,
-        "\\" + character,  # a quote, a backslash, a slash
-        repr(character)[1:-1],
-        encode_basestring(character)[1:-1],
-        escape(character),
-        quote_plus(character),
-    }
-    as_it_is = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
-    in_any_case = "|".join(map(re.escape, escapes))
-    return f"(?:{as_it_is}|(?i:{in_any_case}))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,95 +143,6 @@ class ViewOptions(CallOptions, total=False):
     """What `with_options` may set: a call's options, and the token."""
 
     token: str
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where requests go, taken apart once.
-
-    `url` is for people and never holds userinfo; `authorization` is what the userinfo of
-    `base_url` asks for (RFC 7617), or None.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-    authorization: Secret | None = None
-
-    @classmethod
-    def parse(cls, name: str, base_url: object) -> Endpoint:
-        """The endpoint below a base URL; `name` is the option that errors speak of."""
-        if not isinstance(base_url, str):
-            raise ConfigurationError(f"{name}: expected a URL as a str, not {_kind(base_url)}")
-        if _NOT_IN_URL.search(base_url):
-            raise ConfigurationError(
-                f"{name}: it holds a character that a URL can't hold (a space, a quote, a control)"
-            )
-        try:
-            base_url.encode()
-            parts = urlsplit(base_url)
-            port = parts.port
-        except ValueError:
-            # What urllib says would quote the URL, and so a password in it.
-            raise ConfigurationError(f"{name}: not a URL; {_URL_FORM}") from None
-        if parts.scheme not in ("http", "https"):
-            raise ConfigurationError(f"{name}: it must begin with http:// or https://")
-        if not parts.hostname:
-            raise ConfigurationError(f"{name}: it names no host; {_URL_FORM}")
-        userinfo, _, host_and_port = parts.netloc.rpartition("@")
-        # Python 3.10 lets brackets pass that later versions refuse.
-        is_sound = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
-        is_literal = host_and_port.startswith("[")
-        if not is_sound or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
-            raise ConfigurationError(f"{name}: its host or port is none; {_URL_FORM}")
-        if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
-            raise ConfigurationError(f"{name}: it can't have a query or a fragment")
-        if port == 0:
-            raise ConfigurationError(f"{name}: port 0 can't be connected to")
-        host = _ascii_host(name, parts.hostname)
-        if len(host) > _LONGEST_HOST:
-            raise ConfigurationError(f"{name}: its host is longer than a name can be")
-        if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
-            # A resolver may well know 127.1 or 0x7f.1, but what it takes them for is its secret.
-            raise ConfigurationError(f"{name}: write an IPv4 address as four numbers, as 127.0.0.1")
-        return cls(
-            scheme=parts.scheme,
-            host=host,
-            port=port or (443 if parts.scheme == "https" else 80),
-            path=quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~") + "/chat",
-            authorization=_basic_authorization(parts.netloc),
-        )
-
-    @property
-    def netloc(self) -> str:
-        """Host and port as in a `Host` header: brackets for IPv6, no default port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.scheme == "https" else 80
-        return host if self.port == default else f"{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://{self.netloc}{self.path}"
-
-    @property
-    def base_url(self) -> str:
-        return self.url.removesuffix("/chat")
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1.
-
-        So are 0.0.0.0 and ::, to which a connection ends up on this machine, too.
-        """
-        name = self.host.removesuffix(".")
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        address = _parse_ip(name)
-        if address is None:
-            return False
-        address = getattr(address, "ipv4_mapped", None) or address
-        return address.is_loopback or address.is_unspecified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,17 +272,6 @@ class ConnectionOptions:
             raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
 
 
-def hide_token(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options with the token wrapped, in place and unchecked.
-
-    The first thing to do with a call's keywords: an error about another option leaves through
-    frames whose locals a traceback may print.
-    """
-    if "token" in options:
-        options["token"] = Secret(options["token"])
-    return options
-
-
 def _find_token(token: Secret | None) -> Secret:
     if token is not None:
         return _check_token("token", token)
@@ -546,34 +367,3 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
     "strict": partial(check_flag, "strict"),
 }
-
-
-def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
-
-
-def _ascii_host(name: str, host: str) -> str:
-    if host.isascii():
-        return host
-    if not _IDNA_DEVIATIONS.isdisjoint(host):
-        raise ConfigurationError(f"{name}: its host has a letter of two readings; write it as xn--")
-    try:
-        encoded = host.encode("idna").decode("ascii")
-    except UnicodeError:
-        encoded = ""
-    # IDNA folds some characters to what must not stand in a host: a space, a slash.
-    if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
-        raise ConfigurationError(f"{name}: its host is not a name that DNS can hold")
-    return encoded
-
-
-def _basic_authorization(netloc: str) -> Secret | None:
-    userinfo = netloc.rpartition("@")[0]
-    if not userinfo:
-        return None
-    user, _, password = userinfo.partition(":")
-    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
-    return Secret("Basic " + base64.b64encode(pair).decode("ascii"))

@@ -7,8 +7,10 @@ import platform
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring as quote
 
+from ._endpoint import Endpoint
 from ._messages import Messages, format_prompt
-from ._options import Endpoint, Options, Secret
+from ._options import Options
+from ._secret import Secret
 from ._version import __version__
 
 __all__ = ["Request", "build_request", "hash_prompt"]

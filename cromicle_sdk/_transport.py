@@ -14,8 +14,8 @@ import h11
 import httpcore
 import httpx
 
+from ._endpoint import Endpoint
 from ._limits import Limits
-from ._options import Endpoint
 
 __all__ = [
     "IDLE_SECONDS",

@@ -20,6 +20,7 @@ import pytest
 import socksio
 
 from cromicle_sdk import Client, CromicleError, Retry, Timeout, _httpx
+from cromicle_sdk._endpoint import Endpoint
 from cromicle_sdk._errors import APIConnectionError, APITimeoutError, ConfigurationError
 from cromicle_sdk._httpx import (
     HTTPX_VERSION,
@@ -32,8 +33,9 @@ from cromicle_sdk._httpx import (
     translate_error,
 )
 from cromicle_sdk._limits import Limits
-from cromicle_sdk._options import ConnectionOptions, Endpoint, Options, Secret
+from cromicle_sdk._options import ConnectionOptions, Options
 from cromicle_sdk._request import build_request
+from cromicle_sdk._secret import Secret
 from cromicle_sdk._transport import ClosedByCaller, parse_address
 from cromicle_sdk.testing import FaultyServer
 

@@ -25,14 +25,16 @@ ROOMS: dict[str, set[str]] = {
     "_version": set(),
     "_errors": set(),
     "_messages": {"_errors"},
-    "_options": {"_errors"},
-    "_request": {"_messages", "_options", "_version"},
+    "_secret": set(),
+    "_endpoint": {"_errors", "_secret"},
+    "_options": {"_endpoint", "_errors", "_secret"},
+    "_request": {"_endpoint", "_messages", "_options", "_secret", "_version"},
     "_reply": {"_errors", "_options"},
     "_retry": {"_errors", "_options"},
     # What surrounds it: the clock of one call, connections, httpx.
     "_limits": {"_errors", "_options"},
-    "_transport": {"_limits", "_options"},
-    "_httpx": {"_errors", "_limits", "_options", "_request", "_transport"},
+    "_transport": {"_endpoint", "_limits"},
+    "_httpx": {"_endpoint", "_errors", "_limits", "_options", "_request", "_transport"},
     # The async colour: a file's import of `_async_io as io` is the one place where it waits.
     "_async_io": {"_limits", "_transport"},
     "_async_network": {"_async_io", "_limits", "_transport"},
@@ -50,6 +52,7 @@ ROOMS: dict[str, set[str]] = {
         "_reply",
         "_request",
         "_retry",
+        "_secret",
         "_transport",
     },
     # The blocking colour, its mirror.
@@ -66,6 +69,7 @@ ROOMS: dict[str, set[str]] = {
         "_reply",
         "_request",
         "_retry",
+        "_secret",
         "_sync_foreign",
         "_sync_io",
         "_sync_transport",
@@ -75,7 +79,10 @@ ROOMS: dict[str, set[str]] = {
     "__init__": {"_async", "_errors", "_messages", "_options", "_reply", "_sync", "_version"},
 }
 
-CORE = ("_version", "_errors", "_messages", "_options", "_request", "_reply", "_retry")
+CORE = (
+    *("_version", "_errors", "_messages", "_secret", "_endpoint", "_options"),
+    *("_request", "_reply", "_retry"),
+)
 
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `platform` for the version in the user agent.
@@ -83,20 +90,9 @@ CORE_STDLIB: dict[str, set[str]] = {
     "_version": set(),
     "_errors": {"collections.abc", "typing"},
     "_messages": {"collections.abc", "json", "re", "typing"},
-    "_options": {
-        "base64",
-        "collections.abc",
-        "dataclasses",
-        "functools",
-        "html",
-        "ipaddress",
-        "json.encoder",
-        "math",
-        "os",
-        "re",
-        "typing",
-        "urllib.parse",
-    },
+    "_secret": {"html", "json.encoder", "re", "typing", "urllib.parse"},
+    "_endpoint": {"base64", "dataclasses", "ipaddress", "re", "urllib.parse"},
+    "_options": {"collections.abc", "dataclasses", "functools", "math", "os", "re", "typing"},
     "_request": {"dataclasses", "hashlib", "json.encoder", "platform"},
     "_reply": {
         "codecs",

@@ -29,9 +29,10 @@ from cromicle_sdk._errors import (
     UnexpectedContentError,
     status_error_class,
 )
-from cromicle_sdk._options import Options, Retry, Secret, Timeout
+from cromicle_sdk._options import Options, Retry, Timeout
 from cromicle_sdk._reply import Headers, Reply, ReplyReceiver, parse_retry_after
 from cromicle_sdk._request import build_request, hash_prompt
+from cromicle_sdk._secret import Secret
 
 CANARY = "sk-canary-123456"
 DIGEST = hash_prompt(CANARY, "Hi")

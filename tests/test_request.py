@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cromicle_sdk import __version__
 from cromicle_sdk._errors import InvalidMessageError
-from cromicle_sdk._options import Options, Retry, Secret, Timeout
+from cromicle_sdk._options import Options, Retry, Timeout
 from cromicle_sdk._request import Request, build_request, hash_prompt
+from cromicle_sdk._secret import Secret
 
 CANARY = "sk-canary-123456"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

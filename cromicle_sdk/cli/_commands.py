@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cromicle_sdk._options import Secret
+from cromicle_sdk._secret import Secret
 from cromicle_sdk._version import __version__
 
 from ._ask import Target, build_messages, print_json, print_stream

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from cromicle_sdk._errors import ConfigurationError
-from cromicle_sdk._options import DEFAULT_TOKEN, Secret, Timeout
+from cromicle_sdk._options import Timeout
+from cromicle_sdk._secret import DEFAULT_TOKEN, Secret
 
 __all__ = ["Service", "check_combination"]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from cromicle_sdk._async import AsyncClient
 from cromicle_sdk._messages import Messages
-from cromicle_sdk._options import hide_token
+from cromicle_sdk._options import DEFAULT_BASE_URL
+from cromicle_sdk._secret import hide_token
 
 __all__ = ["Cromicle"]
 
@@ -20,7 +21,7 @@ class Cromicle:
     to be relied on. Point `$CROMICLE_BASE_URL`, or `base_url=`, at an endpoint of your own.
     """
 
-    url = "https://cromicle.top"
+    url = DEFAULT_BASE_URL
     working = False
     supports_gpt_35_turbo = True
 

@@ -7,11 +7,10 @@ import math
 from typing import TypeGuard, cast
 
 from cromicle_sdk._errors import ConfigurationError
-from cromicle_sdk._options import Secret
+from cromicle_sdk._secret import Secret
 
 __all__ = [
     "DEFAULT_MAX_REQUEST_BYTES",
-    "WELL_KNOWN_TOKEN",
     "check_callable",
     "check_exposure",
     "check_host",
@@ -22,9 +21,6 @@ __all__ = [
     "check_text",
     "check_token",
 ]
-
-# The public service's token, in the source of every client: it keeps nobody out.
-WELL_KNOWN_TOKEN = "abc"  # noqa: S105 - see above
 
 # Prompts are text: a megabyte is some 250,000 tokens of a model, longer than most contexts.
 DEFAULT_MAX_REQUEST_BYTES = 1024 * 1024

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from cromicle_sdk._errors import ConfigurationError
 from cromicle_sdk._messages import Message
-from cromicle_sdk._options import DEFAULT_TIMEOUT, Secret, Timeout, check_flag, check_timeout
+from cromicle_sdk._options import DEFAULT_TIMEOUT, Timeout, check_flag, check_timeout
+from cromicle_sdk._secret import Secret
 
 from ._backends import Backend
 from ._checks import check_text

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import cast
 
 from cromicle_sdk._errors import ConfigurationError
-from cromicle_sdk._options import Secret
+from cromicle_sdk._secret import DEFAULT_TOKEN, Secret
 
-from ._checks import WELL_KNOWN_TOKEN, check_token
+from ._checks import check_token
 
 __all__ = ["TokenFile", "Tokens", "build_tokens", "hide_tokens"]
 
@@ -30,7 +30,7 @@ class Tokens:
     @property
     def has_well_known(self) -> bool:
         """Whether the token that everyone knows is one of them."""
-        return any(token.reveal() == WELL_KNOWN_TOKEN for token in self._tokens)
+        return any(token.reveal() == DEFAULT_TOKEN for token in self._tokens)
 
     def find(self, token: str) -> Secret | None:
         """The accepted token that this is, or None.
@@ -130,7 +130,7 @@ def _find_token(given: Secret | None) -> Secret:
         check_token("token", given)
         return given
     # As the clients do it, so that both agree where nobody says anything.
-    token = Secret(os.environ.get("CROMICLE_TOKEN") or WELL_KNOWN_TOKEN)
+    token = Secret(os.environ.get("CROMICLE_TOKEN") or DEFAULT_TOKEN)
     check_token("$CROMICLE_TOKEN", token)
     return token
 

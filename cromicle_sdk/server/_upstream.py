@@ -13,10 +13,12 @@ import anyio
 import httpx
 
 from cromicle_sdk._async_transport import AsyncConnections
+from cromicle_sdk._endpoint import Endpoint
 from cromicle_sdk._httpx import HTTPX_VERSION, build_route, strip_frames
 from cromicle_sdk._limits import Limits
-from cromicle_sdk._options import ConnectionOptions, Endpoint, Secret, Timeout
+from cromicle_sdk._options import ConnectionOptions, Timeout
 from cromicle_sdk._request import Request
+from cromicle_sdk._secret import Secret
 from cromicle_sdk._version import __version__
 
 from ._backends import BackendError

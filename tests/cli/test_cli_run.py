@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from cromicle_sdk import Client, CromicleError, Headers, Reply, Timeout, __main__, __version__
-from cromicle_sdk._options import Secret
+from cromicle_sdk._secret import Secret
 from cromicle_sdk.cli import _commands, _local, _report, run
 from cromicle_sdk.cli._output import RawOutput
 from cromicle_sdk.cli._service import Service

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from cromicle_sdk import AuthenticationError, Client, ConfigurationError, Retry
-from cromicle_sdk._options import Secret
+from cromicle_sdk._secret import Secret
 from cromicle_sdk.server import LocalServer, TokenFile, create_app
 from cromicle_sdk.server._tokens import Tokens
 
