@@ -89,8 +89,8 @@ _ROOMS = {
 def __getattr__(name: str) -> object:
     """What the package offers is loaded when it is first asked for (PEP 562).
 
-    httpcore brings asyncio with it, and trio where that is installed: too much for who only wants
-    an error class, or has the pytest plugin loaded with every run.
+    httpcore brings asyncio with it, and trio where that is installed: too much for somebody who
+    only wants an error class, or for the pytest plugin, which is loaded with every run.
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

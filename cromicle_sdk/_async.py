@@ -272,12 +272,12 @@ class AsyncStream:
     @property
     def status_code(self) -> int:
         """The answer's status. Raises `CromicleError` before the stream has begun."""
-        return self._begun().status_code or 0
+        return self._begun()[0]
 
     @property
     def headers(self) -> Headers:
         """The answer's headers. Raises `CromicleError` before the stream has begun."""
-        return self._begun().headers
+        return self._begun()[1]
 
     @property
     def reply(self) -> Reply:
@@ -465,12 +465,13 @@ class AsyncStream:
         if exchange is not None:
             await exchange.aclose()
 
-    def _begun(self) -> ReplyReceiver:
-        if self._receiver is None or self._receiver.status_code is None:
+    def _begun(self) -> tuple[int, Headers]:
+        receiver = self._receiver
+        if receiver is None or receiver.status_code is None:
             raise CromicleError(
                 "This stream has not begun, so there is no status yet. Enter or iterate it first."
             )
-        return self._receiver
+        return receiver.status_code, receiver.headers
 
     def _check_readable(self) -> None:
         if self._state in ("closed", "failed"):

@@ -158,7 +158,8 @@ def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnect
     if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
         return _failed(f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE)
     if isinstance(error, (OSError, *_kinds(*_NETWORK_ERRORS))):
-        return _failed(f"No answer came from {url}", _detail(error), _ADVICE)
+        came = "No sound answer" if isinstance(error, _kinds("ProtocolError")) else "No answer"
+        return _failed(f"{came} came from {url}", _detail(error), _ADVICE)
     return None
 
 

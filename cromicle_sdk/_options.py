@@ -345,7 +345,7 @@ def _check_headers(value: object) -> dict[str, str]:
         if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
             raise ConfigurationError(f"headers: {name} is set by the protocol, not by the caller")
         if lowered in checked:
-            raise ConfigurationError(f"headers: {name} is there twice")
+            raise ConfigurationError(f"headers: {name} is given twice")
         if not isinstance(text, str) or not _HEADER_VALUE.match(text):
             raise ConfigurationError(
                 f"headers: the value of {name} must be a str of visible ASCII characters, "

@@ -52,7 +52,7 @@ _ADVICE = {
     405: "Check base_url: what answers there does not take POST requests.",
     408: "Try again later.",
     413: "Send a shorter prompt.",
-    422: "The hash was refused: check that client and server have the same token.",
+    422: "If it is a Cromicle endpoint, check that client and server have the same token.",
     429: "Wait before the next request.",
 }
 
@@ -337,13 +337,11 @@ class ReplyReceiver:
             )
         elif advice is None:
             advice = "The server failed; try again later." if status_code >= 500 else ""
-        sentences = [
-            f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}.",
-            f"It asks to wait {retry_after:g} s." if retry_after is not None else "",
-            advice,
-        ]
+        if retry_after is not None:
+            advice = f"It asks to wait {retry_after:g} s. {'' if status_code == 429 else advice}"
+        message = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
         return status_error_class(status_code)(
-            " ".join(sentence for sentence in sentences if sentence),
+            f"{message} {advice}".rstrip(),
             status_code=status_code,
             headers=self._headers,
             body=body,

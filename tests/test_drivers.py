@@ -806,7 +806,7 @@ def test_a_call_that_is_closed_before_it_is_sent(runtime: Runtime, faults: Fault
 
 
 def test_serve_that_was_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_commands, "serve_in_foreground", lambda **options: None)
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda *args, **options: None)
     with pytest.raises(click.Abort):
         CliRunner().invoke(_commands.serve, [], standalone_mode=False, catch_exceptions=False)
 

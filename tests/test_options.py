@@ -325,7 +325,7 @@ def test_wrong_header_values_are_not_quoted(value: Any) -> None:
 
 
 def test_a_header_given_twice() -> None:
-    with pytest.raises(ConfigurationError, match=r"^headers: x-key is there twice$"):
+    with pytest.raises(ConfigurationError, match=r"^headers: x-key is given twice$"):
         build_options(headers={"X-Key": "hunter2", "x-key": "hunter2"})
 
 

@@ -642,7 +642,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             429,
             [(b"retry-after", b"1.5")],
             b"",
-            "answered 429 Too Many Requests. It asks to wait 1.5 s. Wait before the next request.",
+            "answered 429 Too Many Requests. It asks to wait 1.5 s.",
         ),
         (
             302,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Generator
 from types import ModuleType
@@ -49,9 +50,15 @@ def serve_in_foreground(
             server.serve(app, host=host, port=port, grace=grace, on_ready=say_how_to_ask)
     except OSError as error:
         raise click.ClickException(
-            f"The server can't listen on {host} port {port}: {error.strerror}. "
+            f"The server can't listen on {host} port {port}: {_describe(error)}. "
             "Choose another --port, or another --host."
         ) from None
+
+
+def _describe(error: OSError) -> str:
+    # `socket.create_server` adds the address, in Python; what a resolver says has no such number.
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else str(error.strerror)
 
 
 def _load_server() -> ModuleType:

@@ -42,7 +42,7 @@ def parse_headers(
                 f"number {place} is not of the form NAME:VALUE.", context, parameter
             )
         if name.lower() in (other.lower() for other in headers):
-            raise click.BadParameter(f"{name} is there twice.", context, parameter)
+            raise click.BadParameter(f"{name} is given twice.", context, parameter)
         headers[name] = value.strip()
     return headers
 

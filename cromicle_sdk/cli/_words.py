@@ -21,6 +21,11 @@ _COMMAND_WORDS = [
     ),
     (re.compile(r"\bpass verify=ssl_context\b"), "set $SSL_CERT_FILE to its certificate"),
     (re.compile(r" Raise that option if such a reply is wanted\."), " Ask for a shorter one."),
+    (re.compile(r"\bmust be a str with at least one character$"), "must not be empty"),
+    (
+        re.compile(r"\bpass a token of your own, or a loopback host$"),
+        "pass a --token of your own, or --tokens-file, or a loopback --host",
+    ),
     (re.compile(r"\bthe option proxy, or (?=the proxy variables\b)"), ""),
     (re.compile(_ALONE.format("base_url")), "--base-url"),
     (re.compile(_ALONE.format(r"timeout\.(?:connect|first_byte|stall)")), "--timeout"),
