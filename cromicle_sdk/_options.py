@@ -28,6 +28,8 @@ __all__ = [
     "ViewOptions",
     "check_flag",
     "check_timeout",
+    "check_token",
+    "find_token",
 ]
 
 DEFAULT_BASE_URL = "https://cromicle.top"
@@ -178,7 +180,7 @@ class Options:
         url = os.environ.get(variable) or DEFAULT_BASE_URL if base_url is None else base_url
         return cls(
             endpoint=Endpoint.parse(name, url),
-            token=_find_token(token),
+            token=find_token(token),
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
             max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
@@ -215,7 +217,7 @@ class Options:
             )
         own = dict(options)
         token = own.pop("token", self.token)
-        return replace(self, token=_check_token("token", token)).with_call_options(own)
+        return replace(self, token=check_token("token", token)).with_call_options(own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,16 +274,18 @@ class ConnectionOptions:
             raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
 
 
-def _find_token(token: Secret | None) -> Secret:
+def find_token(token: Secret | None) -> Secret:
+    """The token that is given, else the environment's, else the well-known one, checked."""
     if token is not None:
-        return _check_token("token", token)
+        return check_token("token", token)
     # An empty variable is how a shell says "not set".
     if os.environ.get("CROMICLE_TOKEN"):
-        return _check_token("$CROMICLE_TOKEN", Secret(os.environ["CROMICLE_TOKEN"]))
+        return check_token("$CROMICLE_TOKEN", Secret(os.environ["CROMICLE_TOKEN"]))
     return Secret(DEFAULT_TOKEN)
 
 
-def _check_token(name: str, token: Secret) -> Secret:
+def check_token(name: str, token: Secret) -> Secret:
+    """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
     problem = _token_problem(token)
     if problem is not None:
         raise ConfigurationError(f"{name}: {problem}")

@@ -12,7 +12,7 @@ __all__ = ["describe_error"]
 _ALONE = r"(?<![\w/.-]){}(?![\w/-])"
 
 _COMMAND_WORDS = [
-    (re.compile(r"^token(?=:| must)|\bthe option token\b"), "--token"),
+    (re.compile(r"^token(?=:)|\bthe option token\b"), "--token"),
     (re.compile(r"^headers(?=:)"), "--header"),
     (re.compile(r" The text so far is in partial_text\."), " Ask again for the whole reply."),
     (
@@ -21,7 +21,6 @@ _COMMAND_WORDS = [
     ),
     (re.compile(r"\bpass verify=ssl_context\b"), "set $SSL_CERT_FILE to its certificate"),
     (re.compile(r" Raise that option if such a reply is wanted\."), " Ask for a shorter one."),
-    (re.compile(r"\bmust be a str with at least one character$"), "must not be empty"),
     (
         re.compile(r"\bpass a token of your own, or a loopback host$"),
         "pass a --token of your own, or --tokens-file, or a loopback --host",

@@ -66,7 +66,7 @@ class BackendError(Exception):
         self.code = code
         self.message = message
         self.retry_after = retry_after
-        self.detail = message if detail is None else detail
+        self.detail: str = message if detail is None else detail
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.message}"

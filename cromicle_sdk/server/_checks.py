@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 from cromicle_sdk._errors import ConfigurationError
-from cromicle_sdk._secret import Secret
 
 __all__ = [
     "DEFAULT_MAX_REQUEST_BYTES",
@@ -19,7 +18,6 @@ __all__ = [
     "check_port",
     "check_seconds",
     "check_text",
-    "check_token",
 ]
 
 # Prompts are text: a megabyte is some 250,000 tokens of a model, longer than most contexts.
@@ -30,25 +28,6 @@ def check_callable(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless `value` can be called."""
     if not callable(value):
         raise ConfigurationError(f"{name} must be callable, not {type(value).__name__}")
-
-
-def check_token(name: str, token: Secret) -> None:
-    """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
-    problem = _token_problem(token)
-    if problem is not None:
-        raise ConfigurationError(f"{name} {problem}")
-
-
-def _token_problem(token: Secret) -> str | None:
-    # Nothing is raised from here: `text` is the token in clear.
-    text = cast("object", token.reveal())
-    if not isinstance(text, str) or not text:
-        return "must be a str with at least one character"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "has a lone surrogate, which UTF-8 cannot carry"
-    return None
 
 
 def check_max_request_bytes(max_request_bytes: object) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from cromicle_sdk._errors import ConfigurationError
+from cromicle_sdk._options import check_token, find_token
 from cromicle_sdk._secret import DEFAULT_TOKEN, Secret
-
-from ._checks import check_token
 
 __all__ = ["TokenFile", "Tokens", "build_tokens", "hide_tokens"]
 
@@ -110,7 +109,7 @@ def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> Giv
 def build_tokens(given: GivenTokens) -> Tokens:
     """The accepted tokens. Raises `ConfigurationError`, which names the option or the variable."""
     if given.several is None:
-        return Tokens([_find_token(given.token)])
+        return Tokens([find_token(given.token)])
     if given.token is not None:
         raise ConfigurationError("tokens: pass token or tokens, not both")
     if isinstance(given.several, Tokens):
@@ -123,16 +122,6 @@ def build_tokens(given: GivenTokens) -> Tokens:
     for each in given.several:
         check_token("tokens", each)
     return Tokens(given.several)
-
-
-def _find_token(given: Secret | None) -> Secret:
-    if given is not None:
-        check_token("token", given)
-        return given
-    # As the clients do it, so that both agree where nobody says anything.
-    token = Secret(os.environ.get("CROMICLE_TOKEN") or DEFAULT_TOKEN)
-    check_token("$CROMICLE_TOKEN", token)
-    return token
 
 
 def _read_tokens(path: Path) -> list[Secret]:
