@@ -31,10 +31,12 @@ from ._server import Plan
 
 __all__ = ["IMPORTED", "PARTS", "long_reply", "measure_apart", "measure_import"]
 
-# The package loads its clients when they are first asked for, so that the bare import alone would
-# hide what they cost.
-_CLIENT = "cromicle_sdk, its Client"
-IMPORTED = ("cromicle_sdk", _CLIENT, "httpx", "httpx2", "aiohttp", "openai", "ollama")
+# Both load the better part when it is first asked for, so that the bare import would hide it.
+_A_CLIENT = {
+    "cromicle_sdk, a Client": "from cromicle_sdk import Client; Client()",
+    "httpx, a Client": "import httpx; httpx.Client()",
+}
+IMPORTED = ("cromicle_sdk", "httpx", *_A_CLIENT, "httpx2", "aiohttp", "openai", "ollama")
 _IDLE_STREAMS = 1000
 
 _IMPORT = """
@@ -55,7 +57,7 @@ def measure_import(name: str, setting: Setting) -> Sample:
     module = name.partition(",")[0]
     if find_spec(module) is None:
         raise Unavailable(f"{module} is not installed")
-    statement = f"from {module} import Client" if name == _CLIENT else f"import {module}"
+    statement = _A_CLIENT.get(name, f"import {module}")
     cpu, wall = _run_python("-c", _IMPORT.format(statement=statement)).split()
     return Sample(cpu=float(cpu), wall=float(wall))
 

@@ -144,9 +144,8 @@ def format_prompt(messages: Messages) -> str:
 def _check_iterable(messages: object) -> Iterable[object]:
     # One message alone would be taken for an iterable of its keys.
     if isinstance(messages, (bytes, bytearray, Mapping)) or not isinstance(messages, Iterable):
-        raise InvalidMessageError(
-            f"messages must be a text or an iterable of messages, not {_kind(cast('Any', messages))}"
-        )
+        kind = _kind(cast("Any", messages))
+        raise InvalidMessageError(f"messages must be a text or an iterable of messages, not {kind}")
     return cast("Iterable[object]", messages)
 
 
@@ -185,7 +184,8 @@ def _join_content(content: object, index: int) -> str:
         return _check_text(content, index)
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray, memoryview)):
         raise InvalidMessageError(
-            f"its content must be a str or a list of text parts, not {_kind(cast('Any', content))}", index=index
+            f"its content must be a str or a list of text parts, not {_kind(cast('Any', content))}",
+            index=index,
         )
     texts: list[str] = []
     for place, part in enumerate(cast("Sequence[object]", content)):
