@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ._measure import Measure, Samples
-from ._scenarios import SCENARIOS, Scenario
+from ._scenarios import FAN_OUT_SIZES, SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +54,11 @@ def _draw_bars(axes: Axes, scenario: Scenario, samples: Samples) -> None:
     names = sorted(costs, key=costs.__getitem__, reverse=True)
     colours = [_OURS if name.startswith("cromicle") else _THEIRS for name in names]
     bars = axes.barh(names, [costs[name] for name in names], color=colours)
-    axes.bar_label(bars, fmt="%.3g", padding=3)
+    axes.bar_label(bars, fmt=_format_number, padding=3)
     # One rival is often a hundred times another.
     axes.set_xscale("log")
-    axes.margins(x=0.1)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.margins(x=0.12)
     axes.set_xlabel(f"{column}, {unit} (less is better)")
     axes.set_title(f"{scenario.name}: {scenario.does}", loc="left")
 
@@ -78,10 +79,18 @@ def _draw_lines(axes: Axes, scenario: Scenario, samples: Samples) -> None:
             linestyle="-" if is_ours else "--",
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_yticks([1, 2, 5, 10, 20])
+    axes.set_xticks(FAN_OUT_SIZES)
     axes.set_xlabel("streams at once")
     axes.set_ylabel("seconds until all have ended")
     axes.set_title(f"{scenario.name}: {scenario.does}", loc="left")
     axes.legend(frameon=False)
+
+
+def _format_number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _first_column(scenario: Scenario) -> tuple[Measure, str]:

@@ -70,11 +70,12 @@ async def connect(sock: socket.socket, address: Any, timeout: float | None) -> N
 
 async def receive(sock: socket.socket, max_bytes: int, timeout: float | None) -> bytes:
     """The next bytes, b"" at the end. Raises `OSError`."""
-    # A server that is always ahead must not keep the loop from other tasks, nor a
-    # cancellation from this one.
-    await anyio.lowlevel.checkpoint()
     with suppress(BlockingIOError):
-        return sock.recv(max_bytes)
+        data = sock.recv(max_bytes)
+        # A server that is always ahead must not keep the loop from other tasks, nor a
+        # cancellation from this one.
+        await give_way()
+        return data
     with anyio.fail_after(timeout):
         while True:
             await anyio.wait_readable(sock)

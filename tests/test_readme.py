@@ -44,6 +44,18 @@ def test_a_test_block_passes(block: str, pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("-q").assert_outcomes(passed=block.count("def test_"))
 
 
+def test_what_it_links_to_is_there() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in target]
+    headings = {
+        re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
+        for line in README.splitlines()
+        if line.startswith("#")
+    }
+    assert targets
+    for target in targets:
+        assert target[1:] in headings if target[0] == "#" else (ROOT / target).exists(), target
+
+
 def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)
     assert versions[0] == cromicle_sdk.__version__
