@@ -151,22 +151,28 @@ class Slots:
         self._line[turn] = None
         try:
             with interrupt.watch(), anyio.fail_after(timeout):
+                # A slot may have been given back just before this call stood in line.
+                self._serve()
                 while not (turn.is_set() or interrupt.is_over):
                     with anyio.move_on_after(_LOOK_UP):
                         await turn.wait()
         except BaseException:
-            if turn not in self._line:
+            # In one step, between whose halves nobody can be given the slot of nobody.
+            try:
+                del self._line[turn]
+            except KeyError:
                 self.release()
-            self._line.pop(turn, None)
             raise
 
     def release(self) -> None:
         """Give a slot back: to the first in line, where there is one."""
-        try:
+        self._free += 1
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._free and self._line:
+            self._free -= 1
             turn, _ = self._line.popitem(last=False)
-        except KeyError:
-            self._free += 1
-        else:
             turn.set()
 
 

@@ -136,9 +136,18 @@ def was_read(response: Any) -> bool:
     return bool(response.is_closed or response.is_stream_consumed)
 
 
-def find_response(error: Exception) -> Any:
-    """The answer that an error of the user's own hook is about; None for any other error."""
-    return error.response if isinstance(error, _kinds("HTTPStatusError")) else None  # type: ignore[attr-defined]  # a tuple of classes tells nobody which
+def find_response(error: Exception, request: Any) -> Any:
+    """The answer to a request that an error of the user's own hook is about.
+
+    None for any other error: a hook may have had a request of its own, for a token.
+    """
+    response = getattr(error, "response", None) if isinstance(error, _status_errors()) else None
+    # An answer that somebody has made has no request, and httpx raises where it is asked for.
+    return response if getattr(response, "_request", None) is request else None
+
+
+def _status_errors() -> tuple[type[Exception], ...]:
+    return tuple(module.HTTPStatusError for module in _modules())
 
 
 def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnectionError | None:

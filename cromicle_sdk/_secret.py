@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from html import escape
-from json.encoder import encode_basestring
 from typing import Any
 from urllib.parse import quote_plus
 
 __all__ = ["DEFAULT_TOKEN", "Secret", "hide_token"]
 
 DEFAULT_TOKEN = "abc"  # noqa: S105 - the protocol's well-known token, which protects nothing
+
+# What is quoted as one.
+_RUNS = re.compile(r"\\+|.", re.DOTALL)
 
 
 class Secret:
@@ -37,7 +39,7 @@ class Secret:
             # Such a one, each request's hash for one, is written in one way only.
             return text.replace(self._text, "[redacted]")
         if self._pattern is None:
-            self._pattern = re.compile("".join(map(_match_quoted, self._text)))
+            self._pattern = re.compile("".join(map(_match_quoted, _RUNS.findall(self._text))))
         return self._pattern.sub("[redacted]", text)
 
     def __eq__(self, other: object) -> bool:
@@ -61,28 +63,31 @@ def hide_token(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _match_quoted(character: str) -> str:
-    """A pattern for a character as JSON, Python, HTML and URLs may write it."""
+def _match_quoted(run: str) -> str:
+    """A pattern for a character, or a run of backslashes, as others may quote it.
+
+    JSON, Python, HTML and URLs write it otherwise, and one may quote the other, by which
+    backslashes multiply.
+    """
+    character = run[0]
     if character.isalnum() and character.isascii():
         return character
     data, units = character.encode(), character.encode("utf-16-be").hex()
-    escapes = {
-        "".join(rf"\u{units[i : i + 4]}" for i in range(0, len(units), 4)),  # JSON
-        "".join(f"%{byte:02x}" for byte in data),
-        "".join(rf"\x{byte:02x}" for byte in data),  # the repr of bytes
-        rf"\U{ord(character):08x}",
-        rf"\x{ord(character):02x}",
-        f"&#{ord(character)};",
-        f"&#x{ord(character):x};",
-    }
-    forms = {
-        character,
-        "\\" + character,  # a quote, a backslash, a slash
-        repr(character)[1:-1],
-        encode_basestring(character)[1:-1],
-        escape(character),
-        quote_plus(character),
-    }
-    as_it_is = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
-    in_any_case = "|".join(map(re.escape, escapes))
-    return f"(?:{as_it_is}|(?i:{in_any_case}))"
+    escapes = [
+        "".join(rf"\\+u{units[i : i + 4]}" for i in range(0, len(units), 4)),  # JSON
+        "".join(rf"%{byte:02x}" for byte in data),
+        "".join(rf"\\+x{byte:02x}" for byte in data),  # the repr of bytes
+        rf"\\+x{ord(character):02x}",
+        rf"\\+U{ord(character):08x}",
+        rf"&#0*{ord(character)};",
+        rf"&#x0*{ord(character):x};",
+    ]
+    in_any_case = f"(?i:{'|'.join(escapes)})"
+    if character == "\\":
+        # As one: a choice for each of them could be made in more ways than there is time for.
+        return rf"(?:\\{{{len(run)},}}|{in_any_case}{{{len(run)}}})"
+    forms = sorted({character, escape(character), quote_plus(character)}, key=len, reverse=True)
+    short = repr(character)[1:-1]
+    if short[0] == "\\" and len(short) == 2:
+        in_any_case += rf"|\\+{short[1]}"  # a line break, a tab
+    return rf"(?:\\*(?:{'|'.join(map(re.escape, forms))})|{in_any_case})"

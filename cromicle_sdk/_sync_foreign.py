@@ -74,15 +74,12 @@ class ForeignExchange:
         expect_body(self._response, self._limits)
 
     def _send(self, request: Request) -> Any:
+        built = build_foreign_request(self._http_client, request, self._limits)
         try:
-            return self._http_client.send(
-                build_foreign_request(self._http_client, request, self._limits),
-                stream=True,
-                follow_redirects=False,
-            )
+            return self._http_client.send(built, stream=True, follow_redirects=False)
         except Exception as error:
-            # A hook that raises for a status has seen an answer, which says more.
-            response = find_response(error)
+            # A hook that raises for a status has seen the answer, which says more.
+            response = find_response(error, built)
             if response is None:
                 raise
             return response

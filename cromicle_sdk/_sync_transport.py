@@ -25,6 +25,7 @@ from ._transport import (
     default_ssl_context,
     find_protocol,
     next_piece,
+    snapshot,
 )
 
 __all__ = ["Connections", "Exchange"]
@@ -73,7 +74,7 @@ class Connections:
         self.is_closed = True
         for home in list(self._homes.values()):
             home.leave()
-        for exchange in list(self._active):
+        for exchange in snapshot(self._active):
             exchange.abort()
         self._pauses.end()
 

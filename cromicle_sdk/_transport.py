@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import h11
 import httpcore
@@ -32,7 +33,10 @@ __all__ = [
     "next_piece",
     "parse_address",
     "share",
+    "snapshot",
 ]
+
+T = TypeVar("T")
 
 # A family and what its sockets connect to.
 Address = tuple[socket.AddressFamily, Any]
@@ -186,3 +190,12 @@ def next_piece(protocol: h11.Connection) -> bytes | bytearray | None:
         return None
     # Otherwise it is the end of the message, with trailers or none.
     return event.data if isinstance(event, h11.Data) else b""
+
+
+def snapshot(items: WeakSet[T]) -> list[T]:
+    """What is in a set that other threads change meanwhile."""
+    while True:
+        try:
+            return list(items)
+        except RuntimeError:
+            continue  # it has changed while it was read

@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -331,6 +332,30 @@ def test_a_status_that_a_hook_raises_for_is_still_that_status(
         await close_own(own)
 
     runtime.run(scenario)
+
+
+def test_an_answer_to_another_request_of_a_hook_is_not_ours(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    other = httpx.Request("POST", "http://auth.invalid")
+
+    def fetch_token(_: httpx.Request) -> None:
+        raise httpx.HTTPStatusError(
+            "refused", request=other, response=httpx.Response(403, request=other)
+        )
+
+    async def fetch_token_later(request: httpx.Request) -> None:
+        fetch_token(request)
+
+    async def scenario() -> None:
+        hook = fetch_token if runtime.is_blocking else fetch_token_later
+        own = own_client(runtime, event_hooks={"request": [hook]})
+        async with runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE) as client:
+            assert type(await outcome(client.chat("Hi"))) is APIConnectionError
+        await close_own(own)
+
+    runtime.run(scenario)
+    assert faults.requests == []
 
 
 def test_a_body_that_a_hook_has_dropped_is_no_empty_reply(
@@ -706,6 +731,46 @@ def test_a_body_without_length_over_tls_ends_with_a_goodbye(runtime: Runtime, no
                 assert result.partial_text == "Hello"
 
         runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_slot_that_comes_back_while_a_call_gets_in_line_is_its_own(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the garbage collector, which may run wherever something is made."""
+
+    async def scenario() -> None:
+        slots = _async_io.Slots(1)
+        await slots.acquire(None, _async_io.Interrupt())
+        make = anyio.Event
+
+        def make_while_collecting() -> anyio.Event:
+            slots.release()
+            return make()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio, "Event", make_while_collecting)
+            with anyio.fail_after(20):
+                await slots.acquire(None, _async_io.Interrupt())
+
+    runtime.run(scenario)
+
+
+def test_a_set_is_read_while_others_change_it() -> None:
+    class Item:
+        pass
+
+    class Changing(weakref.WeakSet[Item]):
+        turns = 0
+
+        def __iter__(self) -> Iterator[Item]:
+            self.turns += 1
+            if self.turns == 1:
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    item = Item()
+    assert _transport.snapshot(Changing([item])) == [item]
 
 
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)

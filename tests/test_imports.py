@@ -90,7 +90,7 @@ CORE_STDLIB: dict[str, set[str]] = {
     "_version": set(),
     "_errors": {"collections.abc", "typing"},
     "_messages": {"collections.abc", "json", "re", "typing"},
-    "_secret": {"html", "json.encoder", "re", "typing", "urllib.parse"},
+    "_secret": {"html", "re", "typing", "urllib.parse"},
     "_endpoint": {"base64", "dataclasses", "ipaddress", "re", "urllib.parse"},
     "_options": {"collections.abc", "dataclasses", "functools", "math", "os", "re", "typing"},
     "_request": {"dataclasses", "hashlib", "json.encoder", "platform"},

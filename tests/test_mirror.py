@@ -38,7 +38,7 @@ def read_exports(tree: ast.Module) -> list[str]:
 
 
 def read_functions(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str]]:
-    """The parameters of methods and public functions, in order, with kind and default."""
+    """The parameters of public functions and methods, in order, with kind and default."""
     found: dict[str, list[str]] = {}
     for statement in body:
         if isinstance(statement, ast.ClassDef):
@@ -48,7 +48,7 @@ def read_functions(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str
             for argument in ast.walk(statement.args):
                 if isinstance(argument, ast.arg):
                     argument.annotation = None
-            if prefix or not statement.name.startswith("_"):
+            if not statement.name.startswith("_") or statement.name.startswith("__"):
                 found[f"{prefix}{statement.name}"] = ast.unparse(statement.args).split(", ")
     return found
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import platform
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -197,11 +199,24 @@ def test_the_well_known_token_is_no_secret() -> None:
         repr('sk-"c\u00e4n\\ary" 1')[1:-1],
         repr('sk-"c\u00e4n\\ary" 1'.encode())[2:-1],
         "sk-%22c%C3%A4n%5Cary%22%201",  # in a URL
+        "sk-%22c%c3%a4n%5cary%22+1",  # in a form
+        "sk-&quot;c\u00e4n\\ary&quot; 1",  # in HTML
+        "sk-&#034;c&#228;n&#x5C;ary&#034; 1",
+        json.dumps(json.dumps('sk-"c\u00e4n\\ary" 1'))[3:-3],
+        html.escape(json.dumps('sk-"c\u00e4n\\ary" 1'))[6:-6],
     ],
 )
 def test_a_token_is_found_however_it_is_quoted(quoted: str) -> None:
     request = build(token='sk-"c\u00e4n\\ary" 1')
     assert request.redact(f"<{quoted}>") == "<[redacted]>"
+
+
+def test_a_token_of_backslashes_is_looked_for_in_no_time() -> None:
+    request = build(token="\\" * 60)
+    started = time.monotonic()
+    assert "[redacted]" in request.redact("\\" * 90)
+    assert request.redact(("\\" * 59 + "x") * 20) == ("\\" * 59 + "x") * 20
+    assert time.monotonic() - started < 10
 
 
 @settings(deadline=None, max_examples=100)
