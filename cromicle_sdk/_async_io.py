@@ -1,4 +1,4 @@
-"""What async code does otherwise than blocking code: the only room that knows anyio.
+"""What async code does otherwise than blocking code: the clients' only room that knows anyio.
 
 `_sync_io.py` has the same names for the blocking colour; a test compares the two.
 """

@@ -56,6 +56,8 @@ _ADVICE = {
     429: "Wait before the next request.",
 }
 
+_SERVER_FAILED = "The server failed; try again later, or tell who runs it."
+
 
 class Headers(Mapping[str, str]):
     """An answer's headers: a read-only mapping that takes a name in any case.
@@ -336,7 +338,7 @@ class ReplyReceiver:
                 f"it points to {target}: set base_url to the right address."
             )
         elif advice is None:
-            advice = "The server failed; try again later." if status_code >= 500 else ""
+            advice = _SERVER_FAILED if status_code >= 500 else ""
         if retry_after is not None:
             advice = f"It asks to wait {retry_after:g} s. {'' if status_code == 429 else advice}"
         message = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."

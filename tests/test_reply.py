@@ -57,6 +57,9 @@ def build_options(**changes: Any) -> Options:
     return Options.build(**{**values, **changes})
 
 
+FAILED = "The server failed; try again later, or tell who runs it."
+
+
 def build_receiver(
     *, redact: Callable[[str], str] = str, attempt: int = 2, **changes: Any
 ) -> ReplyReceiver:
@@ -666,9 +669,14 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             500,
             [],
             b"\xff",
-            "answered 500 Internal Server Error: \ufffd. The server failed; try again later.",
+            f"answered 500 Internal Server Error: \ufffd. {FAILED}",
         ),
-        (599, [], b"x" * 300, f"answered 599: {'x' * 200}…. The server failed; try again later."),
+        (
+            599,
+            [],
+            b"x" * 300,
+            f"answered 599: {'x' * 200}…. {FAILED}",
+        ),
     ],
 )
 def test_messages(

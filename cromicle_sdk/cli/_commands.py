@@ -54,7 +54,11 @@ Examples:
     metavar="URL",
     help="Where to ask.  [default: $CROMICLE_BASE_URL, else https://cromicle.top]",
 )
-@click.option("--token", metavar="TOKEN", help=f"{_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help=f"The token to send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
+)
 @click.option(
     "--timeout",
     type=parse_limit,
@@ -155,8 +159,8 @@ Examples:
 @click.option(
     "--tokens-file",
     metavar="FILE",
-    help="Take each of the tokens in this file instead, one on a line; # begins a comment."
-    " SIGHUP has it read again.",
+    help="Take each of the tokens in this file instead, one on a line; a line that begins with # is"
+    " a comment. SIGHUP has it read again.",
 )
 @click.option(
     "--upstream",

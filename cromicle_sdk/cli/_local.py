@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Generator
 from types import ModuleType
@@ -56,9 +55,8 @@ def serve_in_foreground(
 
 
 def _describe(error: OSError) -> str:
-    # `socket.create_server` adds the address, in Python; what a resolver says has no such number.
-    number = error.errno or 0
-    return os.strerror(number) if number > 0 else str(error.strerror)
+    # `socket.create_server` adds the address, in Python.
+    return str(error.strerror).partition(" (while attempting")[0]
 
 
 def _load_server() -> ModuleType:

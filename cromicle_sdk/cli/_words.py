@@ -23,7 +23,12 @@ _COMMAND_WORDS = [
     (re.compile(r" Raise that option if such a reply is wanted\."), " Ask for a shorter one."),
     (
         re.compile(r"\bpass a token of your own, or a loopback host$"),
-        "pass a --token of your own, or --tokens-file, or a loopback --host",
+        "pass a --token of your own, or --tokens-file without it, or a loopback --host",
+    ),
+    (re.compile(r"^host(?= '| must)"), "--host"),
+    (
+        re.compile(r"\bmust be a str of visible ASCII characters, or None$"),
+        "must be visible ASCII characters, without spaces",
     ),
     (re.compile(r"\bthe option proxy, or (?=the proxy variables\b)"), ""),
     (re.compile(_ALONE.format("base_url")), "--base-url"),

@@ -63,7 +63,8 @@ def create_app(
     end), 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with `Retry-After`) one
     too many; 500 where the backend fails before its first piece, or what its `BackendError`
     says. A 413 closes the connection unless the body was read to its end. Where the backend
-    fails later the app raises, upon which ASGI servers cut the body off without its end. Every
+    fails later the app raises, upon which ASGI servers cut the body off without its end, and most
+    log a traceback: `serve` and `LocalServer` do not. Every
     answer has `x-request-id`, the request's own where it is a harmless one.
 
     Each request is one line of the logger `cromicle_sdk.server.access`, at level INFO: method,
@@ -144,7 +145,9 @@ def _build_documents(figures: Metrics | None) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     async def describe(request: Request) -> Response:
-        return JSONResponse(description)
+        # Where it is mounted is known only here.
+        servers = [{"url": request.scope.get("root_path") or "/"}]
+        return JSONResponse({**description, "servers": servers})
 
     routes = [Route("/health", report_health), Route("/openapi.json", describe)]
     if figures is not None:

@@ -7,9 +7,17 @@ from typing import Any, cast
 
 from ._failures import build_invalid
 
-__all__ = ["Completion"]
+__all__ = ["Completion", "is_completion"]
 
 _DONE = "[DONE]"
+
+# What servers call the end of an answer that they could not finish: OpenRouter, vLLM and SGLang,
+# DeepSeek.
+_INTERRUPTIONS = ("error", "abort", "cancelled", "insufficient_system_resource")
+
+# Parts of a content that are text, and thoughts and references, which are no part of the answer.
+_TEXT_PARTS = ("text", "output_text")
+_OTHER_PARTS = ("thinking", "reasoning", "reference")
 
 
 class Completion:
@@ -44,29 +52,55 @@ class Completion:
             raise build_invalid("its answer ended without a finish_reason, so it is not complete")
 
     def _receive(self, event: dict[str, Any], name: str) -> str:
-        if event.get("error"):
-            raise build_invalid("it reports an error in its answer")
+        _check_error(event)
         choices = event.get("choices")
         if not isinstance(choices, list):
             raise build_invalid("it sends an event without choices")
-        texts = [
-            self._read_choice(cast("dict[str, Any]", choice), name)
-            for choice in cast("list[object]", choices)
-            if isinstance(choice, dict) and cast("dict[str, Any]", choice).get("index", 0) == 0
-        ]
+        texts = [self._read_choice(choice, name) for choice in cast("list[object]", choices)]
         return "".join(texts)
 
-    def _read_choice(self, choice: dict[str, Any], name: str) -> str:
-        reason = choice.get("finish_reason")
-        if reason == "error":
-            raise build_invalid("it reports an error in its answer")
-        if isinstance(reason, str) and reason:
+    def _read_choice(self, choice: object, name: str) -> str:
+        if not isinstance(choice, dict):
+            raise build_invalid("it sends a choice that is no object")
+        fields = cast("dict[str, Any]", choice)
+        _check_error(fields)
+        if not _is_first(fields):
+            return ""
+        self._note_reason(fields.get("finish_reason"))
+        delta: Any = fields.get(name) or {}
+        # The older completions have a text instead; dropped, it would not be missed.
+        if not isinstance(delta, dict) or fields.get("text"):
+            raise build_invalid(f"it sends a choice without a {name}")
+        parts = cast("dict[str, Any]", delta)
+        return _read_content(parts.get("content")) + _read_content(parts.get("refusal"))
+
+    def _note_reason(self, reason: object) -> None:
+        if reason in _INTERRUPTIONS:
+            raise build_invalid("it says that its answer was interrupted")
+        if isinstance(reason, str) and reason not in ("", "null"):
             self.finish_reason = reason
-        delta: Any = choice.get(name) or {}
-        if not isinstance(delta, dict):
-            raise build_invalid(f"it sends a {name} that is no object")
-        fields = cast("dict[str, Any]", delta)
-        return _read_content(fields.get("content")) + _read_content(fields.get("refusal"))
+
+
+def is_completion(data: str) -> bool:
+    """Whether an event's data is of a completion, whatever the event is called."""
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(event, dict) and ("choices" in event or "error" in event)
+
+
+def _check_error(fields: dict[str, Any]) -> None:
+    if fields.get("error") is not None:
+        raise build_invalid("it reports an error in its answer")
+
+
+def _is_first(choice: dict[str, Any]) -> bool:
+    """Whether it is the choice that counts; one without an index is the only one."""
+    index = choice.get("index")
+    if index is not None and type(index) is not int:
+        raise build_invalid("it sends a choice whose index is no number")
+    return not index
 
 
 def _parse(data: str | bytes) -> dict[str, Any]:
@@ -93,11 +127,15 @@ def _read_content(content: object) -> str:
 
 
 def _read_part(part: object) -> str:
-    if isinstance(part, dict):
-        fields = cast("dict[str, Any]", part)
-        # Other parts are thoughts and references.
-        return _read_content(fields.get("text")) if fields.get("type") == "text" else ""
-    return _read_content(part)
+    if isinstance(part, str):
+        return _check_text(part)
+    fields = cast("dict[str, Any]", part if isinstance(part, dict) else {})
+    text = fields.get("text")
+    if fields.get("type") in _TEXT_PARTS and isinstance(text, str):
+        return _check_text(text)
+    if fields.get("type") not in _OTHER_PARTS:
+        raise build_invalid("it sends a part of a content that may be a text, and may be none")
+    return ""
 
 
 def _check_text(text: str) -> str:

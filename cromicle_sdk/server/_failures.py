@@ -94,7 +94,8 @@ def build_refused(
             502,
             "upstream_denied",
             "the model server does not accept this gateway's key",
-            detail=f"{url} says {said}: it refuses the key of this gateway, not the caller's token",
+            detail=f"{url} says {said}: it refuses the key of this gateway, not the caller's "
+            "token; the right one goes into $CROMICLE_UPSTREAM_KEY, or into api_key",
         )
     if 300 <= status < 400:
         return BackendError(
@@ -132,6 +133,7 @@ def find_reason(body: bytes) -> str | None:
         return None
     named = cast("dict[str, Any]", error)
     for name in ("code", "type"):
-        if named.get(name) in _KNOWN_REASONS:
-            return str(named[name])
+        reason = named.get(name)
+        if isinstance(reason, str) and reason in _KNOWN_REASONS:
+            return reason
     return None

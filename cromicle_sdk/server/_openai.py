@@ -17,7 +17,7 @@ from cromicle_sdk._secret import Secret
 
 from ._backends import Backend
 from ._checks import check_text
-from ._completions import Completion
+from ._completions import Completion, is_completion
 from ._events import Events
 from ._failures import build_invalid
 from ._roles import parse_prompt
@@ -31,8 +31,18 @@ __all__ = ["openai_backend"]
 # An answer in one piece is in memory as a whole; a million words fit.
 _MAX_WHOLE_BYTES = 16 * 1024 * 1024
 
-# Why a model ends where it had more to say; other reasons are a server's own words.
-_EARLY_ENDS = ("length", "content_filter")
+# Why a model ends: it has said all, or calls a tool; or it had more to say. Other reasons are a
+# server's own words, which are not repeated.
+_GOOD_ENDS = (
+    "stop",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+    "tool_calls",
+    "function_call",
+)
+_EARLY_ENDS = ("length", "model_length", "content_filter")
 
 # What can stand in a header after "Bearer ": visible ASCII.
 _KEY = re.compile(r"[\x21-\x7e]+\Z")
@@ -111,12 +121,12 @@ async def _read_texts(call: Call) -> AsyncGenerator[str, None]:
                 is_empty = False
                 yield text
     completion.receive_eof()
-    reason = completion.finish_reason if completion.finish_reason in _EARLY_ENDS else None
-    if reason is not None or is_empty:
+    reason = completion.finish_reason
+    if is_empty or (reason is not None and reason not in _GOOD_ENDS):
         logging.getLogger("cromicle_sdk.server").warning(
             "the model ended its answer %s: %s",
             "without a text" if is_empty else "early",
-            reason or "no reason given",
+            reason if reason in _EARLY_ENDS else "no reason that is known",
         )
 
 
@@ -126,10 +136,10 @@ async def _read_deltas(call: Call, completion: Completion) -> AsyncGenerator[str
         return
     async with aclosing(Events(call.read)) as events:
         while not completion.is_done and (event := await events.take()) is not None:
-            if event.event == "error":
+            if event.event in ("error", "exception"):
                 raise build_invalid("it reports an error in its answer")
-            # Events of other names are not the API's.
-            if event.event == "message":
+            # Events of other names are not the API's, but for what they hold.
+            if event.event == "message" or is_completion(event.data):
                 yield completion.receive_event(event.data)
 
 

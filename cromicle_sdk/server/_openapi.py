@@ -10,7 +10,6 @@ __all__ = ["build_openapi"]
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
-# The checks in their order, then what comes of the backend.
 _ERRORS = {
     "400": "The body is not a JSON object with the three fields as strings.",
     "401": "The token is not an accepted one.",
@@ -21,9 +20,9 @@ _ERRORS = {
     "429": "The model server has too much to do.",
     "500": "The backend failed before its first piece.",
     "502": "The model server refused, can't be reached, or answered nonsense.",
-    "505": "HTTP/1.0, in which a reply that is cut off would look like a whole one.",
     "503": "As many replies as are allowed at once are under way.",
     "504": "The model server did not answer in time.",
+    "505": "HTTP/1.0, in which a reply that is cut off would look like a whole one.",
 }
 _HAVE_RETRY_AFTER = ("429", "502", "503")
 
@@ -31,7 +30,7 @@ _HAVE_RETRY_AFTER = ("429", "502", "503")
 def build_openapi(*, metrics: bool) -> dict[str, Any]:
     """The description that `GET /openapi.json` answers with; `metrics` says whether there are any.
 
-    Its paths are relative, so that it also holds for a mounted app.
+    Its paths begin where the app is mounted, which `servers` has to say.
     """
     paths: dict[str, Any] = {
         "/chat": {"post": _describe_chat()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ __all__ = ["TokenFile", "Tokens", "build_tokens", "hide_tokens"]
 
 # A file of tokens is short; a wrong path (a disk, a log) is not to be read whole.
 _LONGEST_FILE_BYTES = 1024 * 1024
+
+# It would be taken for a part of the token, with which nobody gets in.
+_COMMENT_BEHIND = re.compile(rb"\s#")
 
 
 class Tokens:
@@ -48,7 +52,7 @@ class Tokens:
 
 
 class TokenFile(Tokens):
-    """The tokens in a file: UTF-8, one on each line; blank lines and those with `#` are skipped.
+    """The tokens in a file: UTF-8, one on each line; a line that begins with `#` is a comment.
 
     White space around a token is not part of it. The file is read here, and again by `reload`;
     `serve` and `cromicle serve` do that on SIGHUP.
@@ -71,7 +75,9 @@ class TokenFile(Tokens):
         try:
             tokens = Tokens(_read_tokens(self._path))
             if tokens.has_well_known and not allow_well_known:
-                raise ConfigurationError("tokens: the well-known token would let everybody in")
+                raise ConfigurationError(
+                    f"tokens: {self._path} holds the well-known token, which lets everybody in"
+                )
         except ConfigurationError as error:
             logger.error("%s; the tokens of before stay", error)
             return False
@@ -142,6 +148,10 @@ def _parse_tokens(path: Path, data: bytes) -> list[Secret]:
         stripped = line.strip()
         if not stripped or stripped.startswith(b"#"):
             continue
+        if _COMMENT_BEHIND.search(stripped):
+            raise ConfigurationError(
+                f"tokens: line {number} of {path} has a # in it; a comment needs its own line"
+            )
         try:
             tokens.append(Secret(stripped.decode()))
         except UnicodeDecodeError:

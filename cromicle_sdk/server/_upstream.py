@@ -35,6 +35,9 @@ T = TypeVar("T")
 # connection is given up instead of kept: the caller's reply ends only after that.
 FINISH_SECONDS = 0.1
 
+# What the reason for a refusal is worth waiting for, in seconds: its status is known.
+REASON_SECONDS = 2.0
+
 # More than any error says of itself.
 _MAX_ERROR_BYTES = 64 * 1024
 
@@ -143,11 +146,13 @@ class Call:
         self._exchange.drop()
 
     async def _read_reason(self) -> str | None:
+        reason = None
         try:
-            reason = find_reason(await self.read_whole(_MAX_ERROR_BYTES))
+            with anyio.move_on_after(REASON_SECONDS):
+                reason = find_reason(await self.read_whole(_MAX_ERROR_BYTES))
+                await self.finish()
         except BackendError:
             return None
-        await self.finish()
         return reason
 
     async def _run(self, step: Callable[[], Awaitable[T]]) -> T:

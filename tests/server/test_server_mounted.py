@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import httpx
 import pytest
 from asgi_servers import SERVERS, Serve
 from fastapi import FastAPI
@@ -110,5 +111,7 @@ def test_it_can_be_mounted(serve: Serve, mount: Any, faults: FaultyServer) -> No
             assert client.chat("Hi").text == TEXT
             with pytest.raises(IncompleteReplyError):
                 client.chat("Hi")
+        description = httpx.get(f"{base_url}/models/llama/openapi.json").json()
+        assert description["servers"] == [{"url": "/models/llama"}]
         with connect(base_url) as client, pytest.raises(NotFoundError):
             client.chat("Hi")

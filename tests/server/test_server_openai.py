@@ -44,7 +44,7 @@ from cromicle_sdk import (
     Timeout,
     format_prompt,
 )
-from cromicle_sdk.server import BackendError, LocalServer, create_app, openai_backend
+from cromicle_sdk.server import BackendError, LocalServer, _upstream, create_app, openai_backend
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -244,7 +244,8 @@ class TestText:
             [*say("text"), STOP],
             [*say("text"), DONE],
             [*say("text"), STOP, DONE, "nonsense after the end\n\n"],
-            [*say("text"), "event: ping\ndata: nonsense\n\n", DONE],
+            [*say("text"), "event: ping\ndata: nonsense\n\n", "event: ping\ndata: {}\n\n", DONE],
+            ["event: chunk\n" + part for part in [*say("text"), STOP]],
             ["\ufeff", *say("text"), "id: 7\n\n", DONE],
             ["data:[DONE]\n\n".join(["".join(say("text")), ""])],
         ],
@@ -283,7 +284,7 @@ class TestText:
         answer(faults, event(choice({}, "my own words")), DONE)
         with connect(faults) as client:
             assert client.chat("Hi", strict=False).text == ""
-        assert "without a text: no reason given" in caplog.text
+        assert "without a text: no reason that is known" in caplog.text
         assert "my own words" not in caplog.text
 
 
@@ -326,6 +327,22 @@ class TestBeforeTheFirstText:
         assert error.request_id in record.getMessage()
         assert len(faults.requests) == 1
 
+    @pytest.mark.parametrize("behave", ["stall", "drip"])
+    def test_a_refusal_does_not_wait_for_its_reason(
+        self, behave: str, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_upstream, "REASON_SECONDS", 0.2)
+        gate = threading.Event()
+        head = build_head(429, headers=[("retry-after", "7")])
+        pieces = [head, build_chunk('{"error":')] + [build_chunk(" ")] * 2000
+        faults.raw(pieces, delay=0.05, gate=gate if behave == "stall" else None)
+        started = time.monotonic()
+        error = refuse(faults)
+        assert isinstance(error, RateLimitError)
+        assert error.retry_after == 7
+        assert time.monotonic() - started < 30
+        faults.wait_until_closed()
+
     def test_a_redirect_is_not_followed(self, faults: FaultyServer) -> None:
         with FaultyServer() as other:
             faults.redirect(307, location=other.base_url)
@@ -353,6 +370,7 @@ class TestBeforeTheFirstText:
             ({"error": {"code": "context_length_exceeded"}}, "400 (context_length_exceeded)"),
             ({"error": {"code": None, "type": "invalid_request_error"}}, "400 (invalid_request"),
             ({"error": {"code": PROMPT, "type": KEY, "message": PROMPT}}, "400"),
+            ({"error": {"code": [PROMPT], "type": {"a": KEY}}}, "400"),
             ({"error": PROMPT}, "400"),
             ([PROMPT], "400"),
             (PROMPT, "400"),
@@ -438,6 +456,7 @@ class TestBeforeTheFirstText:
         [
             [event({"error": {"message": PROMPT}}), DONE],
             [f"event: error\ndata: {PROMPT}\n\n", DONE],
+            ["event: failed\n" + event({"error": {"message": PROMPT}}), DONE],
             [f"data: {PROMPT}\n\n"],
             [event(choice({"role": "assistant"}))],
             [b"data: \xff\n\n"],
