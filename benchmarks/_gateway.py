@@ -59,7 +59,10 @@ def _serve_gateway(upstream: str) -> Iterator[str]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - the command of this package
         assert process.stderr is not None, "it was asked for above"
         try:
-            yield process.stderr.readline().split()[-1]
+            said = process.stderr.readline()
+            if not said.startswith("Serving at "):
+                raise RuntimeError(f"the gateway does not start: {said.strip()}")
+            yield said.split()[-1]
         finally:
             process.kill()
 

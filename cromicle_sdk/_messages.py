@@ -9,7 +9,18 @@ from typing import Any, TypedDict, cast
 
 from ._errors import InvalidMessageError
 
-__all__ = ["Conversation", "Message", "MessageLike", "Messages", "TextPart", "format_prompt"]
+__all__ = [
+    "PROMPT_END",
+    "Conversation",
+    "Message",
+    "MessageLike",
+    "Messages",
+    "TextPart",
+    "format_prompt",
+]
+
+# What asks for the next turn, behind several.
+PROMPT_END = "\nAssistant:"
 
 _ROLE = re.compile(r"[\w-]+\Z")
 
@@ -137,8 +148,7 @@ def format_prompt(messages: Messages) -> str:
     if len(turns) == 1:
         return turns[0][1]
     lines = [f"{role.capitalize()}: {content}" for role, content in turns]
-    lines.append("Assistant:")
-    return "\n".join(lines)
+    return "\n".join(lines) + PROMPT_END
 
 
 def _check_iterable(messages: object) -> Iterable[object]:

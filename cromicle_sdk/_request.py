@@ -13,7 +13,7 @@ from ._options import Options
 from ._secret import Secret
 from ._version import __version__
 
-__all__ = ["Request", "build_request", "hash_prompt"]
+__all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,15 @@ def _build_headers(options: Options, httpx_version: str) -> tuple[tuple[bytes, b
         "accept": "*/*",
         "content-type": "application/json",
         "accept-encoding": "identity",
-        "user-agent": f"cromicle-sdk/{__version__} "
-        f"(python/{platform.python_version()}; httpx/{httpx_version})",
+        "user-agent": build_user_agent(httpx_version),
     }
     if endpoint.authorization is not None:
         headers["authorization"] = endpoint.authorization.reveal()
     headers.update(options.headers)
     return tuple((name.encode(), value.encode()) for name, value in headers.items())
+
+
+def build_user_agent(httpx_version: str) -> str:
+    """What this package calls itself, and what it runs on."""
+    python = platform.python_version()
+    return f"cromicle-sdk/{__version__} (python/{python}; httpx/{httpx_version})"

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import anyio
 
+from cromicle_sdk._messages import PROMPT_END
+
 from ._checks import check_seconds
 
 __all__ = ["Backend", "BackendError", "echo_backend", "last_user_turn"]
@@ -26,7 +28,6 @@ An exception is a failed reply: the client gets a 500, or what a `BackendError` 
 was sent, else a reply that is visibly cut off. It must not block: the whole server waits with it.
 """
 
-_PROMPT_END = "\nAssistant:"
 _USER_LINE = "\nUser: "
 
 # Every character is white space or not, so that the matches join to exactly the whole text. A
@@ -100,8 +101,8 @@ def echo_backend(*, delay: float = 0.0) -> Backend:
 
 def last_user_turn(prompt: str) -> str:
     """What the user said last, as `echo_backend` defines it."""
-    if not prompt.endswith(_PROMPT_END):
+    if not prompt.endswith(PROMPT_END):
         return prompt
-    lines = "\n" + prompt.removesuffix(_PROMPT_END)
+    lines = "\n" + prompt.removesuffix(PROMPT_END)
     _, found, turn = lines.rpartition(_USER_LINE)
     return turn if found else prompt

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from cromicle_sdk._messages import Message
+from cromicle_sdk._messages import PROMPT_END, Message
 
 __all__ = ["parse_prompt"]
 
-_PROMPT_END = "\nAssistant:"
 
 # The roles that a text alone makes a message of; a tool's needs the call that it answers.
 _ROLE_LINE = re.compile(r"^(System|Developer|User|Assistant): ", re.MULTILINE)
@@ -24,9 +23,9 @@ def parse_prompt(prompt: str) -> list[Message] | None:
     A prompt doesn't say where a message ends, so a content with such a line of its own is taken
     for two messages. Joined again they are the same prompt all the same, to the byte.
     """
-    if not prompt.endswith(_PROMPT_END):
+    if not prompt.endswith(PROMPT_END):
         return None
-    text = prompt.removesuffix(_PROMPT_END)
+    text = prompt.removesuffix(PROMPT_END)
     lines = list(_ROLE_LINE.finditer(text))
     if len(lines) < 2 or lines[0].start() != 0:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -17,9 +16,8 @@ from cromicle_sdk._endpoint import Endpoint
 from cromicle_sdk._httpx import HTTPX_VERSION, build_route, strip_frames
 from cromicle_sdk._limits import Limits
 from cromicle_sdk._options import ConnectionOptions, Timeout
-from cromicle_sdk._request import Request
+from cromicle_sdk._request import Request, build_user_agent
 from cromicle_sdk._secret import Secret
-from cromicle_sdk._version import __version__
 
 from ._backends import BackendError
 from ._failures import build_invalid, build_refused, describe_failure, find_reason
@@ -60,8 +58,9 @@ class Upstream:
         proxy: ProxyOption | None,
         verify: Literal[True] | ssl.SSLContext,
     ) -> None:
-        below = Endpoint.parse("base_url", base_url)
-        self._endpoint = replace(below, path=f"{below.path}/completions")
+        # The path of every endpoint ends in /chat, as that of this API begins below its base.
+        chat = Endpoint.parse("base_url", base_url)
+        self._endpoint = replace(chat, path=f"{chat.path}/completions")
         self._timeout = timeout
         options = ConnectionOptions.build(
             max_connections=None, proxy=proxy, verify=verify, transport=None, http_client=None
@@ -175,8 +174,7 @@ def _build_headers(endpoint: Endpoint, key: Secret | None) -> tuple[tuple[bytes,
         "accept": "text/event-stream",
         "content-type": "application/json",
         "accept-encoding": "identity",
-        "user-agent": f"cromicle-sdk/{__version__} "
-        f"(python/{platform.python_version()}; httpx/{HTTPX_VERSION})",
+        "user-agent": build_user_agent(HTTPX_VERSION),
     }
     authorization = endpoint.authorization if key is None else Secret(f"Bearer {key.reveal()}")
     if authorization is not None:
