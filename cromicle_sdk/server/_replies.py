@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import traceback
@@ -12,17 +13,21 @@ from pathlib import PurePath
 import anyio
 import anyio.lowlevel
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ._admission import Admission
 from ._answers import build_error, format_retry_after, request_id
 from ._backends import Backend, BackendError
 
-__all__ = ["ReplyCut", "StreamedReply"]
+__all__ = ["SEND_SECONDS", "CutMark", "ReplyCut", "StreamedReply", "is_of_cut"]
 
 # What a backend that was interrupted may still take to clean up: time to say goodbye to a model
 # server, not enough to hold up the server's own end.
 CLOSE_SECONDS = 2.0
+
+# How long a client may take for a piece, as it may for a request: 1 MiB at 140 kbit/s. Without an
+# end one that reads nothing would keep its place and the backend for good.
+SEND_SECONDS = 60.0
 
 # A code for programs, a sentence for people.
 _FAILED = ("backend_failed", "the backend failed before its first piece")
@@ -38,6 +43,36 @@ class ReplyCut(Exception):  # noqa: N818 - a signal to the ASGI server, reported
     """
 
 
+class CutMark:
+    """A body that nobody can send: whoever passes it on or takes it apart gives up the reply.
+
+    Starlette's `BaseHTTPMiddleware`, FastAPI's `@app.middleware("http")`, ends the body of an
+    app that raises and lets the exception through only then, when the cut reply is a whole one.
+    So the server above it has to be the one that fails. What is between the two must pass it on,
+    as `GZipMiddleware` does for a client that takes no gzip, like those of the protocol.
+    """
+
+    # Some pass over what is empty.
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        raise ReplyCut
+
+    def __bytes__(self) -> bytes:
+        raise ReplyCut
+
+
+def is_of_cut(error: object) -> bool:
+    """Whether this is how a reply was cut off: `ReplyCut`, or what came of the mark."""
+    # What Python itself says of the mark names its type.
+    return isinstance(error, ReplyCut) or CutMark.__name__ in str(error)
+
+
+class _NotTakenError(Exception):
+    """The client has not taken what was sent in time."""
+
+
 class _BackendFailed(Exception):  # noqa: N818 - carries the answer, is no error itself
     """The backend raised, which is logged; `answer` is for a caller that has no text yet."""
 
@@ -51,8 +86,9 @@ class StreamedReply:
     """The ASGI response that streams what `backend` answers to `prompt`.
 
     The head waits for the first piece, so that an early failure is an answer of its own: a 500,
-    or what a `BackendError` says. A later one raises `ReplyCut`. When the client leaves, the
-    backend is cancelled at once. Raises `Refusal`, before anything else, where it isn't admitted.
+    or what a `BackendError` says. A later one raises `ReplyCut`, as does a client that takes
+    nothing for `SEND_SECONDS`. When the client leaves, the backend is cancelled at once. Raises
+    `Refusal`, before anything else, where it isn't admitted.
     """
 
     backend: Backend
@@ -60,33 +96,46 @@ class StreamedReply:
     admission: Admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.admission.admit():
-            await self._stream(scope, receive, send)
+        with contextlib.ExitStack() as place:
+            place.enter_context(self.admission.admit())
+            await self._stream(scope, receive, send, place)
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream(
+        self, scope: Scope, receive: Receive, send: Send, place: contextlib.ExitStack
+    ) -> None:
         cut = False
         async with anyio.create_task_group() as group:
             group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
-            cut = await self._answer(scope, receive, send)
+            cut = await self._answer(scope, receive, _limit(send), place)
             group.cancel_scope.cancel()
         if cut:
+            await _send_mark(send)
             raise ReplyCut
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Send the reply or the error; whether the reply has to be cut off."""
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, place: contextlib.ExitStack
+    ) -> bool:
+        """Send the reply or the error; whether the reply has to be cut off.
+
+        The place is left before the last message: the client may ask again as soon as it has it.
+        """
         pieces = _Pieces(self.backend, self.prompt, request_id(scope))
         try:
             try:
                 first = await pieces.take()
             except _BackendFailed as failed:
+                place.close()
                 await failed.answer(scope, receive, send)
                 return False
-            return await _send_reply(pieces, first, send)
+            return await _send_reply(pieces, first, send, place)
+        except _NotTakenError:
+            return True
         except OSError:
             # ASGI: `send` may raise it once the client is gone, and then nobody is left to tell.
             return False
         finally:
             await pieces.aclose()
+            place.close()
 
 
 class _Pieces:
@@ -97,6 +146,7 @@ class _Pieces:
         self._prompt = prompt
         self._request_id = identifier
         self._iterator: AsyncIterator[str] | None = None
+        self._begun = False
 
     async def take(self) -> bytes | None:
         """The next piece, None at the end. Raises `_BackendFailed`."""
@@ -105,9 +155,10 @@ class _Pieces:
                 self._iterator = await _open(self._backend, self._prompt)
             async for piece in self._iterator:
                 if data := _encode(piece):
+                    self._begun = True
                     return data
         except BackendError as error:
-            _log_refusal(error, self._request_id)
+            _log_refusal(error, self._request_id, begun=self._begun)
             raise _BackendFailed(_build_refusal(error)) from error
         except Exception as error:
             _log_failure(error, self._request_id)
@@ -141,7 +192,21 @@ async def _open(backend: Backend, prompt: str) -> AsyncIterator[str]:
     return aiter(answer)
 
 
-async def _send_reply(pieces: _Pieces, first: bytes | None, send: Send) -> bool:
+def _limit(send: Send) -> Send:
+    """A `send` that raises `_NotTakenError` where it takes too long."""
+
+    async def send_in_time(message: Message) -> None:
+        with anyio.move_on_after(SEND_SECONDS) as scope:
+            await send(message)
+        if scope.cancelled_caught:
+            raise _NotTakenError
+
+    return send_in_time
+
+
+async def _send_reply(
+    pieces: _Pieces, first: bytes | None, send: Send, place: contextlib.ExitStack
+) -> bool:
     """Send head and pieces; whether the backend failed on the way."""
     await send(
         {
@@ -159,8 +224,15 @@ async def _send_reply(pieces: _Pieces, first: bytes | None, send: Send) -> bool:
             data = await pieces.take()
         except _BackendFailed:
             return True
+    place.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     return False
+
+
+async def _send_mark(send: Send) -> None:
+    # Each server has an error of its own for it, and `ReplyCut` follows whatever that is.
+    with anyio.move_on_after(SEND_SECONDS), contextlib.suppress(Exception):
+        await send({"type": "http.response.body", "body": CutMark(), "more_body": True})
 
 
 async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -178,12 +250,17 @@ def _build_refusal(error: BackendError) -> JSONResponse:
     return build_error(error.status, error.code, error.message, headers=headers)
 
 
-def _log_refusal(error: BackendError, identifier: str) -> None:
+def _log_refusal(error: BackendError, identifier: str, *, begun: bool) -> None:
     # Who is told to slow down is no failure of anybody's.
     level = logging.WARNING if error.status == 429 else logging.ERROR
     detail = " ".join(error.detail.split())
     logging.getLogger("cromicle_sdk.server").log(
-        level, "no answer: %s, %s (request %s)", error.code, detail, identifier
+        level,
+        "%s: %s, %s (request %s)",
+        "reply cut off" if begun else "no answer",
+        error.code,
+        detail,
+        identifier,
     )
 
 

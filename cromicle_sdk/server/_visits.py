@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._answers import request_id
-from ._replies import ReplyCut
+from ._replies import CutMark
 
 __all__ = ["PATHS", "Visit", "VisitObserver", "Visits"]
 
@@ -66,15 +66,21 @@ class Visit:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             return
-        body: bytes = message.get("body", b"")
+        body: bytes | CutMark = message.get("body", b"")
+        if isinstance(body, CutMark):
+            self.end = "cut"
+            return
         self.bytes += len(body)
         if body and self.is_chat and self.status == 200:
             # A piece holds whole characters, for a backend yields texts.
             self.characters += len(body.decode())
             if self.first_text is None:
                 self.first_text = time.monotonic() - self._started
-        if not message.get("more_body", False):
-            self.end = "whole"
+
+    def sent(self, message: Message) -> None:
+        """Take note that the server has taken it, which it may have had to wait for."""
+        if message["type"] != "http.response.start" and not message.get("more_body", False):
+            self.end = self.end or "whole"
 
     def finish(self, end: End) -> None:
         """It is over; `end` is how, if that is not known yet."""
@@ -110,6 +116,7 @@ class Visits:
         async def send_noted(message: Message) -> None:
             visit.send(message)
             await send(message)
+            visit.sent(message)
 
         for observer in self._observers:
             observer.begin(visit)
@@ -117,9 +124,6 @@ class Visits:
         try:
             await self.app(scope, receive_noted, send_noted)
             end = "left"
-        except ReplyCut:
-            end = "cut"
-            raise
         finally:
             visit.finish(end)
             for observer in self._observers:

@@ -11,7 +11,11 @@ from asgi_servers import SERVERS, Serve
 from fastapi import FastAPI
 from runtimes import Runtime
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 from upstreams import answer, answer_texts, say
@@ -96,6 +100,32 @@ def mount_in_fastapi(app: ASGIApp) -> ASGIApp:
     outer.add_route("/", _greet)
     outer.mount("/models/llama", app)
     return outer
+
+
+class Passing(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+@pytest.mark.parametrize(
+    "names", ["", "P", "PP", "G", "GP", "PG"], ids=lambda names: names or "none"
+)
+def test_a_cut_is_seen_through_middleware(
+    serve: Serve, names: str, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = {"P": Middleware(Passing), "G": Middleware(GZipMiddleware)}
+    answer_texts(faults, TEXT)
+    answer(faults, *say("half"))
+    routes = [Mount("/llm", build_gateway(faults))]
+    outer = Starlette(routes=routes, middleware=[kinds[name] for name in names])
+    with serve(outer) as base_url, connect(f"{base_url}/llm") as client:
+        assert client.chat("Hi").text == TEXT
+        with pytest.raises(IncompleteReplyError) as caught:
+            client.chat("Hi")
+    assert caught.value.partial_text == "half"
+    # One line tells of it, and no traceback.
+    ours = [record for record in caplog.records if record.name.startswith("cromicle_sdk.server")]
+    assert [record.exc_info for record in ours] == [None]
 
 
 async def _greet(request: Any) -> PlainTextResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -12,8 +13,8 @@ import anyio
 import pytest
 from starlette.types import Message
 
-from cromicle_sdk.server import Backend, _replies, create_app
-from cromicle_sdk.server._replies import ReplyCut
+from cromicle_sdk.server import Backend, BackendError, _replies, create_app
+from cromicle_sdk.server._replies import CutMark, ReplyCut, is_of_cut
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +41,7 @@ class Exchange:
         self.sent: list[Message] = []
         self.send_error: Exception | None = None
         self.leave_after = 0
+        self.stuck_after: int | None = None
 
     async def run(self) -> None:
         scope = {
@@ -61,6 +63,10 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if self.send_error is not None:
             raise self.send_error
+        if self.stuck_after is not None and len(self.sent) >= self.stuck_after:
+            await anyio.sleep_forever()
+        # As servers do, each in its way.
+        assert len(message.get("body", b"")) == len(bytes(message.get("body", b"")))
         self.sent.append(message)
         if len(self.sent) == self.leave_after:
             self.gone.set()
@@ -371,6 +377,59 @@ async def test_a_client_that_leaves_while_it_posts_gets_nothing_and_no_log(
     await exchange.run()
     assert exchange.status == 400
     assert not caplog.records
+
+
+@pytest.mark.parametrize("stuck_after", [0, 1, 2, 3], ids=["head", "piece", "piece 2", "end"])
+async def test_a_client_that_takes_nothing_is_cut_off(
+    stuck_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_replies, "SEND_SECONDS", 0.05)
+    closed = anyio.Event()
+
+    async def backend(prompt: str) -> AsyncIterator[str]:
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            closed.set()
+
+    exchange = Exchange(backend)
+    exchange.stuck_after = stuck_after
+    with pytest.raises(ReplyCut):
+        await exchange.run()
+    assert closed.is_set()
+    assert len(exchange.sent) == stuck_after
+    assert not exchange.ended
+
+
+@pytest.mark.parametrize("pieces", [[], ["one"]], ids=["no answer", "reply cut off"])
+async def test_the_log_tells_a_cut_from_no_answer(
+    pieces: list[str], request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def backend(prompt: str) -> AsyncIterator[str]:
+        for piece in pieces:
+            yield piece
+        raise BackendError(502, "broken", "it broke")
+
+    exchange = Exchange(backend)
+    with pytest.raises(ReplyCut) if pieces else contextlib.nullcontext():
+        await exchange.run()
+    (record,) = caplog.records
+    words = "reply cut off" if pieces else "no answer"
+    assert record.getMessage().startswith(f"{words}: broken, ")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [len, bytes, memoryview, b"".join, lambda mark: b"" + mark, lambda mark: mark.encode()],
+    ids=["len", "bytes", "memoryview", "join", "add", "encode"],
+)
+def test_nobody_can_make_bytes_of_the_mark(use: Any) -> None:
+    mark = CutMark()
+    assert mark
+    with pytest.raises((ReplyCut, TypeError, AttributeError)) as caught:
+        use([mark] if use == b"".join else mark)
+    assert is_of_cut(caught.value)
 
 
 async def test_a_websocket_is_turned_down() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import re
 import socket
@@ -181,6 +182,18 @@ def test_a_reply_that_was_cut(log: Log) -> None:
     assert (line["status"], line["end"], line["bytes"]) == ("200", "cut", "2")
 
 
+def test_a_caller_that_leaves_before_the_last_byte(log: Log) -> None:
+    # More than the buffers of both sides take.
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        yield "y" * 30_000_000
+
+    with LocalServer(talk) as server:
+        with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
+            next(answer.iter_raw(1))
+        (line,) = log.wait(1)
+    assert line["end"] == "left"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "shown"),
     [
@@ -318,6 +331,24 @@ class TestAdmission:
             log.wait(1)
             gate.opened.set()
             assert post(server.base_url).status_code == 200
+
+    def test_a_place_is_free_before_the_answer_ends(self) -> None:
+        count = 20
+        body = json.dumps(sign("hi")).encode()
+        call = (
+            b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n" % len(body)
+        ) + body
+        with LocalServer(app=create_app(shout, max_concurrent=1)) as server:
+            url = httpx.URL(server.base_url)
+            with socket.create_connection((url.host, url.port or 0), PATIENCE) as connection:
+                connection.sendall(call * count)
+                received = b""
+                while received.count(b"0\r\n\r\n") + received.count(b"}}") < count:
+                    data = connection.recv(65536)
+                    assert data
+                    received += data
+        assert received.count(b"HTTP/1.1 200 ") == count
 
     def test_the_client_waits_and_gets_in(self, gate: Gate) -> None:
         app = create_app(gate, max_concurrent=1)
