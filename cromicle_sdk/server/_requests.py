@@ -70,9 +70,9 @@ def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
 
 
 def _check_version(http_version: str) -> None:
-    # There are no chunks in it: the end of the connection is that of the reply, cut or not. A
-    # proxy that asks with it would hand on a cut as an end.
-    if http_version == "1.0":
+    # Before it there are no chunks: the end of the connection is that of the reply, cut or not.
+    # A proxy that asks with it would hand on a cut as an end.
+    if http_version < "1.1":
         raise Refusal(
             505,
             "http_version_not_supported",

@@ -494,12 +494,13 @@ def test_a_gate_is_a_backend() -> None:
     assert callable(backend)
 
 
-def test_a_reader_that_could_not_see_a_cut_is_refused() -> None:
+@pytest.mark.parametrize("version", [b"1.0", b"0.9", b"0.0"])
+def test_a_reader_that_could_not_see_a_cut_is_refused(version: bytes) -> None:
     """In HTTP/1.0 the end of the connection is that of the reply, whole or not."""
     with LocalServer() as server, connect(server) as sock:
         body = json.dumps({"message": "Hi", "token": "abc", "hash": "x"}).encode()
         sock.sendall(
-            b"POST /chat HTTP/1.0\r\ncontent-type: application/json\r\n"
+            b"POST /chat HTTP/" + version + b"\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%b" % (len(body), body)
         )
         answer = b""
