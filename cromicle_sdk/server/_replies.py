@@ -224,6 +224,9 @@ async def _send_reply(
             data = await pieces.take()
         except _BackendFailed:
             return True
+    # uvicorn waits before it takes a message, not after: once this one is taken, so are the texts,
+    # and whoever leaves until then has left before the end.
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
     place.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     return False

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import socket
 from collections.abc import Callable
+from typing import cast
 
 import anyio
 import uvicorn
@@ -118,7 +119,7 @@ class CuttingServer(uvicorn.Server):
         while True:
             for connection in list(self.server_state.connections):
                 # To the app it looks as if the client had left, which it is prepared for.
-                connection.transport.abort()
+                cast("Protocol", connection).cut_off()
             # Also for connections that were just being accepted.
             await anyio.sleep(_POLL_SECONDS)
             if not self._is_busy():

@@ -12,13 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ._answers import request_id
 from ._replies import CutMark
 
-__all__ = ["PATHS", "Visit", "VisitObserver", "Visits"]
+__all__ = ["CUT", "PATHS", "Visit", "VisitObserver", "Visits"]
 
 CHAT = "/chat"
 
 # Anything else is the visitor's own text, and may be as long and as various as it likes.
 PATHS = (CHAT, "/health", "/metrics", "/openapi.json")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+# What a server may set in a scope's state before it says that the client is gone: it was the
+# server that broke the connection.
+CUT = "cromicle_sdk.cut"
 
 End = Literal["whole", "cut", "left", "failed"]
 
@@ -53,11 +57,11 @@ class Visit:
     def is_chat(self) -> bool:
         return self.path == CHAT
 
-    def receive(self, message: Message) -> None:
-        """Take note of what comes from the client."""
+    def receive(self, message: Message, *, is_cut: bool) -> None:
+        """Take note of what comes from the client; `is_cut` where the server has left it."""
         # Servers also say so when the answer has been sent, which is no leaving.
         if message["type"] == "http.disconnect":
-            self.end = self.end or "left"
+            self.end = self.end or ("cut" if is_cut else "left")
 
     def send(self, message: Message) -> None:
         """Take note of what goes to the client, which is nobody once it has left."""
@@ -76,11 +80,9 @@ class Visit:
             self.characters += len(body.decode())
             if self.first_text is None:
                 self.first_text = time.monotonic() - self._started
-
-    def sent(self, message: Message) -> None:
-        """Take note that the server has taken it, which it may have had to wait for."""
-        if message["type"] != "http.response.start" and not message.get("more_body", False):
-            self.end = self.end or "whole"
+        # Noted ahead, for hypercorn reports a disconnect before its last `send` returns.
+        if not message.get("more_body", False):
+            self.end = "whole"
 
     def finish(self, end: End) -> None:
         """It is over; `end` is how, if that is not known yet."""
@@ -110,13 +112,12 @@ class Visits:
 
         async def receive_noted() -> Message:
             message = await receive()
-            visit.receive(message)
+            visit.receive(message, is_cut=CUT in scope["state"])
             return message
 
         async def send_noted(message: Message) -> None:
             visit.send(message)
             await send(message)
-            visit.sent(message)
 
         for observer in self._observers:
             observer.begin(visit)

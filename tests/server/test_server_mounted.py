@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -89,6 +90,21 @@ def test_a_caller_that_leaves_ends_the_call(serve: Serve, faults: FaultyServer) 
         with client.stream("Hi") as stream:
             assert next(stream) == "one"
         faults.wait_until_closed()
+
+
+def test_a_whole_reply_is_logged_as_one(
+    serve: Serve, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "cromicle_sdk.server.access"
+    caplog.set_level(logging.INFO, name)
+    for _ in range(10):
+        answer_texts(faults, TEXT)
+    with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
+        for _ in range(10):
+            assert client.chat("Hi").text == TEXT
+    lines = [record.getMessage() for record in caplog.records if record.name == name]
+    assert len(lines) == 10
+    assert all(" end=whole " in line for line in lines)
 
 
 def mount_in_starlette(app: ASGIApp) -> ASGIApp:

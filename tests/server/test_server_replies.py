@@ -67,7 +67,9 @@ class Exchange:
             await anyio.sleep_forever()
         # As servers do, each in its way.
         assert len(message.get("body", b"")) == len(bytes(message.get("body", b"")))
-        self.sent.append(message)
+        # An empty piece says nothing.
+        if message.get("body") != b"" or not message.get("more_body", False):
+            self.sent.append(message)
         if len(self.sent) == self.leave_after:
             self.gone.set()
 

@@ -23,7 +23,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from cromicle_sdk import Client, IncompleteReplyError, Retry
-from cromicle_sdk.server import Backend, LocalServer, create_app
+from cromicle_sdk.server import Backend, LocalServer, _replies, create_app
 
 PATIENCE = 20.0
 LINE = re.compile(
@@ -192,6 +192,31 @@ def test_a_caller_that_leaves_before_the_last_byte(log: Log) -> None:
             next(answer.iter_raw(1))
         (line,) = log.wait(1)
     assert line["end"] == "left"
+
+
+def test_a_reply_that_the_server_ends_as_it_stops(log: Log, gate: Gate) -> None:
+    with LocalServer(gate) as server:
+        with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
+            texts = answer.iter_text()
+            assert next(texts) == "one"
+            server.stop()
+            with pytest.raises(httpx.RemoteProtocolError):
+                next(texts)
+    (line,) = log.wait(1)
+    assert (line["status"], line["end"]) == ("200", "cut")
+
+
+def test_a_caller_that_takes_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_replies, "SEND_SECONDS", 0.1)
+
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        while True:
+            yield "y" * 100_000
+
+    with LocalServer(talk) as server:
+        with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")):
+            (line,) = log.wait(1)
+    assert (line["status"], line["end"]) == ("200", "cut")
 
 
 @pytest.mark.parametrize(
