@@ -59,13 +59,15 @@ def create_app(
       characters. They hold no text, token or prompt.
 
     An error is `{"error": {"code": …, "message": …}}`, by the first check that fails: 404
-    address, 405 method, 505 HTTP/1.0 (which has no chunks, so that a cut would look like an
-    end), 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with `Retry-After`) one
-    too many; 500 where the backend fails before its first piece, or what its `BackendError`
-    says. A 413 closes the connection unless the body was read to its end. Where the backend
-    fails later the app raises, upon which ASGI servers cut the body off without its end, and most
-    log a traceback: `serve` and `LocalServer` do not. Every
+    address, 405 method, 505 a version before HTTP/1.1 (which has no chunks, so that a cut would
+    look like an end), 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with
+    `Retry-After`) one too many; 500 where the backend fails before its first piece, or what its
+    `BackendError` says. A 413 closes the connection unless the body was read to its end. Every
     answer has `x-request-id`, the request's own where it is a harmless one.
+
+    Where the backend fails later, or the client takes nothing for 60 seconds, the app raises, upon
+    which ASGI servers cut the body off without its end; most log a traceback, but `serve` and
+    `LocalServer` do not.
 
     Each request is one line of the logger `cromicle_sdk.server.access`, at level INFO: method,
     path, status, bytes, seconds to the first text and to the end, and how it ended. A failure of
