@@ -204,44 +204,9 @@ def test_closing_ends_the_pause_of_a_call_over_your_own_client(
     runtime.run(scenario)
 
 
-def test_a_stream_over_your_own_client_ends_at_the_next_bytes_after_close(
-    runtime: Runtime, faults: FaultyServer
-) -> None:
-    gate, reading = threading.Event(), threading.Event()
-    faults.reply(chunks=["a", "b"], gate=gate)
-
-    async def scenario() -> None:
-        own = own_client(runtime)
-        client = runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE)
-        stream = client.stream("Hi")
-        assert await anext(stream) == "a"
-        inner: Any = getattr(stream, "inner", stream)
-
-        async def reader() -> None:
-            reading.set()
-            error = await outcome(anext(stream))
-            assert isinstance(error, IncompleteReplyError)
-            assert error.partial_text == "a"
-
-        async def closer() -> None:
-            await runtime.wait(reading)
-            while not inner._turn.locked():
-                await anyio.sleep(0) if not runtime.is_blocking else None
-            await stream.aclose()
-            gate.set()
-
-        await runtime.together(reader, closer)
-        await client.aclose()
-        dropped = runtime.client(base_url=faults.base_url, http_client=own).stream("Hi")
-        await anext(dropped)
-        await dropped.read()
-        await close_own(own)
-
-    runtime.run(scenario)
-
-
-def test_closing_a_client_ends_a_call_over_your_own_client(
-    runtime: Runtime, faults: FaultyServer
+@pytest.mark.parametrize("closed", ["stream", "client"])
+def test_closing_ends_a_call_over_your_own_client(
+    closed: str, runtime: Runtime, faults: FaultyServer
 ) -> None:
     """At once where a task can be cancelled, at the next bytes where a thread can't be."""
     gate, reading = threading.Event(), threading.Event()
@@ -265,15 +230,16 @@ def test_closing_a_client_ends_a_call_over_your_own_client(
             await runtime.wait(reading)
             while not inner._turn.locked():
                 await anyio.sleep(0) if not runtime.is_blocking else None
-            await client.aclose()
+            await (stream if closed == "stream" else client).aclose()
             if runtime.is_blocking:
                 gate.set()
 
         await runtime.together(reader, closer)
+        another = runtime.client(base_url=faults.base_url, http_client=own).stream("Hi")
+        assert (await another.read()).text == "ab"
         await close_own(own)
 
     runtime.run(scenario)
-    assert gate.is_set()
 
 
 def hook_that(runtime: Runtime, act: Callable[[Any], Any]) -> Any:
