@@ -34,7 +34,7 @@ from cromicle_sdk._errors import (
     status_error_class,
 )
 
-# DESIGN.md, section 3: each error and all that it is.
+# Each error and all that it is.
 TREE: dict[type[CromicleError], tuple[type[BaseException], ...]] = {
     CromicleError: (Exception,),
     ConfigurationError: (CromicleError, ValueError),

@@ -697,7 +697,7 @@ def h11_error(line: bytes) -> h11.RemoteProtocolError:
 @pytest.mark.parametrize("filler", [0, 100, *range(135, 160, 4), 1000])
 @pytest.mark.parametrize("own", [True, False], ids=["own", "http_client"])
 def test_an_echo_in_broken_framing_is_nowhere(filler: int, own: bool, faults: FaultyServer) -> None:
-    """DESIGN.md, promise 6: what h11 quotes of the answer is in no message and in no cause."""
+    """What h11 quotes of the answer is in no message and in no cause."""
     line = b"no colon %s%s" % (b"y" * filler, CANARY.encode())
     faults.raw(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % line, end="close")
     with (

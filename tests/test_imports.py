@@ -1,4 +1,4 @@
-"""Which room may import what: the architecture of DESIGN.md, section 5, held against the files.
+"""Which room may import what: the architecture, held against the files.
 
 A room is a module of the package. `ROOMS` is the whole table, so that a new room or a new
 import between rooms is a decision that shows in this file.

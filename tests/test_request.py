@@ -233,7 +233,7 @@ def test_nothing_that_is_redacted_stays(token: str, before: str, after: str) -> 
 
 
 def test_an_interrupt_at_any_point_leaves_no_secret_in_a_frame() -> None:
-    """DESIGN.md, promise 6: no local of a frame that a traceback with locals would print."""
+    """No local of a frame that a traceback with locals would print."""
     options = build_options()
     digest = hash_prompt(CANARY, "Hi")
     leaks: set[str] = set()
