@@ -74,10 +74,7 @@ def build_route(endpoint: Endpoint, options: ConnectionOptions) -> Route:
 
 
 def check_http_client(client: object, name: str) -> None:
-    """Whether it is a `Client` or an `AsyncClient` of httpx or httpx2, whichever `name` says.
-
-    Raises `ConfigurationError`.
-    """
+    """Raise `ConfigurationError` unless it is the class `name` of httpx or of httpx2."""
     kinds = [getattr(module, name) for module in _modules()]
     if not isinstance(client, tuple(kinds)):
         raise ConfigurationError(
@@ -141,13 +138,11 @@ def find_response(error: Exception, request: Any) -> Any:
 
     None for any other error: a hook may have had a request of its own, for a token.
     """
-    response = getattr(error, "response", None) if isinstance(error, _status_errors()) else None
+    response = (
+        getattr(error, "response", None) if isinstance(error, _kinds("HTTPStatusError")) else None
+    )
     # An answer that somebody has made has no request, and httpx raises where it is asked for.
     return response if getattr(response, "_request", None) is request else None
-
-
-def _status_errors() -> tuple[type[Exception], ...]:
-    return tuple(module.HTTPStatusError for module in _modules())
 
 
 def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnectionError | None:

@@ -240,11 +240,14 @@ class ConnectionOptions:
         http_client: object,
         base_url: object = None,
     ) -> ConnectionOptions:
-        """Raises `ConfigurationError`, which names the option."""
+        """`base_url` is only held against that of `http_client`, which would not be used.
+
+        Raises `ConfigurationError`, which names the option.
+        """
         if transport is not None:
             raise ConfigurationError(
-                f"transport: {transport!r} is not available: no other one closes the connection of "
-                "a call that was cancelled; leave it out"
+                f"transport: {transport!r} is not available: there is only the built-in transport; "
+                "leave it out"
             )
         if http_client is not None:
             given = {"max_connections": max_connections, "proxy": proxy}

@@ -41,6 +41,8 @@ _FOREVER = 1e9
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
 _LENGTH = re.compile(r"[0-9]+\Z")
 _MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
+# Facts of an error are read by these, of which a short token may be a part.
+_READ_BY_NAME = frozenset({"content-encoding", "content-type", "location", "x-request-id"})
 # Parts of subtypes: text/html, text/x-json, text/event-stream.
 _NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
 
@@ -185,7 +187,8 @@ class ReplyReceiver:
         # What is decided is decided by what was sent; what is shown has no secret in it.
         sent = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         self._headers = Headers(
-            (self._redact(name), self._redact(value)) for name, value in sent.items()
+            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
+            for name, value in sent.items()
         )
         encoding = sent.get("content-encoding", "").strip().lower()
         self._is_encoded = encoding not in ("", "identity")

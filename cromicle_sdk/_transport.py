@@ -1,4 +1,4 @@
-"""Connections: what both colours know of them, and do without any I/O."""
+"""Connections: what both colours know of them, and do without waiting."""
 
 from __future__ import annotations
 

@@ -836,6 +836,20 @@ def test_a_token_that_is_a_word_of_the_head_changes_no_decision(token: str) -> N
     assert token not in dict(refused.headers).values()
 
 
+@pytest.mark.parametrize("token", ["content", "type", "e", "id", "location", "x-request-id"])
+def test_a_token_that_is_a_part_of_a_name_hides_no_fact(token: str) -> None:
+    for head in ((b"content-type", b"text/html"), (b"content-encoding", b"br")):
+        error = receive_answer(200, b"<p>", head, (b"content-length", b"3"), redact=redact(token))
+        assert isinstance(error, UnexpectedContentError)
+    moved = status_error(
+        302, b"", (b"location", b"/x"), (b"x-request-id", b"7"), redact=redact(token)
+    )
+    assert isinstance(moved, RedirectError)
+    assert (moved.location, moved.request_id) == ("/x", "7")
+    echoed = status_error(400, b"", (f"x-{token}".encode(), b"1"), redact=redact(token))
+    assert f"x-{token}" not in echoed.headers
+
+
 def test_an_echo_over_and_over_is_hidden_to_the_last_piece() -> None:
     # What is redacted is shorter, so that the end of what was read is within the limit.
     error = echo("x" * 5 + CANARY * 10_000)
