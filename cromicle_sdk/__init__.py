@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._async import AsyncClient, AsyncStream
-    from ._errors import (
+    from ._async.client import AsyncClient, AsyncStream
+    from ._core.errors import (
         APIConnectionError,
         APIStatusError,
         APITimeoutError,
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
         UnexpectedContentError,
         UnprocessableEntityError,
     )
-    from ._messages import Conversation, Message, format_prompt
-    from ._options import Retry, Timeout
-    from ._reply import Headers, Reply
-    from ._sync import Client, Stream
+    from ._core.messages import Conversation, Message, format_prompt
+    from ._core.options import Retry, Timeout
+    from ._core.response import Headers, Reply
+    from ._sync.client import Client, Stream
 
 __all__ = [
     "APIConnectionError",
@@ -71,18 +71,18 @@ __all__ = [
     "format_prompt",
 ]
 
-_ROOMS = {
-    "AsyncClient": "_async",
-    "AsyncStream": "_async",
-    "Client": "_sync",
-    "Conversation": "_messages",
-    "Headers": "_reply",
-    "Message": "_messages",
-    "Reply": "_reply",
-    "Retry": "_options",
-    "Stream": "_sync",
-    "Timeout": "_options",
-    "format_prompt": "_messages",
+_MODULES = {
+    "AsyncClient": "_async.client",
+    "AsyncStream": "_async.client",
+    "Client": "_sync.client",
+    "Conversation": "_core.messages",
+    "Headers": "_core.response",
+    "Message": "_core.messages",
+    "Reply": "_core.response",
+    "Retry": "_core.options",
+    "Stream": "_sync.client",
+    "Timeout": "_core.options",
+    "format_prompt": "_core.messages",
 }
 
 
@@ -94,7 +94,7 @@ def __getattr__(name: str) -> object:
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_ROOMS.get(name, '_errors')}"), name)
+    value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, '_core.errors')}"), name)
     globals()[name] = value
     return value
 

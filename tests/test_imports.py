@@ -1,7 +1,7 @@
-"""Which room may import what: the architecture, held against the files.
+"""Which module may import what: the architecture, held against the files.
 
-A room is a module of the package. `ROOMS` is the whole table, so that a new room or a new
-import between rooms is a decision that shows in this file.
+`MODULES` is the whole table, so that a new module or a new import is a decision that shows in
+this file.
 """
 
 from __future__ import annotations
@@ -19,94 +19,66 @@ import cromicle_sdk
 
 PACKAGE = Path(cromicle_sdk.__file__).parent
 
-# What each room imports from the package. An arrow that leads up this list is a cycle.
-ROOMS: dict[str, set[str]] = {
+# What each module imports from the package. An arrow that leads up this list is a cycle.
+MODULES: dict[str, set[str]] = {
     # The pure core: values and bytes in, values out. No I/O, no clock, no HTTP client.
     "_version": set(),
-    "_errors": set(),
-    "_messages": {"_errors"},
-    "_secret": set(),
-    "_endpoint": {"_errors", "_secret"},
-    "_options": {"_endpoint", "_errors", "_secret"},
-    "_request": {"_endpoint", "_messages", "_options", "_secret", "_version"},
-    "_reply": {"_errors", "_options"},
-    "_retry": {"_errors", "_options"},
-    # What surrounds it: the clock of one call, connections, httpx.
-    "_limits": {"_errors", "_options"},
-    "_transport": {"_endpoint", "_limits"},
-    "_httpx": {"_endpoint", "_errors", "_limits", "_options", "_request", "_transport"},
-    # The async colour: a file's import of `_async_io as io` is the one place where it waits.
-    "_async_io": {"_limits", "_transport"},
-    "_async_network": {"_async_io", "_limits", "_transport"},
-    "_async_transport": {"_async_io", "_async_network", "_limits", "_request", "_transport"},
-    "_async_foreign": {"_async_io", "_httpx", "_limits", "_request", "_transport"},
-    "_async": {
-        "_async_foreign",
-        "_async_io",
-        "_async_transport",
-        "_errors",
-        "_httpx",
-        "_limits",
-        "_messages",
-        "_options",
-        "_reply",
-        "_request",
-        "_retry",
-        "_secret",
-        "_transport",
+    "_core.errors": set(),
+    "_core.messages": {"_core.errors"},
+    "_core.secrets": set(),
+    "_core.endpoint": {"_core.errors", "_core.secrets"},
+    "_core.options": {"_core.endpoint", "_core.errors", "_core.secrets"},
+    "_core.request": {
+        *("_core.endpoint", "_core.messages", "_core.options", "_core.secrets", "_version"),
     },
-    # The blocking colour, its mirror.
-    "_sync_io": {"_limits", "_transport"},
-    "_sync_network": {"_limits", "_sync_io", "_transport"},
-    "_sync_transport": {"_limits", "_request", "_sync_io", "_sync_network", "_transport"},
-    "_sync_foreign": {"_httpx", "_limits", "_request", "_sync_io", "_transport"},
-    "_sync": {
-        "_errors",
-        "_httpx",
-        "_limits",
-        "_messages",
-        "_options",
-        "_reply",
-        "_request",
-        "_retry",
-        "_secret",
-        "_sync_foreign",
-        "_sync_io",
-        "_sync_transport",
-        "_transport",
+    "_core.response": {"_core.errors", "_core.options"},
+    "_core.retry": {"_core.errors", "_core.options"},
+    "_core.deadline": {"_core.errors", "_core.options"},
+    # What both sides know of the network.
+    "_http.sockets": {"_core.deadline", "_core.endpoint"},
+    "_http.translate": {
+        *("_core.deadline", "_core.endpoint", "_core.errors", "_core.options", "_core.request"),
+        "_http.sockets",
     },
-    # What users see.
-    "__init__": {"_async", "_errors", "_messages", "_options", "_reply", "_sync", "_version"},
+    # The async side, which waits in `concurrency` alone.
+    "_async.concurrency": {"_core.deadline", "_http.sockets"},
+    "_async.network": {"_async.concurrency", "_core.deadline", "_http.sockets"},
+    "_async.pool": {
+        *("_async.concurrency", "_async.network", "_core.deadline", "_core.request"),
+        "_http.sockets",
+    },
+    "_async.custom": {
+        *("_async.concurrency", "_core.deadline", "_core.request", "_http.sockets"),
+        "_http.translate",
+    },
+    "_async.client": {
+        *("_async.concurrency", "_async.custom", "_async.pool"),
+        *("_core.deadline", "_core.errors", "_core.messages", "_core.options", "_core.request"),
+        *("_core.response", "_core.retry", "_core.secrets", "_http.sockets", "_http.translate"),
+    },
 }
 
-CORE = (
-    *("_version", "_errors", "_messages", "_secret", "_endpoint", "_options"),
-    *("_request", "_reply", "_retry"),
-)
+# The blocking side, generated.
+MODULES |= {
+    name.replace("_async", "_sync"): {need.replace("_async", "_sync") for need in needs}
+    for name, needs in MODULES.items()
+    if name.startswith("_async.")
+}
+
+# What users see.
+MODULES["__init__"] = {
+    *("_async.client", "_core.errors", "_core.messages", "_core.options", "_core.response"),
+    *("_sync.client", "_version"),
+}
+
+CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core.deadline"]
 
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `platform` for the version in the user agent.
-CORE_STDLIB: dict[str, set[str]] = {
-    "_version": set(),
-    "_errors": {"collections.abc", "typing"},
-    "_messages": {"collections.abc", "json", "re", "typing"},
-    "_secret": {"html", "re", "typing", "urllib.parse"},
-    "_endpoint": {"base64", "dataclasses", "ipaddress", "re", "urllib.parse"},
-    "_options": {"collections.abc", "dataclasses", "functools", "math", "os", "re", "typing"},
-    "_request": {"dataclasses", "hashlib", "json.encoder", "platform"},
-    "_reply": {
-        "codecs",
-        "collections.abc",
-        "dataclasses",
-        "datetime",
-        "email.utils",
-        "http",
-        "io",
-        "json",
-        "re",
-        "typing",
-    },
-    "_retry": {"collections.abc", "random"},
+CORE_STDLIB = {
+    *("base64", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils", "functools"),
+    *("hashlib", "html", "http", "io", "ipaddress", "json", "json.encoder", "math", "os"),
+    *("platform", "random", "re", "typing", "urllib.parse"),
 }
 
 # Nothing of this may be reached from the core: I/O, clocks, threads, HTTP clients.
@@ -116,93 +88,100 @@ NOT_IN_CORE = {
     *("httpx", "httpx2", "httpcore", "h11", "anyio", "trio", "sniffio", "requests", "certifi"),
 }
 
-# Who may know a package from elsewhere. httpcore has two colours, so each has its rooms.
-FOREIGN: dict[str, set[str]] = {
-    "httpx": {"_httpx", "_transport"},
-    "httpx2": {"_httpx"},
+# Which modules know a package from elsewhere.
+THIRD_PARTY: dict[str, set[str]] = {
+    "httpx": {"_http.sockets", "_http.translate"},
+    "httpx2": {"_http.translate"},
     "httpcore": {
-        "_httpx",
-        "_transport",
-        "_async_network",
-        "_async_transport",
-        "_sync_network",
-        "_sync_transport",
+        *("_http.sockets", "_http.translate"),
+        *("_async.network", "_async.pool", "_sync.network", "_sync.pool"),
     },
-    "h11": {"_transport", "_async_transport", "_sync_transport"},
-    "anyio": {"_async_io"},
-    "typing_extensions": {"_async", "_sync"},
+    "h11": {"_http.sockets", "_async.pool", "_sync.pool"},
+    "anyio": {"_async.concurrency"},
+    "typing_extensions": {"_async.client", "_sync.client"},
 }
 
-# Folders and files with extras and jobs of their own; the two clients know nothing of them.
-OTHER_ROOMS = {"__main__", "_pytest_plugin", "bulk", "cli", "integrations", "server", "testing"}
+# Folders and files with extras and jobs of their own; the clients know nothing of them.
+OTHERS = {"__main__", "_pytest_plugin", "bulk", "cli", "integrations", "server", "testing"}
 
 # Event loops have names only where uvicorn or the command need one of their own.
 LOOPS_ALLOWED = {"cli", "server", "testing"}
 
 
-def read(room: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf-8"))
+def read(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """The modules that a file imports, anywhere in it; those of the package begin with a dot."""
+def imports(tree: ast.AST, folder: str = "") -> set[str]:
+    """The modules that a file imports, anywhere in it; `folder` is where its own dot leads."""
     found: set[str] = set()
+    prefix = f"cromicle_sdk.{folder}".rstrip(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            found.add("." * node.level + node.module)
         elif isinstance(node, ast.ImportFrom):
-            found |= {"." * node.level + alias.name for alias in node.names}
+            assert node.level <= 1, "an import from another folder is absolute"
+            module = f"{prefix}.{node.module or ''}".rstrip(".") if node.level else node.module
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            is_folder = (
+                module == prefix or (PACKAGE.parent / str(module).replace(".", "/")).is_dir()
+            )
+            found |= names if is_folder else {str(module)}
     return found - {"__future__"}
 
 
-def own(room: str) -> set[str]:
-    return {name.lstrip(".") for name in imports(read(room)) if name.startswith(".")}
-
-
-def foreign(room: str) -> set[str]:
-    return {name for name in imports(read(room)) if not name.startswith(".")}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_the_rooms_of_the_table(room: str) -> None:
-    assert own(room) == ROOMS[room]
-
-
-def test_the_table_has_every_room() -> None:
-    names = {
-        path.stem for path in PACKAGE.iterdir() if not path.name.endswith((".typed", "cache__"))
+def own(module: str) -> set[str]:
+    folder = module.rpartition(".")[0]
+    return {
+        name.removeprefix("cromicle_sdk.")
+        for name in imports(read(module), folder)
+        if name.startswith("cromicle_sdk.")
     }
-    assert set(ROOMS) <= names
-    assert names - set(ROOMS) <= OTHER_ROOMS
+
+
+def third_party(module: str) -> set[str]:
+    return {name for name in imports(read(module)) if not name.startswith("cromicle_sdk")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_the_modules_of_the_table(module: str) -> None:
+    assert own(module) == MODULES[module]
+
+
+def test_the_table_has_every_module() -> None:
+    found = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+        for path in PACKAGE.rglob("*.py")
+    }
+    ours = {name for name in found if name.partition(".")[0] not in OTHERS}
+    assert {name for name in ours if not name.endswith(".__init__")} == set(MODULES)
 
 
 def test_there_is_no_cycle() -> None:
     done: set[str] = set()
-    for room, needs in ROOMS.items():
-        assert needs <= done, room
-        done.add(room)
+    for module, needs in MODULES.items():
+        assert needs <= done, module
+        done.add(module)
 
 
-@pytest.mark.parametrize("room", CORE)
-def test_the_core_does_no_io_and_knows_no_clock(room: str) -> None:
-    assert foreign(room) == CORE_STDLIB[room]
-    for name in foreign(room):
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_does_no_io_and_knows_no_clock(module: str) -> None:
+    assert third_party(module) <= CORE_STDLIB
+    for name in third_party(module):
         assert not {name, name.partition(".")[0]} & NOT_IN_CORE
         assert name.partition(".")[0] in sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("room", CORE)
-def test_the_core_calls_nothing_that_waits_or_tells_the_time(room: str) -> None:
-    methods = {node.attr for node in ast.walk(read(room)) if isinstance(node, ast.Attribute)}
-    names = {node.id for node in ast.walk(read(room)) if isinstance(node, ast.Name)}
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_calls_nothing_that_waits_or_tells_the_time(module: str) -> None:
+    methods = {node.attr for node in ast.walk(read(module)) if isinstance(node, ast.Attribute)}
+    names = {node.id for node in ast.walk(read(module)) if isinstance(node, ast.Name)}
     assert not methods & {"open", "now", "utcnow", "today", "sleep", "monotonic"}
     assert not names & {"open", "print", "input"}
-    if "os" in foreign(room):
+    if "os" in third_party(module):
         used = {
             node.attr
-            for node in ast.walk(read(room))
+            for node in ast.walk(read(module))
             if isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name)
             and node.value.id == "os"
@@ -210,32 +189,38 @@ def test_the_core_calls_nothing_that_waits_or_tells_the_time(room: str) -> None:
         assert used == {"environ"}
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_who_knows_a_package_from_elsewhere(name: str) -> None:
-    knows = {room for room in ROOMS if name in {n.partition(".")[0] for n in foreign(room)}}
-    assert knows == FOREIGN[name]
+@pytest.mark.parametrize("name", THIRD_PARTY)
+def test_which_modules_know_a_package_from_elsewhere(name: str) -> None:
+    knows = {
+        module
+        for module in MODULES
+        if name in {other.partition(".")[0] for other in third_party(module)}
+    }
+    assert knows == THIRD_PARTY[name]
 
 
 def test_no_other_package_is_known() -> None:
-    for room in ROOMS:
-        for name in {n.partition(".")[0] for n in foreign(room)}:
-            assert name in sys.stdlib_module_names or name in FOREIGN, (room, name)
+    for module in MODULES:
+        for name in {other.partition(".")[0] for other in third_party(module)}:
+            assert name in sys.stdlib_module_names or name in THIRD_PARTY, (module, name)
 
 
 def test_no_event_loop_is_named() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in LOOPS_ALLOWED:
-            tops = {n.partition(".")[0] for n in imports(ast.parse(path.read_text("utf-8")))}
+            tree = ast.parse(path.read_text("utf-8"))
+            folder = ".".join(path.relative_to(PACKAGE).parts[:-1])
+            tops = {name.partition(".")[0] for name in imports(tree, folder)}
             assert not tops & {"asyncio", "trio", "uvloop"}, path
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_nothing_but_definitions_happens_at_import(room: str) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_but_definitions_happens_at_import(module: str) -> None:
     allowed = (
         *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
         *(ast.Assign, ast.AnnAssign),
     )
-    for statement in read(room).body:
+    for statement in read(module).body:
         if isinstance(statement, ast.If):
             assert ast.unparse(statement.test) == "TYPE_CHECKING"
         elif isinstance(statement, ast.Expr):
@@ -303,7 +288,7 @@ def test_the_import_brings_this_package_and_next_to_nothing_else(
     modules, _, _ = probed
     others = {name for name in modules if name.partition(".")[0] != "cromicle_sdk"}
     assert others <= {"importlib._abc", "importlib.util", "queue", "_queue"}
-    assert {name.partition(".")[2] for name in modules} - {""} - set(ROOMS) == {
+    assert {name.partition(".")[2] for name in modules} - {""} - set(MODULES) == {
         name.partition(".")[2] for name in others
     }
 

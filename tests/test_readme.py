@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import cromicle_sdk
-from cromicle_sdk.cli._commands import serve
-from cromicle_sdk.cli._service import check_combination
+from cromicle_sdk.cli.commands import serve
+from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
 
 ROOT = Path(__file__).parent.parent

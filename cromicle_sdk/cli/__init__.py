@@ -6,7 +6,7 @@ Needs the extra `cli`: `pip install "cromicle-sdk[cli]"`.
 from __future__ import annotations
 
 try:
-    from ._run import run
+    from .main import run
 except ImportError as _error:
     raise ImportError(
         'cromicle_sdk.cli needs click and rich; install them with: pip install "cromicle-sdk[cli]"'

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from cromicle_sdk._async import AsyncClient
-from cromicle_sdk._messages import Messages
-from cromicle_sdk._options import DEFAULT_BASE_URL
-from cromicle_sdk._secret import hide_token
+from cromicle_sdk._async.client import AsyncClient
+from cromicle_sdk._core.messages import Messages
+from cromicle_sdk._core.options import DEFAULT_BASE_URL
+from cromicle_sdk._core.secrets import hide_token
 
 __all__ = ["Cromicle"]
 

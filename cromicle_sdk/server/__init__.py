@@ -16,12 +16,12 @@ Needs the extra `server`: `pip install "cromicle-sdk[server]"`.
 from __future__ import annotations
 
 try:
-    from ._app import create_app
-    from ._backends import Backend, BackendError, echo_backend
-    from ._local import LocalServer
-    from ._openai import openai_backend
-    from ._serve import serve
-    from ._tokens import TokenFile
+    from .app import create_app
+    from .backends import Backend, BackendError, echo_backend
+    from .openai.backend import openai_backend
+    from .run.local import LocalServer
+    from .run.serve import serve
+    from .tokens import TokenFile
 except ImportError as _error:
     raise ImportError(
         "cromicle_sdk.server needs starlette, uvicorn, httpx-sse and prometheus-client; "

@@ -1,0 +1,164 @@
+"""Where requests go: a base URL, taken apart and checked."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
+
+from .errors import ConfigurationError
+from .secrets import Secret
+
+__all__ = ["Endpoint"]
+
+_URL_FORM = "write https://HOST[:PORT][/PATH]"
+
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
+
+# RFC 1035, 2.3.4; a scope of an IPv6 address is the name of an interface, and far shorter.
+_LONGEST_HOST = 253
+
+# WHATWG URL, "ends-in-a-number checker": such a host is an IPv4 address or none at all.
+_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
+
+# IDNA 2003, which Python has, maps these to others; IDNA 2008 keeps them, and so two hosts.
+_IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
+
+_NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go, taken apart once.
+
+    `url` is for people and never holds userinfo; `authorization` is what the userinfo of
+    `base_url` asks for (RFC 7617), or None.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    authorization: Secret | None = None
+
+    @classmethod
+    def parse(cls, name: str, base_url: object) -> Endpoint:
+        """The endpoint below a base URL. Raises `ConfigurationError` that speaks of `name`."""
+        parts, port = _split_url(name, base_url)
+        return cls(
+            scheme=parts.scheme,
+            host=_check_host(name, parts),
+            port=port or (443 if parts.scheme == "https" else 80),
+            path=quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~") + "/chat",
+            authorization=_basic_authorization(parts.netloc),
+        )
+
+    @property
+    def netloc(self) -> str:
+        """Host and port as in a `Host` header: brackets for IPv6, no default port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.netloc}{self.path}"
+
+    @property
+    def base_url(self) -> str:
+        return self.url.removesuffix("/chat")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1.
+
+        So are 0.0.0.0 and ::, to which a connection ends up on this machine, too.
+        """
+        name = self.host.removesuffix(".")
+        if name == "localhost" or name.endswith(".localhost"):
+            return True
+        address = _parse_ip(name)
+        if address is None:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified
+
+
+def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
+    """The parts of an http URL that has nothing after its path, and its port."""
+    if not isinstance(base_url, str):
+        kind = type(base_url).__name__
+        raise ConfigurationError(f"{name}: expected a URL as a str, not {kind}")
+    if _NOT_IN_URL.search(base_url):
+        raise ConfigurationError(
+            f"{name}: it holds a character that a URL can't hold (a space, a quote, a control)"
+        )
+    try:
+        base_url.encode()
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError:
+        # What urllib says would quote the URL, and so a password in it.
+        raise ConfigurationError(f"{name}: not a URL; {_URL_FORM}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ConfigurationError(f"{name}: it must begin with http:// or https://")
+    if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
+        raise ConfigurationError(f"{name}: it can't have a query or a fragment")
+    if port == 0:
+        raise ConfigurationError(f"{name}: port 0 can't be connected to")
+    return parts, port
+
+
+def _check_host(name: str, parts: SplitResult) -> str:
+    """The host as it is asked for: a name in ASCII, or an address without brackets."""
+    if not parts.hostname:
+        raise ConfigurationError(f"{name}: it names no host; {_URL_FORM}")
+    userinfo, _, host_and_port = parts.netloc.rpartition("@")
+    # Python 3.10 lets brackets pass that later versions refuse.
+    is_sound = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
+    is_literal = host_and_port.startswith("[")
+    if not is_sound or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
+        raise ConfigurationError(f"{name}: its host or port is not valid; {_URL_FORM}")
+    host = _ascii_host(name, parts.hostname)
+    if len(host) > _LONGEST_HOST:
+        raise ConfigurationError(f"{name}: its host is longer than a name can be")
+    if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
+        # A resolver may well know 127.1 or 0x7f.1, but they disagree on what it is.
+        raise ConfigurationError(f"{name}: write an IPv4 address as four numbers, as 127.0.0.1")
+    return host
+
+
+def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _ascii_host(name: str, host: str) -> str:
+    if host.isascii():
+        return host
+    if not _IDNA_DEVIATIONS.isdisjoint(host):
+        raise ConfigurationError(
+            f"{name}: its host has a letter that IDNA 2003 and 2008 read differently; "
+            "write the host as xn--"
+        )
+    try:
+        encoded = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        encoded = ""
+    # IDNA folds some characters to what must not stand in a host: a space, a slash.
+    if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
+        raise ConfigurationError(f"{name}: its host is not a name that DNS can hold")
+    return encoded
+
+
+def _basic_authorization(netloc: str) -> Secret | None:
+    userinfo = netloc.rpartition("@")[0]
+    if not userinfo:
+        return None
+    user, _, password = userinfo.partition(":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return Secret("Basic " + base64.b64encode(pair).decode("ascii"))

@@ -1,0 +1,376 @@
+"""Options: defaults, environment, checks."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypedDict, cast
+
+from .endpoint import Endpoint
+from .errors import ConfigurationError
+from .secrets import DEFAULT_TOKEN, Secret
+
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "DEFAULT_MAX_REPLY_BYTES",
+    "DEFAULT_RETRY",
+    "DEFAULT_TIMEOUT",
+    "LONGEST_WAIT",
+    "CallOptions",
+    "ConnectionOptions",
+    "Options",
+    "Retry",
+    "Timeout",
+    "ViewOptions",
+    "check_flag",
+    "check_timeout",
+    "check_token",
+    "find_token",
+]
+
+DEFAULT_BASE_URL = "https://cromicle.top"
+DEFAULT_MAX_REPLY_BYTES = 64 * 1024 * 1024
+DEFAULT_MAX_CONNECTIONS = 1000
+
+# No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
+LONGEST_WAIT = 2_000_000.0
+
+# RFC 9110, 5.6.2: token.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+# RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
+# there as opaque data, but a str does not say which bytes those would be.
+_HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
+
+
+def _check_count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name}: expected a whole number, 1 or more, not {_kind(value)}")
+    if value < 1:
+        # Python refuses to write out the digits of a very long number.
+        shown = value if value > -(10**18) else "this number"
+        raise ConfigurationError(f"{name}: {shown} is below 1")
+    return value
+
+
+def _check_number(name: str, value: object, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name}: expected {expected}, not {_kind(value)}")
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:
+        is_finite = False
+    if not is_finite:
+        raise ConfigurationError(f"{name}: expected {expected}, and a finite one")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeout:
+    """How long a call may wait, in seconds; None is no limit.
+
+    - `connect`: until a connection is ready: DNS, TCP, proxy and TLS together.
+    - `first_byte`: from there until the first byte of the reply.
+    - `stall`: from one piece of the reply to the next.
+    - `total`: the whole call, with all attempts and the waits between them.
+
+    Raises `ConfigurationError` for anything but None and finite numbers above 0.
+    """
+
+    connect: float | None = 5
+    first_byte: float | None = 60
+    stall: float | None = 60
+    total: float | None = 600
+
+    def __post_init__(self) -> None:
+        for phase in ("connect", "first_byte", "stall", "total"):
+            name = f"timeout.{phase}"
+            value = getattr(self, phase)
+            if value is not None:
+                _check_number(name, value, "a number of seconds above 0, or None for no limit")
+                if value <= 0:
+                    raise ConfigurationError(
+                        f"{name}: {value!r} is not above 0; pass None for no limit"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How often and how soon a failed call is tried again.
+
+    - `attempts`: requests at most, the first one included; 1 is no retry.
+    - `first_delay`, `max_delay`: the wait before retry n is drawn from 0 to the smaller of
+      `first_delay * 2 ** (n - 1)` and `max_delay` (seconds).
+    - `max_retry_after`: a server's `Retry-After` is kept up to this many seconds; one that asks
+      for more is raised at once.
+
+    Raises `ConfigurationError` for a value out of range.
+    """
+
+    attempts: int = 3
+    first_delay: float = 0.5
+    max_delay: float = 8
+    max_retry_after: float = 60
+
+    def __post_init__(self) -> None:
+        _check_count("retry.attempts", self.attempts)
+        for name in ("first_delay", "max_delay", "max_retry_after"):
+            value = getattr(self, name)
+            _check_number(f"retry.{name}", value, "a number of seconds, 0 or more")
+            if value < 0:
+                raise ConfigurationError(f"retry.{name}: {value!r} is below 0")
+
+
+DEFAULT_TIMEOUT = Timeout()
+DEFAULT_RETRY = Retry()
+
+
+class CallOptions(TypedDict, total=False):
+    """What one call may set for itself: the client's options of the same names."""
+
+    timeout: float | Timeout | None
+    retry: Retry
+    headers: Mapping[str, str] | None
+    max_reply_bytes: int
+    strict: bool
+
+
+class ViewOptions(CallOptions, total=False):
+    """What `with_options` may set: a call's options, and the token."""
+
+    token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a call needs to know, checked."""
+
+    endpoint: Endpoint
+    token: Secret
+    timeout: Timeout
+    retry: Retry
+    max_reply_bytes: int
+    strict: bool
+    headers: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        base_url: str | None,
+        token: Secret | None,
+        timeout: float | Timeout | None,
+        retry: Retry,
+        max_reply_bytes: int,
+        strict: bool,
+        headers: Mapping[str, str] | None,
+    ) -> Options:
+        """A client's options; what is None comes from the environment, else is the default.
+
+        Raises `ConfigurationError`, which names the option or the environment variable.
+        """
+        variable = "CROMICLE_BASE_URL"
+        name = f"${variable}" if base_url is None and os.environ.get(variable) else "base_url"
+        url = os.environ.get(variable) or DEFAULT_BASE_URL if base_url is None else base_url
+        return cls(
+            endpoint=Endpoint.parse(name, url),
+            token=find_token(token),
+            timeout=check_timeout(timeout),
+            retry=_check_retry(retry),
+            max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
+            strict=check_flag("strict", strict),
+            headers=_check_headers({} if headers is None else headers),
+        )
+
+    def with_call_options(self, options: Mapping[str, Any]) -> Options:
+        """These options with those that a call or a view sets for itself.
+
+        Headers are added to the ones there are. Raises `ConfigurationError`.
+        """
+        if not options:
+            return self
+        changes: dict[str, Any] = {}
+        for name, value in options.items():
+            if name == "headers":
+                changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
+            elif name == "timeout":
+                changes[name] = check_timeout(value, total=self.timeout.total)
+            elif name in _CHECKS:
+                changes[name] = _CHECKS[name](value)
+            else:
+                known = ", ".join(CallOptions.__annotations__)
+                raise ConfigurationError(f"{name}: a call has no such option; it has {known}")
+        return replace(self, **changes)
+
+    def with_view_options(self, options: Mapping[str, Any]) -> Options:
+        """These options with those that `with_options` sets. Raises `ConfigurationError`."""
+        for name in options.keys() & _CONNECTION_OPTIONS:
+            raise ConfigurationError(
+                f"{name}: it belongs to the connections, which with_options() shares; "
+                "make a new client for it"
+            )
+        own = dict(options)
+        token = own.pop("token", self.token)
+        return replace(self, token=check_token("token", token)).with_call_options(own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionOptions:
+    """What a client's connections need to know, checked as far as that goes without httpx."""
+
+    max_connections: int
+    proxy: Any = field(repr=False)
+    verify: Any = field(repr=False)
+    http_client: Any = field(repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        max_connections: int | None,
+        proxy: object,
+        verify: object,
+        transport: object,
+        http_client: object,
+        base_url: object = None,
+    ) -> ConnectionOptions:
+        """`base_url` is only held against that of `http_client`, which would not be used.
+
+        Raises `ConfigurationError`, which names the option.
+        """
+        if transport is not None:
+            raise ConfigurationError(
+                f"transport: {transport!r} is not available: there is only the built-in transport; "
+                "leave it out"
+            )
+        if http_client is not None:
+            given = {"max_connections": max_connections, "proxy": proxy}
+            for name in (name for name, value in given.items() if value is not None):
+                raise ConfigurationError(f"{name}: set it on your own http_client instead")
+            if verify is not True:
+                raise ConfigurationError("verify: set it on your own http_client instead")
+            if base_url is None and str(getattr(http_client, "base_url", "")):
+                # It is not used, and the prompt would go somewhere else.
+                raise ConfigurationError("base_url: pass it here, not to your own http_client")
+        return cls(
+            max_connections=DEFAULT_MAX_CONNECTIONS
+            if max_connections is None
+            else _check_count("max_connections", max_connections),
+            proxy=proxy,
+            verify=verify,
+            http_client=http_client,
+        )
+
+    def check_picklable(self) -> None:
+        """Raise `ConfigurationError` where an option only lives in this process."""
+        if self.http_client is not None:
+            raise ConfigurationError("http_client: a client that was given one can't be pickled")
+        if self.verify is not True:
+            raise ConfigurationError("verify: a client with an SSLContext can't be pickled")
+        if getattr(self.proxy, "ssl_context", None) is not None:
+            raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
+
+
+def find_token(token: Secret | None) -> Secret:
+    """The token that is given, else the environment's, else the well-known one, checked."""
+    if token is not None:
+        return check_token("token", token)
+    # An empty variable is how a shell says "not set".
+    if os.environ.get("CROMICLE_TOKEN"):
+        return check_token("$CROMICLE_TOKEN", Secret(os.environ["CROMICLE_TOKEN"]))
+    return Secret(DEFAULT_TOKEN)
+
+
+def check_token(name: str, token: Secret) -> Secret:
+    """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
+    problem = _token_problem(token)
+    if problem is not None:
+        raise ConfigurationError(f"{name}: {problem}")
+    return token
+
+
+def _token_problem(token: Secret) -> str | None:
+    # Nothing is raised from here: `text` is the token in clear.
+    text = cast("object", token.reveal())
+    if not isinstance(text, str):
+        return f"expected a str, not {_kind(text)}"
+    if not text:
+        return "it is empty; leave it out for the default"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it has a lone surrogate, which UTF-8 cannot carry"
+    return None
+
+
+def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total) -> Timeout:
+    """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
+
+    `total` is the one that stays where `value` is a number, which does not speak of it.
+    """
+    if isinstance(value, Timeout):
+        return value
+    if value is None:
+        return Timeout(connect=None, first_byte=None, stall=None, total=None)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(
+            f"timeout: expected a number of seconds, a Timeout or None, not {_kind(value)}"
+        )
+    return Timeout(connect=value, first_byte=value, stall=value, total=total)
+
+
+def _check_retry(value: object) -> Retry:
+    if not isinstance(value, Retry):
+        raise ConfigurationError(
+            f"retry: expected a Retry, not {_kind(value)}; Retry(attempts=1) is none"
+        )
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Raise `ConfigurationError` unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}: expected True or False, not {_kind(value)}")
+    return value
+
+
+def _check_headers(value: object) -> dict[str, str]:
+    """Headers by lower-case name. Errors never quote a value: it may be a secret."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"headers: expected a mapping of str to str, not {_kind(value)}")
+    checked: dict[str, str] = {}
+    for name, text in cast("Mapping[object, object]", value).items():
+        if not isinstance(name, str) or not _HEADER_NAME.match(name):
+            raise ConfigurationError(f"headers: {name!r} is not a header name")
+        lowered = name.lower()
+        if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
+            raise ConfigurationError(f"headers: {name} is set by the protocol, not by the caller")
+        if lowered in checked:
+            raise ConfigurationError(f"headers: {name} is given twice")
+        if not isinstance(text, str) or not _HEADER_VALUE.match(text):
+            raise ConfigurationError(
+                f"headers: the value of {name} must be a str of visible ASCII characters, "
+                "with spaces and tabs inside only"
+            )
+        checked[lowered] = text
+    return checked
+
+
+_CONNECTION_OPTIONS = frozenset(
+    {"base_url", "max_connections", "proxy", "verify", "transport", "http_client"}
+)
+
+# The framing is ours; `accept-encoding` is the protocol's, since a compressed reply is refused.
+_RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
+
+_CHECKS: dict[str, Callable[[object], object]] = {
+    "retry": _check_retry,
+    "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
+    "strict": partial(check_flag, "strict"),
+}

@@ -1,0 +1,100 @@
+"""A prompt becomes one HTTP request: headers, hash, body."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring as quote
+
+from cromicle_sdk._version import __version__
+
+from .endpoint import Endpoint
+from .messages import Messages, format_prompt
+from .options import Options
+from .secrets import Secret
+
+__all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One POST, ready to send. Its repr shows where it goes and nothing of what it says."""
+
+    endpoint: Endpoint
+    fixed_headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    body: bytes = field(repr=False)
+    secrets: tuple[Secret, ...] = field(repr=False)
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return (*self.fixed_headers, (b"content-length", b"%d" % len(self.body)))
+
+    def redact(self, text: str) -> str:
+        """A text of the server's, without the token and the hash that it may have echoed."""
+        for secret in self.secrets:
+            text = secret.hide_in(text)
+        return text
+
+
+def hash_prompt(token: str, prompt: str) -> str:
+    """The protocol's hash: lower-case hex of the SHA-256 of token and prompt, UTF-8."""
+    return _hash(Secret(token), prompt).reveal()
+
+
+def build_request(messages: Messages, options: Options, *, httpx_version: str) -> Request:
+    """The request for a text or messages.
+
+    Raises `InvalidMessageError`, before anything is sent.
+    """
+    prompt = format_prompt(messages)
+    digest = _hash(options.token, prompt)
+    return Request(
+        endpoint=options.endpoint,
+        fixed_headers=_build_headers(options, httpx_version),
+        body=_build_body(prompt, options.token, digest),
+        secrets=(options.token, digest),
+    )
+
+
+# No local of these two, nor of a function below them, holds a secret in clear: an interrupt
+# leaves through their frames. So it is the string encoder of `json`, and not `json.dumps`.
+def _hash(token: Secret, prompt: str) -> Secret:
+    digest = hashlib.sha256(token.reveal().encode())
+    digest.update(prompt.encode())
+    return Secret(digest.hexdigest())
+
+
+def _build_body(prompt: str, token: Secret, digest: Secret) -> bytes:
+    return b"".join(
+        (
+            b'{"message":',
+            quote(prompt).encode(),
+            b',"token":',
+            quote(token.reveal()).encode(),
+            b',"hash":"',
+            digest.reveal().encode(),
+            b'"}',
+        )
+    )
+
+
+def _build_headers(options: Options, httpx_version: str) -> tuple[tuple[bytes, bytes], ...]:
+    endpoint = options.endpoint
+    headers = {
+        "host": endpoint.netloc,
+        "accept": "*/*",
+        "content-type": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": build_user_agent(httpx_version),
+    }
+    if endpoint.authorization is not None:
+        headers["authorization"] = endpoint.authorization.reveal()
+    headers.update(options.headers)
+    return tuple((name.encode(), value.encode()) for name, value in headers.items())
+
+
+def build_user_agent(httpx_version: str) -> str:
+    """What this package calls itself, and what it runs on."""
+    python = platform.python_version()
+    return f"cromicle-sdk/{__version__} (python/{python}; httpx/{httpx_version})"

@@ -1,0 +1,426 @@
+"""Status, headers and bytes become text, or an error: what an answer is worth."""
+
+from __future__ import annotations
+
+import codecs
+import http
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from io import StringIO
+from typing import cast
+
+from .errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    CromicleError,
+    IncompleteReplyError,
+    ReplyDecodeError,
+    ReplyError,
+    ReplyTooLargeError,
+    UnexpectedContentError,
+    shorten,
+    status_error_class,
+)
+from .options import Options
+
+__all__ = ["Headers", "Reply", "ReplyReceiver", "parse_retry_after"]
+
+_BYTE_ORDER_MARK = "\ufeff"
+# Enough to show what a server said, and far less than what an endless error page sends.
+_MAX_ERROR_BODY = 64 * 1024
+# How much more is read, so that a secret which the limit would cut is whole when it is looked for.
+_REDACTION_MARGIN = 8 * 1024
+# What a `Retry-After` that no float can hold comes to, in seconds: above every limit.
+_FOREVER = 1e9
+
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
+_LENGTH = re.compile(r"[0-9]+\Z")
+_MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
+# Facts of an error are read by these, of which a short token may be a part.
+_READ_BY_NAME = frozenset({"content-encoding", "content-type", "location", "x-request-id"})
+# Parts of subtypes: text/html, text/x-json, text/event-stream.
+_NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
+
+_ADVICE = {
+    400: "The server could not read the request: check that base_url is a Cromicle endpoint.",
+    401: "Check the token: the option token or $CROMICLE_TOKEN.",
+    403: "This token is not allowed to do that.",
+    404: "Check base_url: requests go to its path plus /chat.",
+    405: "Check base_url: what answers there does not take POST requests.",
+    408: "Try again later.",
+    413: "Send a shorter prompt.",
+    422: "If it is a Cromicle endpoint, check that client and server have the same token.",
+    429: "Wait before the next request.",
+}
+
+_SERVER_FAILED = "The server failed; try again later, or tell who runs it."
+
+
+class Headers(Mapping[str, str]):
+    """An answer's headers: a read-only mapping that takes a name in any case.
+
+    A header that was sent several times is one value, joined by ", " (RFC 9110, 5.2).
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self._values: dict[str, str] = {}
+        for name, value in pairs:
+            lowered = name.lower()
+            before = self._values.get(lowered)
+            self._values[lowered] = value if before is None else f"{before}, {value}"
+
+    def __getitem__(self, name: str) -> str:
+        # A mapping says "not there" to a key of another type.
+        try:
+            return self._values[name.lower()]
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Headers({self._values!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A whole reply; `str(reply)` is its text.
+
+    `attempts` is how many requests it took and `chunks` in how many pieces the text came.
+    `first_text_after` (None for an empty reply) and `elapsed` are seconds since the call began.
+    """
+
+    text: str
+    status_code: int
+    headers: Headers = field(repr=False)
+    attempts: int
+    chunks: int
+    first_text_after: float | None
+    elapsed: float
+
+    @property
+    def request_id(self) -> str | None:
+        """The header `x-request-id`, to quote to those who run the server."""
+        return self.headers.get("x-request-id")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ReplyReceiver:
+    """One attempt's answer, bytes in and text out.
+
+    Call `receive_head` once, then `receive_data` for each piece and `receive_eof` at the end;
+    `receive_failure` says what an error of the connection means at that point. Each raises or
+    returns errors of this package. Times are seconds of any one clock.
+    """
+
+    def __init__(
+        self, options: Options, *, redact: Callable[[str], str], started: float, attempt: int
+    ) -> None:
+        self._url = options.endpoint.url
+        self._strict = options.strict
+        self._max_bytes = options.max_reply_bytes
+        self._redact = redact
+        self._started = started
+        self._attempt = attempt
+        self._status_code: int | None = None
+        self._headers = Headers()
+        self._is_encoded = False
+        self._refusal: Callable[[str], CromicleError] | None = None
+        self._refused_body = bytearray()
+        self._text = StringIO()
+        self._tail: bytes | bytearray = b""
+        self._begun = False
+        self._received = 0
+        self._decoded = 0
+        self._chunks = 0
+        self._first_text_after: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The reply so far."""
+        return self._text.getvalue()
+
+    @property
+    def status_code(self) -> int | None:
+        """None before the head."""
+        return self._status_code
+
+    @property
+    def headers(self) -> Headers:
+        return self._headers
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether what comes now is a reply, not the rest of an answer that is refused."""
+        return self._status_code is not None and self._refusal is None
+
+    def receive_head(
+        self,
+        status_code: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        http_version: bytes,
+        wall_clock: float,
+    ) -> None:
+        """The answer's head. `wall_clock` is the time in seconds since the epoch.
+
+        Raises `UnexpectedContentError` or `ReplyTooLargeError` where the head alone says that no
+        reply follows; where an error has a body to show, the next calls collect and raise it.
+        """
+        self._status_code = status_code
+        # What is decided is decided by what was sent; what is shown has no secret in it.
+        sent = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        self._headers = Headers(
+            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
+            for name, value in sent.items()
+        )
+        encoding = sent.get("content-encoding", "").strip().lower()
+        self._is_encoded = encoding not in ("", "identity")
+        if not 200 <= status_code < 300:
+            retry_after = parse_retry_after(sent.get("retry-after"), now=wall_clock)
+            self._refusal = lambda body: self._status_error(status_code, body, retry_after)
+            return
+        # A compressed text is refused in either mode: nothing here could read it.
+        if self._is_encoded:
+            shown = shorten(self._headers["content-encoding"])
+            raise self._unexpected(f"it is compressed ({shown}), which was not asked for")
+        if self._strict:
+            self._check_strictly(status_code, sent, http_version)
+        length = sent.get("content-length", "")
+        if _LENGTH.match(length) and int(length[:20]) > self._max_bytes and self.is_reply:
+            raise self._too_large()
+
+    def receive_data(self, data: bytes | bytearray, *, now: float) -> str:
+        """The text that these bytes complete, "" where they complete none."""
+        if self._refusal is not None:
+            self._collect_refused(data, self._refusal)
+            return ""
+        room = self._max_bytes - self._received
+        self._received += len(data)
+        if len(data) > room:
+            self._decode(data[:room], final=False, now=now)
+            raise self._too_large()
+        return self._decode(data, final=False, now=now)
+
+    def receive_eof(self, *, now: float) -> str:
+        """The end of the answer: the last text, nearly always ""."""
+        if self._refusal is not None:
+            raise self._refuse(self._refusal)
+        text = self._decode(b"", final=True, now=now)
+        if self._strict and not self._chunks:
+            raise self._unexpected("it is empty")
+        return text
+
+    def receive_failure(self, error: APIConnectionError) -> CromicleError:
+        """What a failure of the connection is, here: before the head, in an error, in a reply."""
+        if self._refusal is not None:
+            # The status is known, and says more than the end of its explanation would.
+            return self._refuse(self._refusal)
+        error.attempts = self._attempt
+        error.partial_text = self.text
+        # It quotes the line that it could not read.
+        error.detail = self._redact(error.detail)
+        error.args = (self._redact(str(error)),)
+        if self._status_code is None or isinstance(error, APITimeoutError):
+            return error
+        broken = IncompleteReplyError(
+            f"The reply from {self._url} broke off after {self._received} bytes: {error.detail}. "
+            "The text so far is in partial_text.",
+            partial_text=self.text,
+            attempts=self._attempt,
+        )
+        broken.is_final = error.is_final
+        return broken
+
+    def build_reply(self, *, now: float) -> Reply:
+        """The whole reply, after `receive_eof`."""
+        assert self._status_code is not None, "build_reply() comes after receive_eof()"
+        return Reply(
+            text=self.text,
+            status_code=self._status_code,
+            headers=self._headers,
+            attempts=self._attempt,
+            chunks=self._chunks,
+            first_text_after=self._first_text_after,
+            elapsed=now - self._started,
+        )
+
+    def _check_strictly(self, status_code: int, sent: Headers, http_version: bytes) -> None:
+        if status_code != 200:
+            raise self._unexpected(f"its status is {_status_line(status_code)}, not 200")
+        if not _may_be_text(sent.get("content-type", "")):
+            problem = f"it is {shorten(_media_type(self._headers['content-type']))}"
+            self._refusal = lambda body: self._unexpected(problem, body)
+        elif not (
+            "content-length" in sent or "transfer-encoding" in sent or http_version == b"HTTP/2"
+        ):
+            raise self._unexpected(
+                "it has neither a length nor chunks, so that a cut would go unnoticed"
+            )
+
+    def _decode(self, data: bytes | bytearray, *, final: bool, now: float) -> str:
+        if self._tail:
+            data = self._tail + data
+        errors = "strict" if self._strict else "replace"
+        try:
+            text, used = codecs.utf_8_decode(data, errors, final)
+        except UnicodeDecodeError as error:
+            problem = f"{error.reason} at byte {self._decoded + error.start}"
+            good = data[: error.start].decode()
+        else:
+            self._decoded += used
+            self._tail = data[used:] if used < len(data) else b""
+            return self._accept(text, now)
+        self._accept(good, now)
+        raise ReplyDecodeError(
+            f"The reply from {self._url} is not UTF-8: {problem}. "
+            "The text before that is in partial_text; strict=False puts U+FFFD for such bytes.",
+            partial_text=self.text,
+            attempts=self._attempt,
+        )
+
+    def _accept(self, text: str, now: float) -> str:
+        if not self._chunks:
+            text = self._begin(text, now)
+        if text:
+            self._chunks += 1
+            self._text.write(text)
+        return text
+
+    def _begin(self, text: str, now: float) -> str:
+        if text and not self._begun:
+            # Only the very first character is a mark; a later one is a no-break space.
+            self._begun = True
+            text = text.removeprefix(_BYTE_ORDER_MARK)
+        if text:
+            self._first_text_after = now - self._started
+        return text
+
+    def _collect_refused(
+        self, data: bytes | bytearray, refusal: Callable[[str], CromicleError]
+    ) -> None:
+        room = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._refused_body)
+        self._refused_body += data[:room]
+        if len(data) >= room:
+            raise self._refuse(refusal)
+
+    def _refuse(self, refusal: Callable[[str], CromicleError]) -> CromicleError:
+        body = self._redact("" if self._is_encoded else self._refused_body.decode(errors="replace"))
+        if len(self._refused_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
+            # Its end may be the beginning of a secret.
+            body = body[:-_REDACTION_MARGIN]
+        return refusal(body.encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
+
+    def _status_error(
+        self, status_code: int, body: str, retry_after: float | None
+    ) -> APIStatusError:
+        said = shorten(self._redact(_excerpt(body, self._headers.get("content-type", "")))).rstrip(
+            "."
+        )
+        advice = _ADVICE.get(status_code)
+        if 300 <= status_code < 400:
+            target = shorten(self._headers.get("location", "nowhere"))
+            advice = (
+                "Redirects are not followed, since the body holds the token; "
+                f"it points to {target}: set base_url to the right address."
+            )
+        elif advice is None:
+            advice = _SERVER_FAILED if status_code >= 500 else ""
+        if retry_after is not None:
+            advice = f"It asks to wait {retry_after:g} s. {'' if status_code == 429 else advice}"
+        message = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
+        return status_error_class(status_code)(
+            f"{message} {advice}".rstrip(),
+            status_code=status_code,
+            headers=self._headers,
+            body=body,
+            retry_after=retry_after,
+            attempts=self._attempt,
+        )
+
+    def _unexpected(self, problem: str, body: str = "") -> UnexpectedContentError:
+        return UnexpectedContentError(
+            f"What {self._url} answered is not a reply: {problem}. "
+            "Check that base_url is a Cromicle endpoint.",
+            body=body,
+            attempts=self._attempt,
+        )
+
+    def _too_large(self) -> ReplyError:
+        return ReplyTooLargeError(
+            f"The reply from {self._url} is longer than max_reply_bytes ({self._max_bytes}). "
+            "Raise that option if such a reply is wanted.",
+            partial_text=self.text,
+            attempts=self._attempt,
+        )
+
+
+def parse_retry_after(value: str | None, *, now: float) -> float | None:
+    """The seconds that a `Retry-After` header asks for, or None: it is not there or says nothing.
+
+    Takes seconds or an HTTP date (RFC 9110, 10.2.3); `now` is in seconds since the epoch. Never
+    raises, and what it returns is finite and not negative.
+    """
+    if value is None:
+        return None
+    value = value.strip()
+    if _SECONDS.match(value):
+        return min(float(value), _FOREVER)
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    # A date in "-0000" comes without a zone, and is UTC.
+    seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
+    return min(max(seconds, 0.0), _FOREVER)
+
+
+def _may_be_text(content_type: str) -> bool:
+    media_type = _media_type(content_type)
+    kind, _, subtype = media_type.partition("/")
+    if kind == "text" and subtype:
+        return _NOT_PLAIN.isdisjoint(re.split(r"[.+-]", subtype))
+    return media_type in ("", "application/octet-stream")
+
+
+def _media_type(content_type: str) -> str:
+    match = _MEDIA_TYPE.match(content_type)
+    return (match[1] if match else content_type.partition(";")[0].strip()).lower()
+
+
+def _status_line(status_code: int) -> str:
+    try:
+        return f"{status_code} {http.HTTPStatus(status_code).phrase}"
+    except ValueError:
+        return str(status_code)
+
+
+def _excerpt(body: str, content_type: str) -> str:
+    """What the server said: the message of a JSON error, or a plain text."""
+    if "html" in content_type.lower():
+        return ""
+    try:
+        content: object = json.loads(body)
+    except (ValueError, RecursionError):
+        content = None
+    for name in ("error", "message"):
+        if isinstance(content, Mapping):
+            fields = cast("Mapping[str, object]", content)
+            content = fields.get(name, fields)
+    return content if isinstance(content, str) else body

@@ -1,0 +1,1 @@
+"""What the sync and the async side both know of the network, without waiting."""

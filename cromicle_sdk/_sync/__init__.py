@@ -1,0 +1,1 @@
+"""The blocking client and its connections, generated from `_async`."""

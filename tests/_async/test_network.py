@@ -1,0 +1,774 @@
+"""TLS, proxies, names, and connections over their life: the same on every runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import trustme
+from proxies import Proxy
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome
+
+from cromicle_sdk import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncClient,
+    Client,
+    ConfigurationError,
+    CromicleError,
+    IncompleteReplyError,
+    Reply,
+    Retry,
+    Timeout,
+)
+from cromicle_sdk._async import concurrency as _async_io
+from cromicle_sdk._http import sockets as _transport
+from cromicle_sdk._sync import concurrency as _sync_io
+from cromicle_sdk.testing import FaultyServer, build_head
+
+QUICK = Retry(attempts=2, first_delay=0)
+ONCE = Retry(attempts=1)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def tls(server_context: ssl.SSLContext) -> Iterator[FaultyServer]:
+    with FaultyServer(ssl_context=server_context) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_records(context: ssl.SSLContext, answers: list[bytes]) -> Iterator[str]:
+    """A server that sends these to each request, a TLS record each, in one segment."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(sock: socket.socket) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+
+        def run(step: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    data = sock.recv(65536)
+                    if not data:
+                        raise EOFError from None
+                    incoming.write(data)
+
+        with sock, contextlib.suppress(OSError, EOFError):
+            run(tls.do_handshake)
+            sock.sendall(outgoing.read())
+            request = b""
+            while True:
+                request += run(lambda: tls.read(65536))
+                if request.endswith(b"}"):
+                    request = b""
+                    for answer in answers:
+                        tls.write(answer)
+                    sock.sendall(outgoing.read())
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        # Closing alone does not wake who accepts.
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def url_of(proxy: Proxy, scheme: str = "http", userinfo: str = "") -> str:
+    return f"{scheme}://{userinfo}127.0.0.1:{proxy.port}"
+
+
+class TestTLS:
+    def test_a_trusted_certificate(
+        self, runtime: Runtime, tls: FaultyServer, trusting: ssl.SSLContext
+    ) -> None:
+        long = "wörld " * 50_000
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=tls.base_url, verify=trusting) as client:
+                tls.reply(chunks=["Hello, ", long])
+                assert (await client.chat(long)).text == "Hello, " + long
+                assert (await client.chat("again")).text == "Hello, " + long
+                assert tls.connections == 1
+                tls.clear().cut(after="Hel")
+                error = await outcome(client.chat("Hi", retry=ONCE))
+                assert isinstance(error, IncompleteReplyError)
+                assert error.partial_text == "Hel"
+                tls.clear().reset()
+                assert isinstance(await outcome(client.chat("Hi", retry=ONCE)), APIConnectionError)
+                tls.clear().stall()
+                error = await outcome(client.chat("Hi", timeout=Timeout(total=0.3)))
+                assert error.phase == "total"
+
+        runtime.run(scenario)
+
+    def test_a_second_answer_in_the_same_segment_is_nobodys(
+        self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
+    ) -> None:
+        """The first read takes both records from the socket, and hands over the first."""
+        answers = [build_head(length=len(text)) + text for text in (b"right", b"somebody else's")]
+
+        async def scenario(base_url: str) -> None:
+            async with runtime.client(base_url=base_url, verify=trusting, retry=ONCE) as client:
+                for _ in range(3):
+                    assert (await client.chat("Hi")).text == "right"
+
+        with serve_records(server_context, answers) as base_url:
+            runtime.run(lambda: scenario(base_url))
+
+    def test_an_unknown_authority_is_said_and_not_retried(
+        self, runtime: Runtime, tls: FaultyServer
+    ) -> None:
+        async def scenario() -> None:
+            async with runtime.client(base_url=tls.base_url, retry=QUICK) as client:
+                error = await outcome(client.chat("Hi"))
+            assert isinstance(error, APIConnectionError)
+            assert "certificate" in str(error)
+            assert "verify=" in str(error)
+            assert (error.attempts, error.is_final, tls.connections) == (1, True, 1)
+
+        runtime.run(scenario)
+
+    def test_a_server_that_speaks_no_tls(self, runtime: Runtime, faults: FaultyServer) -> None:
+        faults.raw(b"HTTP/1.1 400 Bad Request\r\n\r\n", end="close", when="accept")
+
+        async def scenario() -> None:
+            url = faults.base_url.replace("http:", "https:")
+            async with runtime.client(base_url=url, retry=ONCE) as client:
+                error = await outcome(client.chat("Hi", timeout=Timeout(connect=5)))
+            assert type(error) is APIConnectionError
+
+        runtime.run(scenario)
+
+    def test_a_handshake_that_stalls(self, runtime: Runtime, tls: FaultyServer) -> None:
+        tls.stall(when="accept")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=tls.base_url, retry=ONCE) as client:
+                error = await outcome(client.chat("Hi", timeout=Timeout(connect=0.2)))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "connect"
+
+        runtime.run(scenario)
+
+    def test_one_context_serves_all_clients(self) -> None:
+        assert _transport.default_ssl_context() is _transport.default_ssl_context()
+
+
+class TestProxies:
+    def test_http_is_forwarded(self, runtime: Runtime, faults: FaultyServer) -> None:
+        async def scenario() -> None:
+            with Proxy() as proxy:
+                url = url_of(proxy, userinfo="user:pass%20word@")
+                async with runtime.client(base_url=faults.base_url, proxy=url) as client:
+                    for _ in range(2):
+                        assert (await client.chat("Hi")).text
+                assert proxy.seen[0] == f"POST {faults.base_url}/chat"
+                assert "Basic dXNlcjpwYXNzIHdvcmQ=" in proxy.heads[0]
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
+    def test_https_is_tunnelled(
+        self,
+        scheme: str,
+        runtime: Runtime,
+        tls: FaultyServer,
+        trusting: ssl.SSLContext,
+        server_context: ssl.SSLContext,
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy(context=server_context if scheme == "https" else None) as proxy:
+                given: Any = url_of(proxy, scheme)
+                if scheme == "https":
+                    given = httpx.Proxy(given, ssl_context=trusting)
+                client = runtime.client(base_url=tls.base_url, proxy=given, verify=trusting)
+                async with client:
+                    for _ in range(2):
+                        assert (await client.chat("Hi")).text
+                target = tls.base_url.removeprefix("https://")
+                assert proxy.seen == [f"{'SOCKS5' if scheme == 'socks5' else 'CONNECT'} {target}"]
+                assert tls.connections == 1
+
+        runtime.run(scenario)
+
+    def test_socks_with_a_password(self, runtime: Runtime, faults: FaultyServer) -> None:
+        async def scenario() -> None:
+            with Proxy() as proxy:
+                url = url_of(proxy, "socks5", "user:secret@")
+                async with runtime.client(base_url=faults.base_url, proxy=url) as client:
+                    assert (await client.chat("Hi")).text
+                assert proxy.heads == ["user:secret"]
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize(
+        ("scheme", "answer"),
+        [
+            ("http", b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"),
+            ("socks5", b"\x05\xff"),
+            ("socks5", b"\x05\x00\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00"),
+            ("socks5", b"BANANA"),
+        ],
+    )
+    def test_a_proxy_that_refuses(
+        self, scheme: str, answer: bytes, runtime: Runtime, tls: FaultyServer
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy(answer=answer) as proxy:
+                url = url_of(proxy, scheme, "user:canary@" if scheme == "http" else "")
+                async with runtime.client(base_url=tls.base_url, proxy=url, retry=ONCE) as client:
+                    error = await outcome(client.chat("Hi"))
+            assert type(error) is APIConnectionError
+            assert "proxy" in str(error)
+            assert "canary" not in str(error)
+
+        runtime.run(scenario)
+
+    def test_a_proxy_that_stalls(self, runtime: Runtime, tls: FaultyServer) -> None:
+        async def scenario() -> None:
+            with FaultyServer() as proxy:
+                proxy.stall()
+                async with runtime.client(
+                    base_url=tls.base_url, proxy=proxy.base_url, retry=ONCE
+                ) as client:
+                    error = await outcome(client.chat("Hi", timeout=Timeout(connect=0.2)))
+            assert error.phase == "connect"
+
+        runtime.run(scenario)
+
+    def test_the_environments_proxy_is_used(
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy(answer=b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n") as proxy:
+                monkeypatch.setenv("HTTP_PROXY", url_of(proxy))
+                async with runtime.client(base_url="http://example.invalid") as client:
+                    error = await outcome(client.chat("Hi"))
+            assert error.status_code == 403
+
+        runtime.run(scenario)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("host", "final"),
+        [("a..b", True), ("x" * 64 + ".example", True), ("nothing.invalid", False)],
+    )
+    def test_a_host_that_is_not_there(self, host: str, final: bool, runtime: Runtime) -> None:
+        async def scenario() -> None:
+            async with runtime.client(base_url=f"http://{host}", retry=QUICK) as client:
+                error = await outcome(client.chat("Hi"))
+            assert type(error) is APIConnectionError
+            assert error.is_final is final
+
+        runtime.run(scenario)
+
+    def test_localhost_is_looked_up(self, runtime: Runtime, faults: FaultyServer) -> None:
+        async def scenario() -> None:
+            url = faults.base_url.replace("127.0.0.1", "localhost")
+            async with runtime.client(base_url=url) as client:
+                assert (await client.chat("Hi")).text
+
+        runtime.run(scenario)
+
+    def test_a_resolver_that_hangs(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        hang = threading.Event()
+
+        def getaddrinfo(*args: Any, **options: Any) -> Any:
+            hang.wait(20)
+            raise socket.gaierror("too late")
+
+        async def never(*args: Any, **options: Any) -> Any:
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(anyio, "getaddrinfo", never)
+
+        async def scenario() -> None:
+            async with runtime.client(base_url="http://slow.invalid", retry=ONCE) as client:
+                error = await outcome(client.chat("Hi", timeout=Timeout(connect=0.2)))
+            hang.set()
+            assert error.phase == "connect"
+
+        runtime.run(scenario)
+
+    def test_the_next_address_is_tried(
+        self, runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = int(faults.base_url.rpartition(":")[2])
+
+        def getaddrinfo(*args: Any, **options: Any) -> Any:
+            dead, live = ("127.0.0.2", port), ("127.0.0.1", port)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", sock) for sock in (dead, live)]
+
+        async def async_getaddrinfo(*args: Any, **options: Any) -> Any:
+            return getaddrinfo()
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(anyio, "getaddrinfo", async_getaddrinfo)
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=f"http://two.invalid:{port}") as client:
+                assert (await client.chat("Hi")).text
+
+        runtime.run(scenario)
+
+    def test_ipv6(self, runtime: Runtime) -> None:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+            port = listener.getsockname()[1]
+
+            def serve() -> None:
+                sock, _ = listener.accept()
+                with sock:
+                    sock.recv(65536)
+                    sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv6")
+
+            threading.Thread(target=serve, daemon=True).start()
+
+            async def scenario() -> None:
+                async with runtime.client(base_url=f"http://[::1]:{port}") as client:
+                    assert (await client.chat("Hi")).text == "v6"
+
+            runtime.run(scenario)
+
+
+class TestConnecting:
+    def test_refused(self, runtime: Runtime, faults: FaultyServer) -> None:
+        faults.stop()
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=QUICK) as client:
+                error = await outcome(client.chat("Hi"))
+            assert type(error) is APIConnectionError
+            assert error.attempts == 2
+            assert "refused" in str(error).lower()
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("phase", ["connect", "total"])
+    def test_a_black_hole(self, phase: str, runtime: Runtime, faults: FaultyServer) -> None:
+        faults.black_hole()
+        limits = {"connect": 0.2} if phase == "connect" else {"connect": None, "total": 0.3}
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+                error = await outcome(client.chat("Hi", timeout=Timeout(**limits)))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == phase
+
+        runtime.run(scenario)
+
+
+class TestUploading:
+    def test_a_refusal_before_the_body_is_read(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        faults.fail(413, when="head")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+                error = await outcome(client.chat("x" * 10_000_000))
+            assert isinstance(error, CromicleError)
+            if not isinstance(error, APIConnectionError):
+                assert isinstance(error, APIStatusError)
+                assert error.status_code == 413
+
+        runtime.run(scenario)
+
+    def test_a_body_that_nobody_reads(self, runtime: Runtime, faults: FaultyServer) -> None:
+        faults.stall(when="head")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+                text = "x" * 20_000_000
+                error = await outcome(client.chat(text, timeout=Timeout(first_byte=0.3)))
+            assert error.phase == "first_byte"
+
+        runtime.run(scenario)
+
+
+class TestIdleConnections:
+    def test_one_that_the_server_closed_is_not_used(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        faults.close_idle()
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+                for count in (1, 2, 3):
+                    assert (await client.chat("Hi")).attempts == 1
+                    faults.wait_until_closed()
+                    assert faults.connections == count
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("end", ["close", "reset"])
+    def test_one_that_closes_as_the_request_arrives(
+        self, end: Any, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        faults.reply("one").raw(b"", end=end).reply("two")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+                assert (await client.chat("Hi")).text == "one"
+                reply = await client.chat("Hi")
+            assert (reply.text, reply.attempts, faults.connections) == ("two", 1, 2)
+
+        runtime.run(scenario)
+
+    def test_one_that_dies_after_a_first_byte_is_a_failed_attempt(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        faults.reply("one").raw(b"H", end="close").reply("two")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=QUICK) as client:
+                assert (await client.chat("Hi")).text == "one"
+                assert (await client.chat("Hi")).attempts == 2
+
+        runtime.run(scenario)
+
+    def test_one_on_which_more_arrived_later_is_not_used(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        gate = threading.Event()
+        good = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none"
+        faults.raw([good, good.replace(b"one", b"bad")], gate=gate).reply("two")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url) as client:
+                assert (await client.chat("Hi")).text == "one"
+                gate.set()
+                # The second answer is under way on loopback; a moment is all it needs.
+                time.sleep(0.1)
+                assert (await client.chat("Hi")).text == "two"
+                assert faults.connections == 2
+
+        runtime.run(scenario)
+
+    def test_the_old_ones_are_swept(
+        self, runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url) as client:
+                await runtime.together(*[lambda: client.chat("Hi")] * 8)
+                monkeypatch.setattr("cromicle_sdk._async.client.pool.IDLE_SECONDS", -1.0)
+                monkeypatch.setattr("cromicle_sdk._sync.client.pool.IDLE_SECONDS", -1.0)
+                await client.chat("Hi")
+                faults.wait_until_closed()
+
+        runtime.run(scenario)
+
+    def test_a_client_that_nobody_closed_leaves_none(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        async def scenario() -> None:
+            client = runtime.client(base_url=faults.base_url)
+            await client.chat("Hi")
+            view = client.with_options(timeout=5)
+            del client
+            await view.chat("Hi")
+            assert faults.connections == 1
+            del view
+            gc.collect()
+            faults.wait_until_closed()
+
+        runtime.run(scenario)
+
+
+class TestClosing:
+    @pytest.mark.parametrize("after", [None, "", "Hello"])
+    @pytest.mark.parametrize("what", ["client", "stream"])
+    def test_close_wakes_a_reader(
+        self, what: str, after: str | None, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        faults.stall(after=after)
+        reading = threading.Event()
+
+        async def scenario() -> None:
+            client = runtime.client(base_url=faults.base_url)
+            stream = client.stream("Hi")
+
+            async def reader() -> None:
+                reading.set()
+                error = await outcome(stream.read())
+                assert isinstance(error, CromicleError), error
+                assert "closed" in str(error)
+                assert error.partial_text == (after or "")
+                assert error.attempts <= 1
+
+            async def closer() -> None:
+                await runtime.wait(reading)
+                faults.wait_for_requests(1) if runtime.is_blocking else None
+                if not runtime.is_blocking:
+                    await anyio.to_thread.run_sync(faults.wait_for_requests, 1)
+                    while after and stream.text != after:
+                        await anyio.sleep(0.01)
+                while after and stream.text != after:
+                    time.sleep(0.01)
+                await (client if what == "client" else stream).aclose()
+
+            await runtime.together(reader, closer)
+            faults.wait_until_closed()
+            await client.aclose()
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("what", ["turn", "pause", "connect"])
+    def test_close_wakes_every_other_wait(
+        self, what: str, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        if what == "pause":
+            faults.fail(503, retry_after=50)
+        elif what == "turn":
+            faults.stall()
+        else:
+            faults.black_hole()
+        waiting = threading.Event()
+
+        async def scenario() -> None:
+            options = {"timeout": Timeout(connect=50), "max_connections": 1}
+            client = runtime.client(base_url=faults.base_url, **options)
+
+            async def reader() -> None:
+                waiting.set()
+                error = await outcome(client.chat("Hi"))
+                assert isinstance(error, CromicleError)
+                assert "closed" in str(error)
+
+            async def closer() -> None:
+                await runtime.wait(waiting)
+                if runtime.is_blocking:
+                    time.sleep(0.2)
+                else:
+                    await anyio.sleep(0.2)
+                await client.aclose()
+
+            await runtime.together(*[reader] * (2 if what == "turn" else 1), closer)
+
+        began = time.monotonic()
+        runtime.run(scenario)
+        assert time.monotonic() - began < 20
+
+
+class TestElsewhere:
+    @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+    def test_a_second_event_loop_begins_afresh(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        client = AsyncClient(base_url=faults.base_url)
+
+        async def scenario() -> None:
+            for _ in range(2):
+                assert (await client.chat("Hi")).text
+
+        for count in (1, 2, 3):
+            runtime.run(scenario)
+            assert faults.connections == count
+        anyio.run(client.aclose)
+        faults.wait_until_closed()
+
+    def test_two_event_loops_at_the_same_time(self, faults: FaultyServer) -> None:
+        client = AsyncClient(base_url=faults.base_url)
+
+        async def scenario() -> None:
+            for _ in range(20):
+                assert (await client.chat("Hi")).text == "Hello from the faulty server."
+
+        threads = [threading.Thread(target=anyio.run, args=(scenario,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def test_after_a_fork_the_child_begins_afresh(self, faults: FaultyServer) -> None:
+        faults.reply("parent").drip("x", forever=True)
+        client = Client(base_url=faults.base_url, retry=ONCE)
+        assert client.chat("Hi").text == "parent"
+        stream = client.stream("stream")
+        next(stream)
+        faults.clear().reply("fresh")
+        # The tests' own threads are alive, which is what newer Pythons warn about.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with pytest.raises(IncompleteReplyError, match="forked"):
+                    while True:
+                        next(stream)
+                code = 0 if client.chat("Hi").text == "fresh" else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert next(stream) == "x"
+        stream.close()
+        assert client.chat("Hi").text == "fresh"
+        client.close()
+
+    def test_closing_in_the_child_leaves_the_parents_stream_alone(
+        self, faults: FaultyServer
+    ) -> None:
+        gate = threading.Event()
+        faults.reply(chunks=["one ", "two"], gate=gate)
+        with Client(base_url=faults.base_url, retry=ONCE) as client:
+            stream = client.stream("Hi")
+            assert next(stream) == "one "
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if not child:
+                client.close()
+                os._exit(0)
+            os.waitpid(child, 0)
+            gate.set()
+            assert stream.read().text == "one two"
+
+
+class TestClosedWhileItWaits:
+    """`close` reaches a call wherever it is; the limits here are far longer than the test."""
+
+    def test_for_its_turn(self, runtime: Runtime, faults: FaultyServer) -> None:
+        faults.stall(after="Hello")
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, max_connections=1) as client:
+                async with client.stream("first"):
+                    await close_while_it_waits(runtime, client.stream("second"))
+
+        runtime.run(scenario)
+
+    def test_for_the_resolver(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        answered = threading.Event()
+
+        def resolve(*args: Any, **options: Any) -> Any:
+            # trio first asks in its own thread whether it is an address.
+            flags = args[5] if len(args) > 5 else options.get("flags", 0)
+            if not flags & socket.AI_NUMERICHOST:
+                answered.wait(60)
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+        async def scenario() -> None:
+            try:
+                limits = Timeout(connect=50)
+                async with runtime.client(base_url="http://h.invalid", timeout=limits) as client:
+                    await close_while_it_waits(runtime, client.stream("Hi"))
+            finally:
+                answered.set()
+
+        runtime.run(scenario)
+
+
+async def close_while_it_waits(runtime: Runtime, stream: Any) -> None:
+    inner: Any = getattr(stream, "inner", stream)
+
+    async def read() -> None:
+        started = time.monotonic()
+        error = await outcome(stream.read())
+        assert "closed" in str(error)
+        assert time.monotonic() - started < 20
+
+    async def close() -> None:
+        while inner._exchange is None:
+            time.sleep(0.01) if runtime.is_blocking else await anyio.sleep(0.01)
+        if not runtime.is_blocking:
+            await anyio.wait_all_tasks_blocked()
+        await stream.aclose()
+
+    await runtime.together(read, close)
+
+
+def test_a_family_that_the_kernel_lacks_is_passed_over(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(faults.base_url.rpartition(":")[2])
+    found = [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))]
+    make = socket.socket
+
+    def make_without_ipv6(family: int = -1, *args: Any, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, *args, **options)
+
+    async def resolve(*args: Any) -> Any:
+        return found
+
+    monkeypatch.setattr(_async_io, "resolve", resolve)
+    monkeypatch.setattr(_sync_io, "resolve", lambda *args: found)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=f"http://h.example:{port}") as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(socket, "socket", make_without_ipv6)
+                assert (await client.chat("Hi")).text
+
+    runtime.run(scenario)
+
+
+class TestInterrupted:
+    def test_ctrl_c_leaves_nothing(self, faults: FaultyServer) -> None:
+        faults.stall(after="Hello")
+        client = Client(base_url=faults.base_url)
+
+        def interrupt() -> None:
+            faults.wait_for_requests(1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            client.chat("Hi")
+        assert not any("httpcore" in str(entry.path) for entry in caught.traceback)
+        faults.wait_until_closed()
+        faults.clear()
+        assert isinstance(client.chat("Hi"), Reply)
+        client.close()
+
+
+class TestConfiguration:
+    def test_transport_fast_is_not_there(self) -> None:
+        with pytest.raises(ConfigurationError, match="transport"):
+            Client(transport="fast")

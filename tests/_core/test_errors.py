@@ -1,0 +1,242 @@
+"""Every error: its place in the tree, its facts, equality, copies and pickles."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any, get_args
+
+import pytest
+
+from cromicle_sdk import Headers
+from cromicle_sdk._core import errors as _errors
+from cromicle_sdk._core.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConflictError,
+    CromicleError,
+    IncompleteReplyError,
+    InternalServerError,
+    InvalidMessageError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RedirectError,
+    ReplyDecodeError,
+    ReplyError,
+    ReplyTooLargeError,
+    TimeoutPhase,
+    UnexpectedContentError,
+    UnprocessableEntityError,
+    status_error_class,
+)
+
+# Each error and all that it is.
+TREE: dict[type[CromicleError], tuple[type[BaseException], ...]] = {
+    CromicleError: (Exception,),
+    ConfigurationError: (CromicleError, ValueError),
+    InvalidMessageError: (CromicleError, ValueError),
+    APIConnectionError: (CromicleError,),
+    APITimeoutError: (APIConnectionError, TimeoutError),
+    APIStatusError: (CromicleError,),
+    BadRequestError: (APIStatusError,),
+    AuthenticationError: (APIStatusError,),
+    PermissionDeniedError: (APIStatusError,),
+    NotFoundError: (APIStatusError,),
+    ConflictError: (APIStatusError,),
+    UnprocessableEntityError: (APIStatusError,),
+    RateLimitError: (APIStatusError,),
+    RedirectError: (APIStatusError,),
+    InternalServerError: (APIStatusError,),
+    ReplyError: (CromicleError,),
+    IncompleteReplyError: (ReplyError,),
+    ReplyTooLargeError: (ReplyError,),
+    ReplyDecodeError: (ReplyError,),
+    UnexpectedContentError: (ReplyError,),
+}
+
+STATUS_CLASSES = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+
+PHASES = get_args(TimeoutPhase)
+
+HEADERS = Headers([("X-Request-Id", "r-1"), ("Location", "/there")])
+
+
+def build_error(kind: type[CromicleError]) -> CromicleError:
+    """An error of this class, with a value for each of its facts."""
+    if issubclass(kind, InvalidMessageError):
+        return kind("it is wrong", index=3)
+    if issubclass(kind, APITimeoutError):
+        timeout = kind("too slow", phase="stall", partial_text="täxt", attempts=2)
+        timeout.detail = "no bytes"
+        return timeout
+    if issubclass(kind, APIStatusError):
+        return kind(
+            "refused", status_code=418, headers=HEADERS, body="no 😀", retry_after=1.5, attempts=2
+        )
+    if issubclass(kind, UnexpectedContentError):
+        return kind("a page", body="<html>", attempts=2)
+    error = kind("it failed", partial_text="täxt", attempts=2)
+    if isinstance(error, APIConnectionError):
+        error.detail = "reset by peer"
+        error.is_final = True
+    if isinstance(error, IncompleteReplyError):
+        error.is_final = True
+    return error
+
+
+@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
+def test_tree(kind: type[CromicleError]) -> None:
+    assert kind.__bases__ == TREE[kind]
+
+
+def test_the_tree_has_every_error_of_the_room() -> None:
+    names = {name for name in _errors.__all__ if name.endswith("Error")}
+    assert names == {kind.__name__ for kind in TREE}
+
+
+@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
+def test_every_error_has_what_all_errors_have(kind: type[CromicleError]) -> None:
+    error = build_error(kind)
+    assert isinstance(error.partial_text, str)
+    assert isinstance(error.attempts, int)
+    assert str(error) == error.args[0]
+    assert len(error.args) == 1
+
+
+@pytest.mark.parametrize("how", ["copy", "deepcopy", *range(2, pickle.HIGHEST_PROTOCOL + 1)])
+@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
+def test_every_error_survives_copies_and_pickles(kind: type[CromicleError], how: str | int) -> None:
+    error = build_error(kind)
+    twin: Any
+    if isinstance(how, int):
+        twin = pickle.loads(pickle.dumps(error, how))
+    else:
+        twin = getattr(copy, how)(error)
+    assert type(twin) is kind
+    assert twin is not error
+    assert twin == error
+    assert (twin != error) is False
+    assert hash(twin) == hash(error)
+    assert str(twin) == str(error)
+    assert repr(twin) == repr(error)
+    assert twin.args == error.args
+    assert vars(twin) == vars(error)
+
+
+@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
+def test_errors_differ_by_each_fact(kind: type[CromicleError]) -> None:
+    error = build_error(kind)
+    for name in vars(error):
+        other = build_error(kind)
+        setattr(other, name, "something else")
+        assert other != error, name
+    reworded = build_error(kind)
+    reworded.args = ("another message",)
+    assert reworded != error
+
+
+def test_errors_of_two_classes_are_not_equal() -> None:
+    errors = [build_error(kind) for kind in TREE]
+    for place, error in enumerate(errors):
+        assert [error == other for other in errors].count(True) == 1, place
+    assert len(set(errors)) == len(errors)
+
+
+@pytest.mark.parametrize("other", ["it failed", None, Exception("it failed"), 1])
+def test_an_error_is_not_equal_to_what_is_none(other: object) -> None:
+    assert build_error(CromicleError) != other
+
+
+def test_notes_are_kept_but_do_not_count() -> None:
+    error, noted = build_error(ReplyError), build_error(ReplyError)
+    # `add_note` came with Python 3.11.
+    vars(noted)["__notes__"] = ["seen in the night"]
+    assert noted == error
+    twin = pickle.loads(pickle.dumps(noted))
+    assert twin == error
+    assert twin.__notes__ == ["seen in the night"]
+
+
+def test_a_raised_error_pickles_without_where_it_was_raised() -> None:
+    token = "sk-canary-123456"
+    try:
+        try:
+            raise OSError(token)
+        except OSError as cause:
+            raise build_error(APIConnectionError) from cause
+    except APIConnectionError as error:
+        pickled = pickle.dumps(error)
+        twin = pickle.loads(pickled)
+    assert token.encode() not in pickled
+    assert twin == build_error(APIConnectionError)
+    assert twin.__cause__ is None
+    assert twin.__traceback__ is None
+
+
+def test_defaults() -> None:
+    for kind in (CromicleError, ConfigurationError, APIConnectionError, ReplyError):
+        error = kind("what happened")
+        assert (error.partial_text, error.attempts) == ("", 0)
+    assert APIConnectionError("x").detail == ""
+    assert not APIConnectionError("x").is_final
+    assert not IncompleteReplyError("x").is_final
+    assert UnexpectedContentError("x").body == ""
+    assert APITimeoutError("x", phase="total").detail == ""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_timeouts_are_timeouts(phase: TimeoutPhase) -> None:
+    with pytest.raises(TimeoutError) as caught:
+        raise APITimeoutError("too slow", phase=phase)
+    assert isinstance(caught.value, APITimeoutError)
+    assert caught.value.phase == phase
+    assert str(caught.value) == "too slow"
+
+
+def test_the_phases() -> None:
+    assert PHASES == ("connect", "first_byte", "stall", "total", "pool")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [(None, "it is bad"), (0, "message 0: it is bad"), (12, "message 12: it is bad")],
+)
+def test_invalid_message_names_its_place(index: int | None, message: str) -> None:
+    error = InvalidMessageError("it is bad", index=index)
+    assert str(error) == message
+    assert error.index == index
+    assert (error.partial_text, error.attempts) == ("", 0)
+
+
+def test_what_the_headers_say() -> None:
+    error = RedirectError("moved", status_code=301, headers=HEADERS, body="")
+    assert error.request_id == "r-1"
+    assert error.location == "/there"
+    assert error.retry_after is None
+    bare = RedirectError("moved", status_code=301, headers=Headers(), body="")
+    assert bare.request_id is None
+    assert bare.location is None
+
+
+def test_every_status_has_its_class() -> None:
+    for status_code in range(100, 1000):
+        if status_code // 100 == 3:
+            expected: type[APIStatusError] = RedirectError
+        elif status_code // 100 == 5:
+            expected = InternalServerError
+        else:
+            expected = STATUS_CLASSES.get(status_code, APIStatusError)
+        assert status_error_class(status_code) is expected, status_code

@@ -1,0 +1,571 @@
+"""Options: what is taken, what is refused in which words, and where the token does not show."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cromicle_sdk
+from cromicle_sdk import AsyncClient, Client, CromicleError
+from cromicle_sdk._core.errors import ConfigurationError
+from cromicle_sdk._core.options import (
+    DEFAULT_MAX_REPLY_BYTES,
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUT,
+    ConnectionOptions,
+    Options,
+    Retry,
+    Timeout,
+)
+from cromicle_sdk._core.secrets import Secret, hide_token
+
+CANARY = "sk-canary-123456"
+PACKAGE = str(Path(cromicle_sdk.__file__).parent)
+HUGE = 10**400
+MORE_DIGITS_THAN_STR_SHOWS = 10**5000
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CROMICLE_BASE_URL", "CROMICLE_TOKEN", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def build_options(**changes: Any) -> Options:
+    values: dict[str, Any] = {
+        "base_url": "https://server.test",
+        "token": Secret(CANARY),
+        "timeout": Timeout(),
+        "retry": Retry(),
+        "max_reply_bytes": 1000,
+        "strict": True,
+        "headers": None,
+    }
+    return Options.build(**{**values, **changes})
+
+
+def build_connection_options(**changes: Any) -> ConnectionOptions:
+    values: dict[str, Any] = {
+        "max_connections": None,
+        "proxy": None,
+        "verify": True,
+        "transport": None,
+        "http_client": None,
+    }
+    return ConnectionOptions.build(**{**values, **changes})
+
+
+# Defaults and the environment
+
+
+def test_defaults() -> None:
+    options = build_options(base_url=None, token=None)
+    assert options.endpoint.url == "https://cromicle.top/chat"
+    assert options.token.reveal() == "abc"
+    assert options.headers == {}
+    assert DEFAULT_MAX_REPLY_BYTES == 64 * 1024 * 1024
+    assert DEFAULT_TIMEOUT == Timeout(connect=5, first_byte=60, stall=60, total=600) == Timeout()
+    assert Retry(attempts=3, first_delay=0.5, max_delay=8, max_retry_after=60) == DEFAULT_RETRY
+    assert Retry() == DEFAULT_RETRY
+    assert build_connection_options().max_connections == 1000
+    assert build_connection_options(max_connections=3).max_connections == 3
+
+
+def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://from-env/api")
+    monkeypatch.setenv("CROMICLE_TOKEN", "env-token")
+    options = build_options(base_url=None, token=None)
+    assert options.endpoint.url == "http://from-env/api/chat"
+    assert options.token.reveal() == "env-token"
+    given_ones = build_options()
+    assert given_ones.endpoint.url == "https://server.test/chat"
+    assert given_ones.token.reveal() == CANARY
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROMICLE_BASE_URL", "")
+    monkeypatch.setenv("CROMICLE_TOKEN", "")
+    options = build_options(base_url=None, token=None)
+    assert options.endpoint.url == "https://cromicle.top/chat"
+    assert options.token.reveal() == "abc"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("CROMICLE_BASE_URL", "ftp://h", "$CROMICLE_BASE_URL: it must begin with http"),
+        ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it can't have a query"),
+        ("CROMICLE_TOKEN", f"{CANARY}\udcff", "$CROMICLE_TOKEN: it has a lone surrogate"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as caught:
+        build_options(base_url=None, token=None)
+    assert str(caught.value).startswith(says)
+    assert CANARY not in str(caught.value)
+
+
+# Timeouts
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Timeout(total=1), Timeout(total=1)),
+        (3, Timeout(connect=3, first_byte=3, stall=3, total=600)),
+        (0.25, Timeout(connect=0.25, first_byte=0.25, stall=0.25, total=600)),
+        (None, Timeout(connect=None, first_byte=None, stall=None, total=None)),
+    ],
+)
+def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
+    assert build_options(timeout=value).timeout == expected
+
+
+BAD_SECONDS = [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "5", b"5", [], 1j, HUGE, -HUGE]
+
+
+@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall", "total"])
+@pytest.mark.parametrize("value", BAD_SECONDS, ids=lambda value: str(value)[:8])
+def test_wrong_seconds(phase: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Timeout(**{phase: value})
+    assert str(caught.value).startswith(f"timeout.{phase}: ")
+    assert "None for no limit" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", BAD_SECONDS, ids=lambda value: str(value)[:8])
+def test_a_wrong_timeout(value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_options(timeout=value)
+    assert str(caught.value).startswith("timeout")
+
+
+# Retries
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"attempts": 1},
+        {"attempts": 10**9},
+        {"first_delay": 0, "max_delay": 0, "max_retry_after": 0},
+        {"first_delay": 1e300},
+    ],
+)
+def test_retry(value: dict[str, Any]) -> None:
+    retry = Retry(**value)
+    for name, number in value.items():
+        assert getattr(retry, name) == number
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("attempts", value) for value in (0, -1, 1.0, "1", None, True)),
+        *(
+            (name, value)
+            for name in ("first_delay", "max_delay", "max_retry_after")
+            for value in (-1, -0.1, math.nan, math.inf, None, "1", True, HUGE)
+        ),
+    ],
+    ids=lambda value: str(value)[:15],
+)
+def test_a_wrong_retry(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Retry(**{name: value})
+    assert str(caught.value).startswith(f"retry.{name}: ")
+
+
+def test_timeout_and_retry_are_values() -> None:
+    for value, other in ((Timeout(), Timeout(total=1)), (Retry(), Retry(attempts=1))):
+        assert pickle.loads(pickle.dumps(value)) == value
+        assert hash(value) == hash(dataclasses.replace(value))
+        assert value != other
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            value.total = 1  # type: ignore[misc, union-attr]
+
+
+# Every other option
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"base_url": 5}, "base_url: expected a URL as a str, not int"),
+        ({"base_url": b"http://h"}, "base_url: expected a URL as a str, not bytes"),
+        ({"base_url": ""}, "base_url: it must begin with http:// or https://"),
+        ({"token": Secret("")}, "token: it is empty; leave it out for the default"),
+        ({"token": hide_token({"token": None})["token"]}, "token: expected a str, not NoneType"),
+        ({"token": hide_token({"token": b"x"})["token"]}, "token: expected a str, not bytes"),
+        ({"token": Secret(f"{CANARY}\ud800")}, "token: it has a lone surrogate"),
+        ({"timeout": "5"}, "timeout: expected a number of seconds, a Timeout or None, not str"),
+        ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),
+        ({"retry": 3}, "retry: expected a Retry, not int"),
+        ({"retry": None}, "retry: expected a Retry, not NoneType"),
+        ({"max_reply_bytes": 0}, "max_reply_bytes: 0 is below 1"),
+        ({"max_reply_bytes": -5}, "max_reply_bytes: -5 is below 1"),
+        ({"max_reply_bytes": True}, "max_reply_bytes: expected a whole number"),
+        ({"max_reply_bytes": 1.5}, "max_reply_bytes: expected a whole number"),
+        ({"max_reply_bytes": None}, "max_reply_bytes: expected a whole number"),
+        ({"max_reply_bytes": -MORE_DIGITS_THAN_STR_SHOWS}, "max_reply_bytes: "),
+        ({"strict": 1}, "strict: expected True or False, not int"),
+        ({"strict": None}, "strict: expected True or False, not NoneType"),
+        ({"headers": [("a", "b")]}, "headers: expected a mapping of str to str, not list"),
+        ({"headers": "a: b"}, "headers: expected a mapping of str to str, not str"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else None,
+)
+def test_wrong_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_options(**options)
+    assert str(caught.value).startswith(says)
+    assert CANARY not in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_connections": 0}, "max_connections: 0 is below 1"),
+        ({"max_connections": 2.0}, "max_connections: expected a whole number"),
+        ({"transport": "fast"}, "transport: 'fast' is not available"),
+        ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
+        ({"http_client": "x", "max_connections": 5}, "max_connections: set it on your own"),
+        ({"http_client": "x", "verify": False}, "verify: set it on your own"),
+    ],
+)
+def test_wrong_connection_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_connection_options(**options)
+    assert str(caught.value).startswith(says)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_connection_options_show_no_password() -> None:
+    options = build_connection_options(proxy="http://user:hunter2@p")
+    assert "hunter2" not in repr(options)
+    assert options.proxy == "http://user:hunter2@p"
+
+
+@pytest.mark.parametrize("name", ["max_reply_bytes", "max_connections"])
+def test_a_large_number_is_fine(name: str) -> None:
+    build: Callable[..., Any]
+    build = build_options if name == "max_reply_bytes" else build_connection_options
+    assert getattr(build(**{name: 2**70}), name) == 2**70
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "checked"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"X-Key": "v"}, {"x-key": "v"}),
+        (MappingProxyType({"a": ""}), {"a": ""}),
+        ({"!#$%&'*+.^_`|~09AZaz-": "!~ a\t~"}, {"!#$%&'*+.^_`|~09azaz-": "!~ a\t~"}),
+        ({"User-Agent": "mine", "Accept": "x"}, {"user-agent": "mine", "accept": "x"}),
+    ],
+)
+def test_headers(headers: Any, checked: dict[str, str]) -> None:
+    assert build_options(headers=headers).headers == checked
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", " ", "a b", "a:", "a\r\nb", "é", "a\0", "(", "a/b", '"', "\ud800", "a\n"),
+        *(5, None, b"a"),
+    ],
+)
+def test_wrong_header_names(name: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^headers: .* is not a header name$") as caught:
+        build_options(headers={name: "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Host", "host", "HOST", "Content-Length", "content-type", "CONTENT-ENCODING"),
+        *("content-anything", "Transfer-Encoding", "accept-encoding"),
+    ],
+)
+def test_headers_of_the_protocol(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^headers: {name} is set by the protocol"):
+        build_options(headers={name: "x"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("hunter2 ", " hunter2", "\thunter2", "hunter2\n", "hunter2\r\nx: y", "hunter2\0"),
+        *("é hunter2", "hunter2\x7f", "hunter2\ud800", " ", b"hunter2", 5, None, ["hunter2"]),
+    ],
+)
+def test_wrong_header_values_are_not_quoted(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^headers: the value of x-key must be") as caught:
+        build_options(headers={"x-key": value})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_header_given_twice() -> None:
+    with pytest.raises(ConfigurationError, match=r"^headers: x-key is given twice$"):
+        build_options(headers={"X-Key": "hunter2", "x-key": "hunter2"})
+
+
+def test_header_values_do_not_show() -> None:
+    # The room itself says so of errors: a value may be a secret.
+    assert "hunter2" not in repr(build_options(headers={"authorization": "Bearer hunter2"}))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(max_size=5), st.text(max_size=10))
+def test_any_header_is_sound_or_refused(name: str, value: str) -> None:
+    try:
+        headers = build_options(headers={name: value}).headers
+    except ConfigurationError:
+        return
+    ((lowered, kept),) = headers.items()
+    assert (lowered, kept) == (name.lower(), value)
+    assert not set("\r\n\0:") & set(lowered)
+    assert not set("\r\n\0") & set(kept)
+    assert f"{lowered}{kept}".isascii()
+
+
+# The options of one call and of a view
+
+
+def test_call_options() -> None:
+    options = build_options(headers={"a": "1", "b": "2"})
+    assert options.with_call_options({}) is options
+    changed = options.with_call_options(
+        {
+            "timeout": 2,
+            "retry": Retry(attempts=1),
+            "max_reply_bytes": 5,
+            "strict": False,
+            "headers": {"B": "3", "C": "4"},
+        }
+    )
+    assert changed == dataclasses.replace(
+        options,
+        timeout=Timeout(connect=2, first_byte=2, stall=2),
+        retry=Retry(attempts=1),
+        max_reply_bytes=5,
+        strict=False,
+        headers={"a": "1", "b": "3", "c": "4"},
+    )
+    assert options == build_options(headers={"a": "1", "b": "2"})
+
+
+def test_a_number_for_one_call_does_not_speak_of_the_total() -> None:
+    options = build_options(timeout=Timeout(connect=1, total=30))
+    changed = options.with_call_options({"timeout": 5}).timeout
+    assert changed == Timeout(connect=5, first_byte=5, stall=5, total=30)
+    assert options.with_call_options({"timeout": None}).timeout.total is None
+
+
+def test_no_headers_for_one_call_are_those_of_the_client() -> None:
+    options = build_options(headers={"a": "1"})
+    assert options.with_call_options({"headers": None}) == options
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"timeout": -1}, "timeout.connect: -1"),
+        ({"retry": 5}, "retry: "),
+        ({"max_reply_bytes": 0}, "max_reply_bytes: "),
+        ({"strict": "no"}, "strict: "),
+        ({"headers": {"host": "x"}}, "headers: "),
+        ({"headers": "a: b"}, "headers: "),
+        ({"token": Secret(CANARY)}, "token: a call has no such option; it has timeout, retry,"),
+        ({"base_url": "http://u:hunter2@h"}, "base_url: a call has no such option"),
+        ({"timeuot": 1}, "timeuot: a call has no such option"),
+    ],
+)
+def test_wrong_call_options(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_options().with_call_options(changes)
+    assert str(caught.value).startswith(says)
+    assert CANARY not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_view_options() -> None:
+    options = build_options(headers={"a": "1"})
+    changed = options.with_view_options({"token": Secret("other"), "strict": False})
+    assert changed == dataclasses.replace(options, token=Secret("other"), strict=False)
+    assert options.with_view_options({}) == options
+    assert options.with_view_options({"headers": {"b": "2"}}).headers == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"token": Secret("")}, "token: it is empty"),
+        ({"timeout": -1, "token": Secret(CANARY)}, "timeout.connect: -1"),
+        ({"base_url": "http://u:hunter2@h"}, "base_url: it belongs to the connections"),
+        ({"proxy": "http://u:hunter2@h"}, "proxy: it belongs to the connections"),
+        ({"max_connections": 5}, "max_connections: it belongs to the connections"),
+    ],
+)
+def test_wrong_view_options(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_options().with_view_options(changes)
+    assert str(caught.value).startswith(says)
+    assert CANARY not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_misspelt_view_option_is_not_one_of_the_connections() -> None:
+    with pytest.raises(ConfigurationError, match=r"^timeuot: ") as caught:
+        build_options().with_view_options({"timeuot": 5})
+    assert "belongs to the connections" not in str(caught.value)
+
+
+# The token
+
+
+def test_a_secret_shows_nothing() -> None:
+    secret = Secret(CANARY)
+    for shown in (repr(secret), str(secret), f"{secret}", f"{[secret]}", "%s" % secret):  # noqa: UP031
+        assert CANARY not in shown
+    assert secret.reveal() == CANARY
+    assert secret == Secret(CANARY)
+    assert hash(secret) == hash(Secret(CANARY))
+    assert secret != Secret("other")
+    assert secret != CANARY
+    assert pickle.loads(pickle.dumps(secret)) == secret
+    assert not hasattr(secret, "__dict__")
+
+
+def test_hide_token() -> None:
+    options = hide_token({"timeout": 5, "token": CANARY})
+    assert options == {"timeout": 5, "token": Secret(CANARY)}
+    assert hide_token({}) == {}
+
+
+def test_options_show_no_token() -> None:
+    options = build_options(base_url="http://user:hunter2@h")
+    assert CANARY not in repr(options)
+    assert "hunter2" not in repr(options)
+
+
+def test_pickled_options_carry_the_token() -> None:
+    options = build_options(base_url="http://user:hunter2@h")
+    twin = pickle.loads(pickle.dumps(options))
+    assert twin == options
+    assert twin.token.reveal() == CANARY
+
+
+def _make_client() -> Client:
+    return Client(base_url="http://127.0.0.1:9")
+
+
+def _chat_async(**options: Any) -> None:
+    asyncio.run(AsyncClient(base_url="http://127.0.0.1:9").chat("x", **options))
+
+
+FAILURES: dict[str, Callable[[], object]] = {
+    "Client": lambda: Client(token=CANARY, timeout=-1),
+    "Client, wrong connections": lambda: Client(token=CANARY, max_connections=0),
+    "Client, wrong verify": lambda: Client(token=CANARY, verify=False),  # type: ignore[arg-type]
+    "Client, wrong proxy": lambda: Client(token=CANARY, proxy="no"),
+    "Client, wrong http_client": lambda: Client(token=CANARY, http_client="no"),  # type: ignore[arg-type]
+    "Client, wrong token": lambda: Client(token=f"{CANARY}\ud800"),
+    "Client, bytes": lambda: Client(token=CANARY.encode()),  # type: ignore[arg-type]
+    "Client, wrong URL": lambda: Client(token=CANARY, base_url="no"),
+    "AsyncClient": lambda: AsyncClient(token=CANARY, timeout=-1),
+    "with_options": lambda: _make_client().with_options(token=CANARY, timeout=-1),
+    "with_options, wrong name": lambda: _make_client().with_options(token=CANARY, proxy="x"),  # type: ignore[call-arg]
+    "with_options, wrong token": lambda: _make_client().with_options(token=f"{CANARY}\ud800"),
+    "chat": lambda: _make_client().chat("x", token=CANARY),  # type: ignore[call-arg]
+    "chat, wrong timeout": lambda: _make_client().chat("x", token=CANARY, timeout=-1),  # type: ignore[call-arg]
+    "stream": lambda: _make_client().stream("x", token=CANARY),  # type: ignore[call-arg]
+    "async with_options": lambda: AsyncClient().with_options(token=CANARY, timeout=-1),
+    "async chat": lambda: _chat_async(token=CANARY),
+    "async stream": lambda: AsyncClient().stream("x", token=CANARY),  # type: ignore[call-arg]
+    "bad message": lambda: Client(token=CANARY).chat("\ud800"),
+    "bad message in a view": lambda: _make_client().with_options(token=CANARY).stream("\ud800"),
+}
+
+
+def walk(error: BaseException | None) -> Iterator[BaseException]:
+    waiting, seen = [error], set[int]()
+    while waiting:
+        current = waiting.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            waiting += [current.__cause__, current.__context__]
+
+
+def package_frames(step: TracebackType | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    while step is not None:
+        code = step.tb_frame.f_code
+        if code.co_filename.startswith(PACKAGE):
+            yield code.co_name, step.tb_frame.f_locals
+        step = step.tb_next
+
+
+def show(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"no repr: {error}"
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_token_is_in_no_error_and_no_frame(failure: str) -> None:
+    with pytest.raises(CromicleError) as caught:
+        FAILURES[failure]()
+    leaks: list[str] = []
+    for error in walk(caught.value):
+        assert CANARY not in f"{error} {error!r} {error.args}"
+        for name, variables in package_frames(error.__traceback__):
+            leaks += [f"{name}: {key}" for key, v in variables.items() if CANARY in show(v)]
+    assert leaks == []
+    assert CANARY.encode() not in pickle.dumps(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_environments_token_is_in_no_frame(
+    kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, options in ((CANARY, {"timeout": -1}), (f"{CANARY}\udcff", {})):
+        monkeypatch.setenv("CROMICLE_TOKEN", value)
+        with pytest.raises(ConfigurationError) as caught:
+            kind(**options)
+        for name, variables in package_frames(caught.value.__traceback__):
+            assert all(CANARY not in show(v) for v in variables.values()), name
+
+
+def test_the_locals_of_a_failed_constructor_can_be_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Client(timeout=-1)
+    for name, variables in package_frames(caught.value.__traceback__):
+        for value in variables.values():
+            assert not show(value).startswith("no repr"), name
+
+
+def test_a_client_shows_no_token() -> None:
+    for client in (Client(token=CANARY, base_url="http://u:hunter2@h"), AsyncClient(token=CANARY)):
+        assert CANARY not in repr(client)
+        assert "hunter2" not in repr(client)

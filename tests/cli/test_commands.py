@@ -1,0 +1,755 @@
+"""The command in this process: what options do, every error with its exit code, its rooms."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from cromicle_sdk import Client, CromicleError, Headers, Reply, Timeout, __main__, __version__
+from cromicle_sdk._core.secrets import Secret
+from cromicle_sdk.cli import commands as _commands
+from cromicle_sdk.cli import local as _local
+from cromicle_sdk.cli import report as _report
+from cromicle_sdk.cli import run
+from cromicle_sdk.cli.output import RawOutput
+from cromicle_sdk.cli.serve import Service
+from cromicle_sdk.cli.stats import format_json, format_stats
+from cromicle_sdk.cli.words import describe_error
+from cromicle_sdk.testing import FaultyServer
+
+Capture = pytest.CaptureFixture[bytes]
+
+
+class FakeTerminal(io.TextIOWrapper):
+    def __init__(self, encoding: str = "utf-8") -> None:
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding=encoding)
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def shown(self) -> str:
+        return self.bytes.getvalue().decode(self.encoding)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with FaultyServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CROMICLE_BASE_URL", raising=False)
+    monkeypatch.delenv("CROMICLE_TOKEN", raising=False)
+    monkeypatch.delenv("CROMICLE_UPSTREAM_KEY", raising=False)
+    pipe_in(monkeypatch, b"")
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def ask(server: FaultyServer, *arguments: str) -> int:
+    return run(["ask", "--base-url", server.base_url, "--retries", "0", *arguments, "Hi"])
+
+
+def read_error(captured: Capture) -> str:
+    """The one line on stderr; nothing stands on stdout."""
+    out, err = captured.readouterr()
+    assert out == b""
+    line = err.decode()
+    assert re.fullmatch(r"Error: .+\n", line)
+    return line
+
+
+# What options do
+
+
+def test_every_option_reaches_the_request(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.fail(503).fail(503).reply("Done.")
+    code = run(
+        [
+            *("ask", "--base-url", server.base_url, "--token", "mine", "--timeout", "5"),
+            *("--total", "30", "--retries", "2", "--header", "X-One: 1", "--header", "x-two:a:b"),
+            *("--system", "Be brief.", "--", "--why", "this?"),
+        ]
+    )
+    assert code == 0
+    assert capsysbinary.readouterr() == (b"Done.", b"")
+    assert len(server.requests) == 3
+    request = server.requests[-1]
+    assert request.message == "System: Be brief.\nUser: --why this?\nAssistant:"
+    assert request.token == "mine"
+    assert (request.headers["x-one"], request.headers["x-two"]) == ("1", "a:b")
+
+
+def test_an_empty_system_text_is_none(server: FaultyServer) -> None:
+    assert ask(server, "--system", "") == 0
+    assert server.requests[0].message == "Hi"
+
+
+def test_no_retries_is_one_attempt(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.fail(503)
+    assert run(["ask", "--base-url", server.base_url, "--retries", "0", "Hi"]) == 1
+    assert len(server.requests) == 1
+
+
+def test_json(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.reply(chunks=["Grüße, ", "\x1b🎉"], headers={"x-request-id": "r1"})
+    assert ask(server, "--json") == 0
+    out, err = capsysbinary.readouterr()
+    assert err == b""
+    assert out.isascii()
+    assert out.count(b"\n") == 1
+    found = json.loads(out)
+    assert 0 < found.pop("first_text_after") <= found.pop("elapsed")
+    assert 1 <= found.pop("chunks") <= 2
+    assert found == {
+        "text": "Grüße, \x1b🎉",
+        "status_code": 200,
+        "request_id": "r1",
+        "attempts": 1,
+    }
+
+
+def test_json_fails_with_nothing_on_stdout(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.cut(after="Hello")
+    assert ask(server, "--json") == 1
+    read_error(capsysbinary)
+
+
+def test_stats_are_one_line_on_stderr(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.reply("Hello")
+    assert ask(server, "--stats") == 0
+    out, err = capsysbinary.readouterr()
+    assert out == b"Hello"
+    assert re.fullmatch(
+        rb"pieces: 1, characters: 5, first text after: \d+\.\d+ s, elapsed: \d+\.\d+ s, "
+        rb"attempts: 1, characters per second: \d+\n",
+        err,
+    )
+
+
+@pytest.mark.parametrize("token", [[], ["--token", "mine"]])
+def test_local_needs_no_environment(
+    token: list[str], monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CROMICLE_TOKEN", "another")
+    assert run(["ask", "--local", *token, "Hello", "there"]) == 0
+    assert capsysbinary.readouterr() == (b"Hello there", b"")
+
+
+def test_version_and_help(capsysbinary: Capture) -> None:
+    assert run(["--version"]) == 0
+    assert capsysbinary.readouterr().out == f"cromicle {__version__}\n".encode()
+    for arguments in (["--help"], ["ask", "-h"], ["serve", "--help"]):
+        assert run(arguments) == 0
+        assert b"Usage: cromicle" in capsysbinary.readouterr().out
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["tell"], "tell"),
+        (["ask", "--nonsense", "Hi"], "--nonsense"),
+        (["ask"], "no text to send"),
+        (["ask", " "], "no text to send"),
+        (["ask", "--local", "--base-url", "http://127.0.0.1:1", "Hi"], "--local and --base-url"),
+        (["ask", "--base-url", "127.0.0.1:1", "Hi"], "--base-url: it must begin with http"),
+        (["ask", "--token", "", "Hi"], "--token: it is empty"),
+        (["ask", "--local", "--token", "", "Hi"], "--token: it is empty"),
+        (["ask", "--timeout", "0", "Hi"], "'--timeout': '0' is not a number of seconds above 0"),
+        (["ask", "--timeout", "nan", "Hi"], "'--timeout'"),
+        (["ask", "--total", "soon", "Hi"], "'--total'"),
+        (["ask", "--total", "inf", "Hi"], "'--total'"),
+        (["ask", "--retries", "-1", "Hi"], "'--retries'"),
+        (["ask", "--header", "s3cret", "Hi"], "'--header': number 1 is not"),
+        (["ask", "--header", ": s3cret", "Hi"], "'--header': number 1 is not"),
+        (["ask", "--header", "A:1", "--header", "a:s3cret", "Hi"], "'--header': a is given twice"),
+        (["ask", "--header", "Host: s3cret", "Hi"], "--header: Host is set by the protocol"),
+        (["ask", "--header", "A: s3crét", "Hi"], "--header: the value of A"),
+        (["ask", "Hi\udcff"], "TEXT holds bytes that are not UTF-8"),
+        (["ask", "--system", "Hi\udcff", "Hi"], "message 0: its text has a lone surrogate"),
+        (["serve", "--port", "65536"], "'--port'"),
+        (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
+        (["serve", "--host", "0.0.0.0"], "token of your own"),
+        (["serve", "--host", ""], "host must be"),
+        (["serve", "--token", ""], "--token: it is empty"),
+        (["serve", "--upstream", "http://h"], "--upstream needs --model NAME"),
+        (["serve", "--upstream", "http://h", "--model", ""], "--upstream needs --model NAME"),
+        (["serve", "--upstream", "h:1", "--model", "m"], "--upstream: it must begin with http"),
+        (["serve", "--upstream", "http://s3cret@", "--model", "m"], "--upstream: it names no host"),
+        (
+            ["serve", "--upstream", "http://h", "--model", "m", "--upstream-key", "s3cr\n"],
+            "--upstream-key must be",
+        ),
+        (
+            ["serve", "--upstream", "http://h", "--model", "m", "--upstream-timeout", "0"],
+            "'--upstream-timeout'",
+        ),
+        (["serve", "--upstream", "http://h", "--model", "m", "--delay", "1"], "--delay slows"),
+        (["serve", "--model", "m"], "--model is for a model server: pass its --upstream"),
+        (["serve", "--upstream-key", "s3cret"], "--upstream-key is for a model server"),
+        (["serve", "--upstream-timeout", "5"], "--upstream-timeout is for a model server"),
+        (["serve", "--system", "S"], "--system is for a model server"),
+        (["serve", "--parse-roles"], "--parse-roles is for a model server"),
+        (["serve", "--token", "s3cret", "--tokens-file", "f"], "exclude each other"),
+        (["serve", "--tokens-file", "/no/such/file"], "--tokens-file: /no/such/file can't be read"),
+        (["serve", "--max-concurrent", "0"], "'--max-concurrent'"),
+        (["serve", "--max-request-bytes", "0"], "'--max-request-bytes'"),
+        (["serve", "--grace", "-1"], "'--grace'"),
+    ],
+)
+def test_wrong_use_is_named_and_exits_2(
+    arguments: list[str], problem: str, capsysbinary: Capture
+) -> None:
+    assert run(arguments) == 2
+    out, err = capsysbinary.readouterr()
+    assert out == b""
+    assert problem in err.decode()
+    assert b"s3cr" not in err
+
+
+def test_a_wrong_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    monkeypatch.setenv("CROMICLE_BASE_URL", "ftp://example.org")
+    assert run(["ask", "Hi"]) == 2
+    assert "$CROMICLE_BASE_URL" in read_error(capsysbinary)
+
+
+def test_a_stdin_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture) -> None:
+    pipe_in(monkeypatch, "Grüße".encode("latin-1"))
+    assert run(["ask", "--local"]) == 2
+    out, err = capsysbinary.readouterr()
+    assert out == b""
+    assert b"Error: Standard input is not UTF-8 (byte 2)." in err
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+    ("words", "piped", "sent"),
+    [
+        ([], "Grüße\r\n", "Grüße\r\n"),
+        ([], "\ufeffHi", "Hi"),
+        (["Sum", " up."], "a\n\nb\r\n\r\n", "a\n\nb\n\nSum  up."),
+        (["Hi"], " \n", "Hi"),
+        ([" "], "Hi", "Hi"),
+    ],
+)
+def test_words_and_what_is_piped_in(
+    words: list[str],
+    piped: str,
+    sent: str,
+    server: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe_in(monkeypatch, piped.encode())
+    assert run(["ask", "--base-url", server.base_url, *words]) == 0
+    assert [request.message for request in server.requests] == [sent]
+
+
+@pytest.mark.parametrize("stdin", [None, FakeTerminal()])
+def test_a_keyboard_is_not_read(
+    stdin: FakeTerminal | None, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert ask(server) == 0
+    assert server.requests[0].message == "Hi"
+
+
+def test_a_stdin_that_cannot_be_read_is_none(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path(os.devnull).open("wb") as write_only:
+        stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(write_only.fileno(), closefd=False)))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert ask(server) == 0
+    assert server.requests[0].message == "Hi"
+
+
+# Errors
+
+
+FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
+    "refused": (FaultyServer.stop, "Check that the server runs and that --base-url is right", b""),
+    "dropped": (lambda server: server.cut(), "--base-url", b""),
+    "400": (lambda server: server.fail(400), "--base-url", b""),
+    "401": (lambda server: server.fail(401), "--token or $CROMICLE_TOKEN", b""),
+    "403": (lambda server: server.fail(403), "token is not allowed", b""),
+    "404": (lambda server: server.fail(404), "Check --base-url", b""),
+    "418": (lambda server: server.fail(418, body="a\x1b[31mb\nc"), "418", b""),
+    "422": (lambda server: server.fail(422), "same token", b""),
+    "429": (lambda server: server.fail(429, retry_after=90), "wait 90 s", b""),
+    "500": (lambda server: server.fail(500), "try again later", b""),
+    "302": (lambda server: server.redirect(), "set --base-url to the right address", b""),
+    "html": (
+        lambda server: server.reply("<html>", content_type="text/html"),
+        "Check that --base-url is a Cromicle endpoint",
+        b"",
+    ),
+    "empty": (lambda server: server.reply(""), "it is empty", b""),
+    "encoded": (lambda server: server.encoded(), "not a reply", b""),
+    "cut": (
+        lambda server: server.cut(after="Hello"),
+        "Ask again for the whole reply.",
+        b"Hello",
+    ),
+    "not UTF-8": (
+        lambda server: server.reply(b"Hello \xff"),
+        "Check that --base-url is a Cromicle endpoint.",
+        b"Hello ",
+    ),
+    "first byte": (lambda server: server.stall(), "within --timeout. Raise that limit", b""),
+    "stall": (lambda server: server.stall(after="Hello"), "for --timeout.", b"Hello"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_failure_is_one_line_that_says_what_to_do(
+    name: str, server: FaultyServer, capsysbinary: Capture
+) -> None:
+    break_it, advice, shown = FAULTS[name]
+    break_it(server)
+    assert ask(server, "--timeout", "0.2") == 1
+    out, err = capsysbinary.readouterr()
+    line = err.decode()
+    assert out == shown
+    assert re.fullmatch(r"Error: [^\n\x1b]+\n", line)
+    assert advice in line
+    # Words that mean something in Python alone.
+    assert not re.search(r"partial_text|strict|verify|max_|base_url|\btimeout\.\w", line)
+
+
+def test_the_whole_call_may_take_too_long(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.stall(after="Hello")
+    assert ask(server, "--total", "0.2") == 1
+    out, err = capsysbinary.readouterr()
+    assert out == b"Hello"
+    assert b"within --total. Raise that limit" in err
+
+
+@pytest.mark.parametrize(
+    ("message", "described"),
+    [
+        (
+            "Too long. Raise that option if such a reply is wanted.",
+            "Too long. Ask for a shorter one.",
+        ),
+        (
+            "For a certificate authority of your own, pass verify=ssl_context.",
+            "For a certificate authority of your own, set $SSL_CERT_FILE to its certificate.",
+        ),
+        (
+            "Check the option proxy, or the proxy variables of the environment.",
+            "Check the proxy variables of the environment.",
+        ),
+        ("http://h/base_url/chat answered 404.", "http://h/base_url/chat answered 404."),
+    ],
+)
+def test_errors_speak_of_flags(message: str, described: str) -> None:
+    assert describe_error(CromicleError(message)) == described
+
+
+def test_ctrl_c_is_130(server: FaultyServer, capsysbinary: Capture) -> None:
+    server.script(lambda connection, request: os.kill(os.getpid(), signal.SIGINT))
+    assert ask(server) == 130
+    assert capsysbinary.readouterr() == (b"", b"")
+
+
+# Where it prints
+
+
+class Reluctant(io.RawIOBase):
+    """An unbuffered file that takes three bytes at a time."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def write(self, data: Any) -> int:
+        self.taken += data[:3]
+        return len(data[:3])
+
+
+def test_a_file_that_takes_little_gets_all() -> None:
+    file = Reluctant()
+    RawOutput(cast("BinaryIO", file)).write("Grüße, world!")
+    assert file.taken.decode() == "Grüße, world!"
+
+
+def test_a_closed_pipe_is_141(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert ask(server) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk at hand")
+def test_a_full_disk_is_one_line(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    with Path("/dev/full").open("w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert ask(server) == 1
+    assert "No space left on device" in read_error(capsysbinary)
+
+
+def test_a_closed_stdout_is_one_line(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert ask(server) == 1
+    assert "no standard output" in read_error(capsysbinary)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "encoding", "shown"),
+    [
+        ("Hello", "utf-8", "Hello\n"),
+        ("Hello\r\n", "utf-8", "Hello\n"),
+        ("\x00\x1b[2J\x7f\x85\x9b\a\b\t\n日本 👩‍💻", "utf-8", "��[2J�����\t\n日本 👩‍💻\n"),
+        ("Grüße 日本", "latin-1", "Grüße ??\n"),
+        ("\r", "utf-8", ""),
+    ],
+)
+def test_a_terminal_gets_harmless_text(
+    reply: str,
+    encoding: str,
+    shown: str,
+    server: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.reply(reply)
+    terminal = FakeTerminal(encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert ask(server) == 0
+    assert terminal.shown == shown
+
+
+def test_an_error_ends_the_line_on_a_terminal_and_has_colour(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.cut(after="Hello")
+    terminal = FakeTerminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    assert ask(server) == 1
+    terminal.flush()
+    assert terminal.shown.startswith("Hello\n\x1b[1;31mError: \x1b[0m")
+    assert terminal.shown.count("\n") == 2
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_error_that_nobody_can_read_is_still_an_exit_code(
+    closed: bool, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.fail(404)
+    reader, writer = os.pipe()
+    os.close(reader)
+    stderr = io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True)
+    with stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None if closed else stderr)
+        assert ask(server) == 1
+
+
+# The server
+
+
+def serve_beside(
+    user: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, list[str]]:
+    """Serve here while `user` works with the base URL in a thread; exit code and lines."""
+    lines: list[str] = []
+    threads: list[threading.Thread] = []
+
+    def work(base_url: str) -> None:
+        try:
+            user(base_url)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def report(line: str, *, label: str = "") -> None:
+        lines.append(label + line)
+        if not threads:
+            threads.append(threading.Thread(target=work, args=(line,)))
+            threads[0].start()
+
+    monkeypatch.setattr(_local, "report", report)
+    code = run(["serve", "--port", "0", *arguments])
+    threads[0].join()
+    return code, lines
+
+
+def test_serve_answers_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies: list[str] = []
+
+    def user(base_url: str) -> None:
+        with Client(base_url=base_url, token="abc") as client:
+            replies.append(client.chat("Hello there").text)
+
+    code, lines = serve_beside(user, monkeypatch)
+    assert code == 130
+    assert replies == ["Hello there"]
+    serving, asking = lines
+    base_url = serving.split()[-1]
+    assert asking == f'Ask it with cromicle ask --base-url {base_url} "Hello, how are you?"'
+
+
+def test_serve_waits_between_words_and_wants_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    elapsed: list[float] = []
+
+    def user(base_url: str) -> None:
+        with Client(base_url=base_url, token="mine") as client:
+            elapsed.append(client.chat("a b c").elapsed)
+
+    code, lines = serve_beside(user, monkeypatch, "--token", "mine", "--delay", "0.05")
+    assert code == 130
+    assert elapsed[0] >= 0.1
+    assert "$CROMICLE_TOKEN" in lines[2]
+    assert "mine" not in "".join(lines)
+
+
+DEFAULTS: dict[str, Any] = {
+    "token": None,
+    "tokens_file": None,
+    "upstream": None,
+    "model": None,
+    "upstream_key": None,
+    "upstream_timeout": None,
+    "system": None,
+    "parse_roles": False,
+    "delay": 0.0,
+    "max_concurrent": None,
+    "max_request_bytes": 1024 * 1024,
+    "metrics": True,
+}
+RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_log": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "service", "options"),
+    [
+        ([], {}, {}),
+        (
+            ["--host", "::1", "--port", "9", "--token", "mine", "--delay", "0.5", "--grace", "60"],
+            {"token": Secret("mine"), "delay": 0.5},
+            {"host": "::1", "port": 9, "grace": 60.0},
+        ),
+        (
+            ["--upstream", "http://h/v1", "--model", "m", "--upstream-key", "k", "--parse-roles"],
+            {
+                "upstream": "http://h/v1",
+                "model": "m",
+                "upstream_key": Secret("k"),
+                "parse_roles": True,
+            },
+            {},
+        ),
+        (
+            ["--upstream=http://h", "--model=m", "--upstream-timeout=9", "--system", "Rhyme."],
+            {"upstream": "http://h", "model": "m", "upstream_timeout": 9.0, "system": "Rhyme."},
+            {},
+        ),
+        (
+            ["--tokens-file", "f", "--max-concurrent", "3", "--max-request-bytes", "9"],
+            {"tokens_file": "f", "max_concurrent": 3, "max_request_bytes": 9},
+            {},
+        ),
+        (["--no-metrics", "--no-access-log"], {"metrics": False}, {"access_log": False}),
+    ],
+)
+def test_what_options_make_of_the_server(
+    arguments: list[str],
+    service: dict[str, Any],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: list[tuple[Service, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        _commands, "serve_in_foreground", lambda made, **given: served.append((made, given))
+    )
+    assert run(["serve", *arguments]) == 130
+    assert served == [(Service(**{**DEFAULTS, **service}), {**RUN, **options})]
+    assert "mine" not in repr(served)
+
+
+def test_the_defaults_are_the_packages() -> None:
+    from cromicle_sdk import server
+
+    options = server.create_app.__kwdefaults__ or {}
+    assert {options[name] == DEFAULTS[name] for name in ("max_request_bytes", "metrics")} == {True}
+    assert (server.serve.__kwdefaults__ or {})["grace"] == RUN["grace"]
+
+
+def test_keys_and_tokens_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROMICLE_TOKEN", "t")
+    monkeypatch.setenv("CROMICLE_UPSTREAM_KEY", "k")
+    served: list[Service] = []
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda made, **_: served.append(made))
+    # A key that is set for another day, or a token for the clients, is no contradiction.
+    assert run(["serve", "--tokens-file", "f"]) == 130
+    assert served[0].upstream_key == Secret("k")
+    assert served[0].tokens_file == "f"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout"),
+    [
+        (None, Timeout()),
+        (9, Timeout(connect=9, first_byte=9, stall=9, total=600)),
+        (900, Timeout(connect=900, first_byte=900, stall=900, total=900)),
+    ],
+)
+def test_the_limits_of_the_upstream(
+    seconds: float | None, timeout: Timeout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cromicle_sdk import server
+
+    made: list[Any] = []
+
+    def build(*args: Any, **options: Any) -> Any:
+        made.append(options["timeout"])
+        return server.echo_backend()
+
+    monkeypatch.setattr(server, "openai_backend", build)
+    options = {"upstream": "http://h", "model": "m", "upstream_timeout": seconds}
+    Service(**{**DEFAULTS, **options}).build_app(server)
+    assert made == [timeout]
+
+
+def test_serve_says_when_it_cannot_listen(capsysbinary: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["serve", "--port", str(taken.getsockname()[1])]) == 1
+    assert "Choose another --port" in read_error(capsysbinary)
+
+
+@pytest.mark.parametrize("access_log", [True, False])
+def test_serve_shows_its_log(
+    access_log: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Capture,
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("s3cret")
+
+    def user(base_url: str) -> None:
+        with Client(base_url=base_url, token="s3cret") as client:
+            client.chat("Hi")
+
+    levels = [logging.getLogger(f"cromicle_sdk.server{name}").level for name in ("", ".access")]
+    arguments = ["--tokens-file", str(file), *([] if access_log else ["--no-access-log"])]
+    code, lines = serve_beside(user, monkeypatch, *arguments)
+    assert code == 130
+    assert lines[2] == f"It wants one of the tokens in {file}, in $CROMICLE_TOKEN or in --token."
+    said = capsysbinary.readouterr().err.decode()
+    assert ("method=POST path=/chat status=200" in said) == access_log
+    assert "s3cret" not in said
+    # A process that goes on, as this one does, keeps its own.
+    assert not logging.getLogger("cromicle_sdk.server").handlers
+    assert levels == [
+        logging.getLogger(f"cromicle_sdk.server{name}").level for name in ("", ".access")
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["ask", "--local", "Hi"], ["serve"]])
+def test_without_the_server_it_says_which_extra_to_install(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    import cromicle_sdk
+
+    monkeypatch.delattr(cromicle_sdk, "server", raising=False)
+    for name in list(sys.modules):
+        if name.startswith("cromicle_sdk.server"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    assert run(arguments) == 1
+    assert 'pip install "cromicle-sdk[server]"' in read_error(capsysbinary)
+
+
+# Small rooms
+
+
+def test_figures_of_an_empty_reply_that_took_no_time() -> None:
+    reply = Reply(
+        text="",
+        status_code=200,
+        headers=Headers(),
+        attempts=1,
+        chunks=0,
+        first_text_after=None,
+        elapsed=0.0,
+    )
+    assert "first text after: none" in format_stats(reply)
+    assert "characters per second: 0" in format_stats(reply)
+    assert json.loads(format_json(reply))["first_text_after"] is None
+
+
+def test_a_report_is_one_harmless_line(capsysbinary: Capture) -> None:
+    _report.report("a\nb\r\n\x1b[31mc", label="Label: ")
+    assert capsysbinary.readouterr().err.decode() == "Label: a b �[31mc\n"
+
+
+def test_the_package_of_the_command_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "click" or name.startswith("cromicle_sdk.cli"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(ImportError, match=r'pip install "cromicle-sdk\[cli\]"'):
+        importlib.import_module("cromicle_sdk.cli")
+
+
+@pytest.mark.parametrize("start", [__main__.main, None])
+def test_main_is_the_command(
+    start: Callable[[], None] | None, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cromicle", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        if start is None:
+            runpy.run_path(str(__main__.__file__), run_name="__main__")
+        else:
+            start()
+    assert ended.value.code == 0
+    assert capsysbinary.readouterr().out.startswith(b"cromicle ")
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_main_without_its_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit, match=r'pip install "cromicle-sdk\[cli\]"'):
+        __main__.main()
+
+
+def test_the_console_script_is_the_same_command() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert 'cromicle = "cromicle_sdk.__main__:main"' in project.read_text()
+    assert subprocess.run([sys.executable, "-c", "import cromicle_sdk.__main__"], check=True)

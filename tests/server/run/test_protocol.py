@@ -1,0 +1,361 @@
+"""Requests that do not arrive: how long a connection is kept for them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from cromicle_sdk import Client
+from cromicle_sdk.server import LocalServer, create_app
+from cromicle_sdk.server import response as _replies
+from cromicle_sdk.server.run import protocol as _protocol
+
+PATIENCE = 20.0
+BODY = json.dumps(
+    {"message": "hi", "token": "abc", "hash": hashlib.sha256(b"abchi").hexdigest()}
+).encode()
+HEAD = b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_protocol, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(_protocol, "BODY_SECONDS", 0.2)
+
+
+@contextlib.contextmanager
+def connect(*args: Any, **options: Any) -> Iterator[socket.socket]:
+    with LocalServer(*args, **options) as server:
+        url = httpx.URL(server.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            yield connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything up to the end, which the server makes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def read_reply(connection: socket.socket) -> bytes:
+    received = b""
+    while b"0\r\n\r\n" not in received:
+        data = connection.recv(65536)
+        assert data, received
+        received += data
+    return received
+
+
+def assert_timed_out(answer: bytes, part: str) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b"connection: close" in head.lower()
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    error = json.loads(body)["error"]
+    assert error["code"] == "request_timeout"
+    assert part in error["message"]
+
+
+def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+    with connect() as connection:
+        assert read_all(connection) == b""
+
+
+@pytest.mark.parametrize("sent", [b"P", HEAD, HEAD + b"x-slow: "])
+def test_a_head_that_does_not_end_is_a_408(sent: bytes) -> None:
+    with connect() as connection:
+        connection.sendall(sent)
+        assert_timed_out(read_all(connection), "head")
+
+
+def test_a_dripping_head_has_no_longer() -> None:
+    with connect() as connection:
+        connection.settimeout(0.02)
+        answer = None
+        # For far longer than it is given, if nothing ends it.
+        for byte in HEAD + b"x-slow: " + b"x" * 2000:
+            try:
+                connection.sendall(bytes([byte]))
+                answer = connection.recv(65536)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                # What was sent after the server had closed has overtaken its answer.
+                answer = b""
+            break
+        assert answer is not None, "it was never closed"
+        if answer:
+            assert_timed_out(answer, "head")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"content-length: 100\r\n\r\n",
+        HEAD + b"content-length: 100\r\n\r\n" + b"{",
+        HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
+    ],
+)
+def test_a_body_that_does_not_end_is_a_408(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with connect() as connection:
+        connection.sendall(sent)
+        assert_timed_out(read_all(connection), "body")
+    assert not caplog.records
+
+
+def test_the_next_request_has_as_long_and_no_longer() -> None:
+    with connect() as connection:
+        connection.sendall(WHOLE)
+        read_reply(connection)
+        connection.sendall(HEAD)
+        assert_timed_out(read_all(connection), "head")
+
+
+def test_a_request_that_was_sent_ahead_of_its_turn_has_as_long() -> None:
+    with connect() as connection:
+        connection.sendall(WHOLE + HEAD + b"content-length: 100\r\n\r\n{")
+        assert_timed_out(read_all(connection).partition(b"0\r\n\r\n")[2], "body")
+
+
+class Waiting:
+    """A backend that says one word and then waits to be cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    async def __call__(self, prompt: str) -> AsyncIterator[str]:
+        async def pieces() -> AsyncIterator[str]:
+            try:
+                yield "one"
+                await anyio.sleep_forever()
+            finally:
+                self.cancelled.set()
+
+        return pieces()
+
+
+GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@contextlib.contextmanager
+def begin(backend: Waiting) -> Iterator[socket.socket]:
+    """A connection on which a reply has begun."""
+    with connect(backend) as connection:
+        connection.sendall(WHOLE)
+        received = b""
+        while b"one" not in received:
+            received += connection.recv(65536)
+        yield connection
+
+
+@pytest.mark.parametrize("ahead", [[], [b"\r\n"], [GET], [b"\r\n", GET, GET]])
+def test_whoever_leaves_is_missed_whatever_it_sent_ahead(ahead: list[bytes]) -> None:
+    backend = Waiting()
+    with begin(backend) as connection:
+        for data in ahead:
+            connection.sendall(data)
+            time.sleep(0.02)
+        assert not backend.cancelled.is_set()
+        connection.close()
+        assert backend.cancelled.wait(PATIENCE)
+
+
+def test_whoever_sends_too_much_ahead_is_dropped() -> None:
+    backend = Waiting()
+    with begin(backend) as connection, contextlib.suppress(ConnectionError):
+        while not backend.cancelled.is_set():
+            connection.sendall(GET * 1000)
+    assert backend.cancelled.is_set()
+
+
+def test_whoever_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_replies, "SEND_SECONDS", 0.2)
+    closed = threading.Event()
+
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        try:
+            while prompt == "hi":
+                yield "y" * 100_000
+            yield prompt
+        finally:
+            closed.set()
+
+    with LocalServer(app=create_app(talk, max_concurrent=1)) as server:
+        url = httpx.URL(server.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            connection.sendall(WHOLE)
+            assert closed.wait(PATIENCE)
+            # Also the connection: to close it would be to wait until all of it is taken.
+            assert server._server is not None
+            deadline = time.monotonic() + PATIENCE
+            while server._server.server_state.connections and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not server._server.server_state.connections
+            with Client(base_url=server.base_url, token="abc") as client:
+                assert client.chat("you").text == "you"
+            assert not read_all(connection).endswith(b"0\r\n\r\n")
+
+
+def test_whoever_takes_it_late_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_replies, "SEND_SECONDS", 1.0)
+
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        for _ in range(100):
+            yield "z" * 100_000
+
+    with connect(talk) as connection:
+        for _ in range(2):
+            connection.sendall(WHOLE)
+            time.sleep(0.1)
+            assert read_reply(connection).count(b"z") == 10_000_000
+            # What there was to wait for is over.
+            time.sleep(1.2)
+
+
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"nonsense\r\n\r\n"],
+        [GET, b"nonsense\r\n\r\n"],
+        [CHUNKED + b"nonsense\r\n"],
+        [CHUNKED, b"nonsense\r\n"],
+    ],
+)
+def test_what_is_no_http_is_a_400(parts: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
+    with connect() as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.02)
+        answer = read_all(connection)
+    head, _, body = answer[answer.index(b"HTTP/1.1 400 Bad Request\r\n") :].partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head
+    assert b"connection: close" in head
+    assert json.loads(body)["error"]["code"] == "bad_request"
+    assert [record.getMessage() for record in caplog.records] == ["Invalid HTTP request received."]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (CHUNKED.replace(b"application/json", b"text/plain"), b"415"),
+        (b"GET /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n", b"200"),
+    ],
+)
+def test_a_bad_chunk_after_the_answer_closes_the_connection(
+    head: bytes, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect() as connection:
+        connection.sendall(head)
+        answer = connection.recv(65536)
+        connection.sendall(b"nonsense\r\n")
+        answer += read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_an_error_for_head_has_no_body(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await anyio.sleep(PATIENCE)
+
+    with connect(app=app) as connection:
+        connection.sendall(b"HEAD / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert body == b""
+
+
+def test_a_connection_at_rest_is_kept() -> None:
+    with connect() as connection:
+        for _ in range(2):
+            connection.sendall(WHOLE)
+            read_reply(connection)
+            # Longer than a request may take.
+            connection.settimeout(0.4)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            connection.settimeout(PATIENCE)
+
+
+def test_a_reply_may_take_its_time() -> None:
+    async def backend(prompt: str) -> AsyncIterator[str]:
+        yield "one "
+        await anyio.sleep(0.5)
+        yield "two"
+
+    with connect(backend) as connection:
+        connection.sendall(WHOLE)
+        assert b"two" in read_reply(connection)
+
+
+def test_the_rest_of_a_body_that_was_refused_has_an_end() -> None:
+    with connect() as connection:
+        connection.sendall(
+            b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x"
+        )
+        connection.sendall(b"x")
+        answer = b""
+        connection.settimeout(0.02)
+        patience_ends = time.monotonic() + PATIENCE
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < patience_ends:
+                with contextlib.suppress(TimeoutError):
+                    connection.sendall(b"x")
+                    data = connection.recv(65536)
+                    answer += data
+                    if not data:
+                        break
+            else:
+                pytest.fail("it was never closed")
+        assert answer.startswith(b"HTTP/1.1 415 ")
+        assert b"408" not in answer
+
+
+def test_an_app_that_answers_early_is_not_disturbed() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await anyio.sleep(0.5)
+        await send({"type": "http.response.body", "body": b"done"})
+
+    with connect(app=app) as connection:
+        connection.sendall(HEAD + b"content-length: 100\r\n\r\n{")
+        assert b"done" in read_reply(connection)
+
+
+def test_no_text_waits_for_the_client_to_acknowledge_the_last() -> None:
+    with LocalServer() as server:
+        url = httpx.URL(server.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            connection.sendall(WHOLE)
+            read_reply(connection)
+            assert server._server is not None
+            (served,) = server._server.server_state.connections
+            accepted = served.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_connection_without_a_request_can_be_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_protocol, "HEAD_SECONDS", 10 * PATIENCE)
+    with LocalServer() as server:
+        url = httpx.URL(server.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            # Whoever was answered later has been accepted later.
+            httpx.get(server.base_url + "/health")
+            assert server._server is not None
+            for served in list(server._server.server_state.connections):
+                assert isinstance(served, _protocol.Protocol)
+                served.loop.call_soon_threadsafe(served.cut_off)
+            assert read_all(connection) == b""

@@ -1,0 +1,95 @@
+"""The echo: exactly the last user turn, word by word."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cromicle_sdk._core.errors import ConfigurationError
+from cromicle_sdk._core.messages import format_prompt
+from cromicle_sdk.server import Backend, echo_backend
+
+# A prompt is UTF-8, which has no surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+WORDY = st.lists(st.sampled_from(["word", "é", " ", "\n", "\t", "\u2003", "User:", "\x1c"])).map(
+    "".join
+)
+
+
+def collect(backend: Backend, prompt: str) -> tuple[list[str], float]:
+    """The pieces, and the seconds that they took on a clock that jumps over every wait."""
+
+    async def main() -> tuple[list[str], float]:
+        started = trio.current_time()
+        answer: Any = backend(prompt)
+        pieces = [piece async for piece in answer]
+        return pieces, trio.current_time() - started
+
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("Hello, how are you?", ["Hello, ", "how ", "are ", "you?"]),
+        ("  two\n\nlines \n", ["  two\n\n", "lines \n"]),
+        ("one", ["one"]),
+        (" \n ", [" \n "]),
+        ("", []),
+        ("User: hi", ["User: ", "hi"]),
+        ("\nAssistant:", ["\nAssistant:"]),
+        ("System: no user\nAssistant:", ["System: ", "no ", "user\n", "Assistant:"]),
+        ("User: hi\nAssistant:", ["hi"]),
+        ("User: \nAssistant:", []),
+        ("System: x\nUser: two\nlines\nAssistant:", ["two\n", "lines"]),
+        ("User: a\nAssistant: b\nUser: c d\nAssistant:", ["c ", "d"]),
+        ("User: a\nAssistant: b\nAssistant:", ["a\n", "Assistant: ", "b"]),
+        ("System: a User: b\nUser:c\nUser: d\nAssistant:", ["d"]),
+    ],
+)
+def test_the_last_user_turn_comes_word_by_word(prompt: str, pieces: list[str]) -> None:
+    assert collect(echo_backend(), prompt)[0] == pieces
+
+
+@given(TEXT | WORDY)
+def test_a_single_message_is_echoed_exactly(text: str) -> None:
+    assert "".join(collect(echo_backend(), format_prompt([message("user", text)]))[0]) == text
+
+
+@given(
+    earlier=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1),
+    text=TEXT | WORDY,
+)
+def test_a_conversation_gets_its_last_user_turn_back(
+    earlier: list[tuple[str, str]], text: str
+) -> None:
+    text = text.replace("User: ", "user: ")
+    prompt = format_prompt([message(*turn) for turn in earlier] + [message("user", text)])
+    assert "".join(collect(echo_backend(), prompt)[0]) == text
+
+
+@given(WORDY)
+def test_every_piece_is_at_most_one_word(text: str) -> None:
+    assert all(len(piece.split()) <= 1 for piece in collect(echo_backend(), text)[0])
+
+
+def test_the_delay_stands_between_words() -> None:
+    pieces, elapsed = collect(echo_backend(delay=10), "one two three")
+    assert len(pieces) == 3
+    assert elapsed == pytest.approx(20)
+
+
+@pytest.mark.parametrize("delay", [-1, -0.001, math.nan, math.inf, "1", None, True])
+def test_a_wrong_delay_is_refused_by_name(delay: Any) -> None:
+    with pytest.raises(ConfigurationError, match="delay"):
+        echo_backend(delay=delay)
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
