@@ -13,11 +13,29 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "cromicle_sdk"
 
 PAIRS = {
-    f"_async/{name}.py": f"_sync/{name}.py" for name in ("client", "custom", "network", "pool")
+    f"_async/{name}.py": f"_sync/{name}.py"
+    for name in ("client", "connection", "network", "pool", "session", "stream", "transport")
 }
 
 # Whole sentences first: what is said of one colour only.
 SENTENCES = {
+    "httpx.AsyncClient(transport=AsyncTransport(": "httpx.Client(transport=Transport(",
+    "httpx.AsyncHTTPTransport": "httpx.HTTPTransport",
+    "httpx.AsyncClient": "httpx.Client",
+    ", for each event loop; further": "; further",
+    "One transport may be used on several event loops, and after a fork.": "One transport may be "
+    "shared by threads, and used after a fork.",
+    "one of its own for each event loop, and for each forked process": "one of its own for each "
+    "forked process",
+    "The pool of the running event loop.": "The pool of this process.",
+    "Close what a fork or an event loop that has ended has left behind": "Close what a fork has "
+    "left behind",
+    "The connections of one event loop:": "The connections of one process:",
+    "AsyncLoopPool": "ProcessPool",
+    "_loop_pools": "_process_pools",
+    "find_loop_pool": "find_process_pool",
+    "While another task or thread reads": "While another thread reads",
+    "while one task waits for": "while one thread waits for",
     '"""The client for asyncio and trio: it': '"""The blocking client: it',
     '"""A client for one chat endpoint, for asyncio (uvloop included) and trio.': (
         '"""A client for one chat endpoint, for blocking code.'
@@ -34,6 +52,8 @@ WORDS = {
     r"\bawait ": "",
     r"\ba(close|iter|next)\b": r"\1",
     r"\b__a(enter|exit|iter|next)__\b": r"__\1__",
+    r"\bAsync(Iterator|Iterable)\b": r"\1",
+    r"\bAwaitable\[(\w+)\]": r"\1",
     r"\bStopAsyncIteration\b": "StopIteration",
     r"\bhandle_async_request\b": "handle_request",
     r"(?<![A-Za-z])(_?)Async(?=[A-Z])": r"\1",
@@ -53,7 +73,7 @@ def derive(source: str) -> str:
 def _tidy(source: str) -> str:
     """Shorter names sort elsewhere, and fit in fewer lines."""
     config = str(PACKAGE.parent / "pyproject.toml")
-    for command in (["check", "--select", "I", "--fix"], ["format"]):
+    for command in (["check", "--select", "F401,I,RUF022", "--fix"], ["format"]):
         source = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--quiet", "--config", config, "-"],
             input=source,

@@ -16,6 +16,7 @@ from .secrets import DEFAULT_TOKEN, Secret
 
 __all__ = [
     "DEFAULT_BASE_URL",
+    "DEFAULT_MAX_CONNECTIONS",
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
@@ -26,6 +27,7 @@ __all__ = [
     "Retry",
     "Timeout",
     "ViewOptions",
+    "check_count",
     "check_flag",
     "check_timeout",
     "check_token",
@@ -46,7 +48,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 
 
-def _check_count(name: str, value: object) -> int:
+def check_count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(f"{name}: expected a whole number, 1 or more, not {_kind(value)}")
     if value < 1:
@@ -87,9 +89,10 @@ class Timeout:
     first_byte: float | None = 60
     stall: float | None = 60
     total: float | None = 600
+    pool: float | None = 3600
 
     def __post_init__(self) -> None:
-        for phase in ("connect", "first_byte", "stall", "total"):
+        for phase in ("connect", "first_byte", "stall", "total", "pool"):
             name = f"timeout.{phase}"
             value = getattr(self, phase)
             if value is not None:
@@ -119,7 +122,7 @@ class Retry:
     max_retry_after: float = 60
 
     def __post_init__(self) -> None:
-        _check_count("retry.attempts", self.attempts)
+        check_count("retry.attempts", self.attempts)
         for name in ("first_delay", "max_delay", "max_retry_after"):
             value = getattr(self, name)
             _check_number(f"retry.{name}", value, "a number of seconds, 0 or more")
@@ -183,7 +186,7 @@ class Options:
             token=find_token(token),
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
-            max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
+            max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
             strict=check_flag("strict", strict),
             headers=_check_headers({} if headers is None else headers),
         )
@@ -261,7 +264,7 @@ class ConnectionOptions:
         return cls(
             max_connections=DEFAULT_MAX_CONNECTIONS
             if max_connections is None
-            else _check_count("max_connections", max_connections),
+            else check_count("max_connections", max_connections),
             proxy=proxy,
             verify=verify,
             http_client=http_client,
@@ -371,6 +374,6 @@ _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 
 _CHECKS: dict[str, Callable[[object], object]] = {
     "retry": _check_retry,
-    "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
+    "max_reply_bytes": partial(check_count, "max_reply_bytes"),
     "strict": partial(check_flag, "strict"),
 }

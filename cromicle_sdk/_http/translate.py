@@ -1,168 +1,45 @@
-"""The only room that knows httpx and httpx2: what users hand over, and what goes wrong in them."""
+"""Exceptions of the network, of httpcore, httpx and httpx2, as errors of this package."""
 
 from __future__ import annotations
 
-import math
-import re
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
-from urllib.request import getproxies, proxy_bypass
 
-import httpcore
-import httpx
-
-from cromicle_sdk._core.deadline import Limits
-from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import (
     APIConnectionError,
     APITimeoutError,
-    ConfigurationError,
     TimeoutPhase,
     shorten,
 )
-from cromicle_sdk._core.options import LONGEST_WAIT, ConnectionOptions
-from cromicle_sdk._core.request import Request
 
-from .sockets import ClosedByCaller, Head, Route
+from .clients import httpx_modules
+from .sockets import ClosedByCaller, TimeLimitReached
 
-if TYPE_CHECKING:
-    import httpx2
-
-__all__ = [
-    "HTTPX_VERSION",
-    "AsyncHTTPClient",
-    "HTTPClient",
-    "ProxyOption",
-    "build_foreign_request",
-    "build_route",
-    "check_http_client",
-    "expect_body",
-    "find_response",
-    "foreign_head",
-    "redact_error",
-    "strip_frames",
-    "translate_error",
-    "was_read",
-]
-
-HTTPX_VERSION = httpx.__version__
-
-if TYPE_CHECKING:
-    HTTPClient = httpx.Client | httpx2.Client
-    AsyncHTTPClient = httpx.AsyncClient | httpx2.AsyncClient
-    ProxyOption = str | httpx.URL | httpx.Proxy
-
-_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+__all__ = ["redact_error", "strip_frames", "translate_error"]
 
 
-def build_route(endpoint: Endpoint, options: ConnectionOptions) -> Route:
-    """How to reach the endpoint, by the options `proxy` and `verify` and the environment.
-
-    Raises `ConfigurationError`, which names the option or the environment variable.
-    """
-    verify = options.verify
-    if verify is not True and not isinstance(verify, ssl.SSLContext):
-        raise ConfigurationError(
-            f"verify: expected True or an ssl.SSLContext, not {verify!r}; for a certificate "
-            "authority of your own pass ssl.create_default_context(cafile=...)"
-        )
-    given = options.proxy
-    proxy = _find_proxy(endpoint) if given is None else _build_proxy("proxy", given)
-    return Route(endpoint, proxy, None if verify is True else verify)
-
-
-def check_http_client(client: object, name: str) -> None:
-    """Raise `ConfigurationError` unless it is the class `name` of httpx or of httpx2."""
-    kinds = [getattr(module, name) for module in _modules()]
-    if not isinstance(client, tuple(kinds)):
-        raise ConfigurationError(
-            f"http_client: expected an httpx.{name} or an httpx2.{name}, "
-            f"not {type(client).__module__}.{type(client).__qualname__}"
-        )
-
-
-def build_foreign_request(client: Any, request: Request, limits: Limits) -> Any:
-    """The request as one of the user's client: with its default headers, without its cookies.
-
-    What the caller's `headers` say of a cookie stays.
-    """
-    timeout = limits.timeout
-    waits = {
-        "connect": timeout.connect,
-        "read": timeout.first_byte,
-        "write": timeout.first_byte,
-        "pool": None,
-    }
-    built = client.build_request(
-        "POST",
-        request.endpoint.url,
-        headers=list(request.headers),
-        content=request.body,
-        extensions={"timeout": {name: _at_most(wait, limits) for name, wait in waits.items()}},
-    )
-    # httpx merges the cookies that its client has kept into the caller's own header.
-    built.headers.pop("cookie", None)
-    built.headers.update({name: value for name, value in request.headers if name == b"cookie"})
-    return built
-
-
-def expect_body(response: Any, limits: Limits) -> None:
-    """From the head on, each read of the user's client may take as long as `stall`."""
-    # httpcore looks this up when the body is first asked for.
-    response.request.extensions["timeout"]["read"] = _at_most(limits.timeout.stall, limits)
-
-
-def _at_most(wait: float | None, limits: Limits) -> float | None:
-    limit = min(math.inf if wait is None else wait, limits.total_left())
-    return None if limit == math.inf else min(max(limit, 0.001), LONGEST_WAIT)
-
-
-def foreign_head(response: Any) -> Head:
-    """The head of an answer that the user's client received."""
-    version = response.extensions.get("http_version", b"HTTP/1.1")
-    return Head(response.status_code, response.headers.raw, version)
-
-
-def was_read(response: Any) -> bool:
-    """Whether a hook of the user's has read the body, or dropped it.
-
-    Its stream must not be touched then: the connection below may be another call's by now.
-    """
-    return bool(response.is_closed or response.is_stream_consumed)
-
-
-def find_response(error: Exception, request: Any) -> Any:
-    """The answer to a request that an error of the user's own hook is about.
-
-    None for any other error: a hook may have had a request of its own, for a token.
-    """
-    response = (
-        getattr(error, "response", None) if isinstance(error, _kinds("HTTPStatusError")) else None
-    )
-    # An answer that somebody has made has no request, and httpx raises where it is asked for.
-    return response if getattr(response, "_request", None) is request else None
-
-
-def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnectionError | None:
-    """This package's error for one of the network; None for what is a defect instead."""
+def translate_error(
+    error: Exception, *, url: str, timeouts: CallTimeouts
+) -> APIConnectionError | None:
+    """This package's error for one of the network; None for any other, which is the caller's."""
     if isinstance(error, ClosedByCaller):
         return _failed(f"The call to {url} can't go on", str(error), is_final=True)
-    if isinstance(error, (TimeoutError, *_kinds("TimeoutException"))) and not _errno(error):
-        return _timed_out(error, url, limits)
+    if isinstance(error, (TimeLimitReached, *_kinds("TimeoutException"))):
+        return _timed_out(error, url, timeouts)
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             what, advice = f"The certificate of {url} can't be trusted", _CERTIFICATE_ADVICE
             said = getattr(cause, "verify_message", "") or str(cause)
             return _failed(what, said, advice, is_final=True)
-        if isinstance(cause, UnicodeError):
+        if isinstance(cause, UnicodeError) and getattr(cause, "encoding", "idna") == "idna":
             what = f"The host of {url} can't be a name in DNS"
             return _failed(what, str(cause), "Check base_url.", is_final=True)
     if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
         return _failed(f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE)
-    if isinstance(error, (OSError, *_kinds(*_NETWORK_ERRORS))):
+    if isinstance(error, (ssl.SSLError, *_kinds(*_NETWORK_ERRORS))) or _is_from_system(error):
         came = "No sound answer" if isinstance(error, _kinds("ProtocolError")) else "No answer"
         return _failed(f"{came} came from {url}", _detail(error), _ADVICE)
     return None
@@ -205,15 +82,10 @@ def strip_frames(error: BaseException) -> BaseException:
     return error
 
 
-def _modules() -> list[Any]:
-    """httpx, and httpx2 where somebody has imported it: an object of it can't be here else."""
-    other = sys.modules.get("httpx2")
-    return [httpx] if other is None else [httpx, other]
-
-
 def _kinds(*names: str) -> tuple[type[Exception], ...]:
-    """The exception classes of these names in httpcore, httpx and httpx2."""
-    modules = [httpcore, *_modules()]
+    """The exception classes of these names in httpcore, httpx and their successors."""
+    loaded = (sys.modules.get(name) for name in ("httpcore", "httpcore2"))
+    modules = [*(module for module in loaded if module is not None), *httpx_modules()]
     return tuple(getattr(m, name) for m in modules for name in names if hasattr(m, name))
 
 
@@ -223,13 +95,16 @@ def _socksio() -> tuple[type[Exception], ...]:
     return () if module is None else (module.SOCKSError,)
 
 
-def _errno(error: Exception) -> int:
-    """The system's number where it was the system that gave up, as TCP does after minutes."""
-    return (isinstance(error, OSError) and error.errno) or 0
+def _is_from_system(error: Exception) -> bool:
+    """Whether a system call raised it, as in a transport of the user's: those have a number.
+
+    An exception that a signal handler raises, such as `TimeoutError("mine")`, has none.
+    """
+    return isinstance(error, OSError) and error.errno is not None
 
 
-def _timed_out(error: Exception, url: str, limits: Limits) -> APITimeoutError:
-    phase = limits.phase_that_ended()
+def _timed_out(error: Exception, url: str, timeouts: CallTimeouts) -> APITimeoutError:
+    phase = timeouts.expired_phase(time.monotonic())
     if phase != "total" and isinstance(error, _kinds("ConnectTimeout")):
         phase = "connect"
     elif phase != "total" and isinstance(error, _kinds("PoolTimeout")):
@@ -242,7 +117,7 @@ _WAITED: dict[TimeoutPhase, str] = {
     "first_byte": "{url} did not begin its reply within timeout.first_byte.",
     "stall": "{url} sent nothing more for timeout.stall.",
     "total": "The call to {url} was not done within timeout.total.",
-    "pool": "No connection to {url} became free within timeout.total.",
+    "pool": "No connection to {url} became free within timeout.pool.",
 }
 _RAISE: dict[TimeoutPhase, str] = {
     "connect": _ADVICE,
@@ -276,73 +151,3 @@ def _detail(error: BaseException) -> str:
         if text:
             return shorten(text).rstrip(".")
     return type(error).__name__
-
-
-def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
-    """The environment's proxy for this endpoint; never one for this machine itself."""
-    if endpoint.is_loopback:
-        return None
-    # An IPv6 address may stand in `no_proxy` with brackets or without.
-    if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
-        return None
-    proxies = getproxies()
-    for name in (endpoint.scheme, "all"):
-        if proxies.get(name):
-            url = proxies[name]
-            return _build_proxy(
-                f"the proxy variable {name}_proxy", url if "://" in url else f"http://{url}"
-            )
-    return None
-
-
-def _build_proxy(name: str, value: object) -> httpcore.Proxy:
-    """Errors name the option and never quote the URL: it may hold a password."""
-    if not isinstance(value, (str, httpx.URL, httpx.Proxy)):
-        raise ConfigurationError(
-            f"{name}: expected a URL or an httpx.Proxy, not {type(value).__name__}"
-        )
-    if isinstance(value, str) and not _PROXY_URL.match(value):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
-    try:
-        proxy = value if isinstance(value, httpx.Proxy) else httpx.Proxy(value)
-    except (ValueError, httpx.InvalidURL, UnicodeError):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}") from None
-    url = proxy.url
-    if (
-        url.scheme not in _PROXY_SCHEMES
-        or not url.host
-        or (url.port is not None and not 1 <= url.port <= 65535)
-    ):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
-    if url.scheme.startswith("socks"):
-        _check_socks(name, proxy)
-    return httpcore.Proxy(
-        url=httpcore.URL(
-            scheme=url.raw_scheme,
-            host=url.raw_host,
-            port=url.port or _PROXY_PORTS[url.scheme],
-            target=url.raw_path,
-        ),
-        auth=proxy.raw_auth,
-        headers=proxy.headers.raw,
-        ssl_context=proxy.ssl_context,
-    )
-
-
-def _check_socks(name: str, proxy: httpx.Proxy) -> None:
-    if not _has_socksio():
-        raise ConfigurationError(
-            f'{name}: a SOCKS proxy needs an extra: pip install "cromicle-sdk[socks]"'
-        )
-    # RFC 1929, 2: each has a length of one byte.
-    if proxy.raw_auth is not None and max(map(len, proxy.raw_auth)) > 255:
-        raise ConfigurationError(f"{name}: SOCKS takes user and password of 255 bytes at most")
-
-
-_PROXY_FORMS = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
-_PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
-_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-
-
-def _has_socksio() -> bool:
-    return find_spec("socksio") is not None

@@ -24,7 +24,7 @@ from .prompt import parse_prompt
 from .sse import Events
 
 if TYPE_CHECKING:
-    from cromicle_sdk._http.translate import ProxyOption
+    from cromicle_sdk._http.proxies import ProxyOption
 
 __all__ = ["openai_backend"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-import httpcore
+import httpx
 
-from cromicle_sdk._core.deadline import Limits
+from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError, TimeoutPhase
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import parse_retry_after
@@ -54,11 +54,13 @@ _ADVICE = {
 }
 
 
-def describe_failure(error: Exception, request: Request, limits: Limits) -> BackendError | None:
+def describe_failure(
+    error: Exception, request: Request, timeouts: CallTimeouts
+) -> BackendError | None:
     """The answer to an error of the network; None for what is a defect instead."""
     url = request.endpoint.url
     redact_error(error, request.redact)
-    translated = translate_error(error, url=url, limits=limits)
+    translated = translate_error(error, url=url, timeouts=timeouts)
     if isinstance(translated, APITimeoutError):
         waited = _WAITED[translated.phase]
         return BackendError(
@@ -66,7 +68,7 @@ def describe_failure(error: Exception, request: Request, limits: Limits) -> Back
         )
     if isinstance(translated, APIConnectionError):
         # What can't be read as HTTP is quoted behind a colon, and may be an echo of the prompt.
-        is_quote = isinstance(error, httpcore.ProtocolError)
+        is_quote = isinstance(error, httpx.ProtocolError)
         said = translated.detail.partition(":")[0] if is_quote else translated.detail
         return BackendError(
             502, "upstream_unreachable", "the model server does not answer", detail=f"{url}: {said}"

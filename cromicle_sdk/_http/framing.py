@@ -1,0 +1,104 @@
+"""The framing of a response, as h11 parses it below httpcore.
+
+httpcore yields one chunk for each h11 event, and does not tell whether more bytes have arrived than
+the response has. Both are in the h11 connection that it keeps in a private attribute. Reading it
+directly halves the cost of a token in a burst; where the attribute is not found, bodies are read
+through httpcore, and `FramingObserver` finds trailing data by h11's public interface alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import h11
+import httpcore
+
+__all__ = ["BodyPart", "FramingObserver", "find_h11", "is_h11_reachable", "receive_body"]
+
+# What is read at a time may hold ten thousand events of 4 us each. A task lets others run after so
+# many, which costs 0.1 us for each event.
+_EVENTS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class BodyPart:
+    """What has arrived of a body: its bytes, and what follows them.
+
+    That is the end, with its `trailers`; nothing that has arrived yet (`needs_data`); an `error`,
+    for what is not HTTP; or more of the body.
+    """
+
+    data: bytes | bytearray
+    needs_data: bool = False
+    is_end: bool = False
+    trailers: tuple[tuple[bytes, bytes], ...] = ()
+    error: httpcore.RemoteProtocolError | None = None
+
+
+def find_h11(connection: object) -> h11.Connection | None:
+    """The h11 connection that an httpcore connection keeps below one or more of its own."""
+    while hasattr(connection, "_connection"):
+        connection = getattr(connection, "_connection")  # noqa: B009 - private, and not typed
+    found = getattr(connection, "_h11_state", None)
+    return found if isinstance(found, h11.Connection) else None
+
+
+@lru_cache(maxsize=1)
+def is_h11_reachable() -> bool:
+    """Whether `find_h11` works with the installed httpcore."""
+    origin = httpcore.Origin(b"http", b"localhost", 80)
+    outer = httpcore.HTTPConnection(origin)
+    inner = httpcore.HTTP11Connection(origin, httpcore.NetworkStream())
+    return hasattr(outer, "_connection") and find_h11(inner) is not None
+
+
+def receive_body(connection: h11.Connection) -> BodyPart:
+    """What has arrived of a body; no bytes and no end where more must be read."""
+    chunks: list[bytes | bytearray] = []
+    needs_data = False
+    for _ in range(_EVENTS_AT_ONCE):
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as error:
+            failure = httpcore.RemoteProtocolError(str(error))
+            return BodyPart(b"".join(chunks), error=failure)
+        if isinstance(event, h11.Data):
+            chunks.append(event.data)
+        elif event is h11.NEED_DATA:
+            needs_data = True
+            break
+        else:
+            trailers = tuple(event.headers) if isinstance(event, h11.EndOfMessage) else ()
+            return BodyPart(b"".join(chunks), is_end=True, trailers=trailers)
+    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return BodyPart(data, needs_data=needs_data)
+
+
+class FramingObserver:
+    """Follows the framing of one response beside httpcore's own parser."""
+
+    def __init__(self) -> None:
+        self._h11 = h11.Connection(h11.CLIENT)
+        self._is_lost = False
+        # Any request but HEAD and CONNECT has a response of the same framing.
+        self._h11.send(h11.Request(method="GET", target="/", headers=[("host", "localhost")]))
+        self._h11.send(h11.EndOfMessage())
+
+    def receive_data(self, data: bytes) -> None:
+        """Bytes of the connection, in order, from the beginning of the response on."""
+        try:
+            self._h11.receive_data(data)
+            while self._h11.next_event() not in (h11.NEED_DATA, h11.PAUSED):
+                pass
+        except h11.RemoteProtocolError:
+            self._is_lost = True
+
+    @property
+    def has_trailing_data(self) -> bool:
+        """Whether more has arrived than the response; also where its end has not been seen."""
+        return (
+            self._is_lost
+            or self._h11.their_state is not h11.DONE
+            or bool(self._h11.trailing_data[0])
+        )
