@@ -1,3 +1,4 @@
+# Generated from _async/client.py by tests/unasync.py; do not edit.
 """The blocking client: it moves bytes; what they mean, the core decides."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# Generated from _async/custom.py by tests/unasync.py; do not edit.
 """Exchanges over a client that the user made: it is used as it is, and not closed."""
 
 from __future__ import annotations

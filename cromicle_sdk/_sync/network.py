@@ -1,3 +1,4 @@
+# Generated from _async/network.py by tests/unasync.py; do not edit.
 """One connection's bytes: sockets and TLS, within the limits of the call that has it now."""
 
 from __future__ import annotations

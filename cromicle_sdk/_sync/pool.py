@@ -1,3 +1,4 @@
+# Generated from _async/pool.py by tests/unasync.py; do not edit.
 """Connections: one exchange each, used again only when clean, many in flight at linear cost."""
 
 from __future__ import annotations
