@@ -1,4 +1,4 @@
-"""The faulty server does on the wire what its methods say, and leaves nothing behind."""
+"""The faulty server sends the bytes that its methods document, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import os
 import resource
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import httpx
 import pytest
 import trustme
 
-from cromicle_sdk import Client, IncompleteReplyError, Retry, _pytest_plugin
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -35,11 +31,6 @@ from cromicle_sdk.testing import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The plugin's own, whether or not pytest has loaded it as one.
-cromicle_faults = _pytest_plugin.cromicle_faults
-cromicle_server = _pytest_plugin.cromicle_server
-
-ROOT = Path(__file__).parent.parent
 BODY = b'{"message":"Hi","token":"canary","hash":"1f"}'
 REQUEST = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 TEXT = "Hello from the faulty server."
@@ -846,86 +837,6 @@ def test_a_stop_in_the_middle_of_turning_to_tls_is_not_lost() -> None:
         with pytest.raises(DisconnectedError):
             connection.start_tls(context)
         connection.close()
-
-
-# The fixtures
-
-
-def test_the_faults_fixture_serves_a_client_without_options(
-    request: pytest.FixtureRequest,
-) -> None:
-    faults = request.getfixturevalue("cromicle_faults")
-    faults.cut(after="Hello, wor")
-    with Client(retry=Retry(attempts=1)) as client, pytest.raises(IncompleteReplyError) as caught:
-        client.chat("Hi")
-    assert caught.value.partial_text == "Hello, wor"
-    assert [recorded.message for recorded in faults.requests] == ["Hi"]
-
-
-def test_the_server_fixture_echoes_to_a_client_without_options(
-    request: pytest.FixtureRequest,
-) -> None:
-    server = request.getfixturevalue("cromicle_server")
-    assert os.environ["CROMICLE_BASE_URL"] == server.base_url
-    with Client() as client:
-        assert "Hi" in client.chat("Hi").text
-
-
-def test_the_server_fixture_says_what_to_install(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("cromicle_sdk.server")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    with pytest.raises(pytest.fail.Exception, match=r"pip install .cromicle-sdk\[server\]"):
-        request.getfixturevalue("cromicle_server")
-
-
-def test_the_plugin_brings_both_fixtures(tmp_path: Path) -> None:
-    (tmp_path / "test_app.py").write_text(
-        "def test_faults(cromicle_faults): cromicle_faults.cut(after='Hello, wor')\n"
-        "def test_server(cromicle_server): assert cromicle_server.base_url\n"
-    )
-    run = run_python("-m", "pytest", "-q", "-p", "cromicle_sdk._pytest_plugin", cwd=tmp_path)
-    assert "2 passed" in run
-
-
-def test_the_plugin_and_the_faults_import_no_third_party_package(tmp_path: Path) -> None:
-    # `cromicle_sdk/__init__` is not theirs, so it is left out here.
-    run = run_python(
-        "-c",
-        "import sys, types\n"
-        "package = sys.modules['cromicle_sdk'] = types.ModuleType('cromicle_sdk')\n"
-        f"package.__path__ = [{str(ROOT / 'cromicle_sdk')!r}]\n"
-        "import pytest\n"
-        "before = set(sys.modules)\n"
-        "import cromicle_sdk._pytest_plugin\n"
-        "print('plugin', sorted(set(sys.modules) - before))\n"
-        "import cromicle_sdk.testing\n"
-        "names = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print('testing', sorted(names - sys.stdlib_module_names))\n",
-        cwd=tmp_path,
-    )
-    assert run.splitlines() == [
-        "plugin ['cromicle_sdk._pytest_plugin']",
-        "testing ['cromicle_sdk']",
-    ]
-
-
-def run_python(*arguments: str, cwd: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
 
 
 def test_a_status_that_is_no_number_is_refused() -> None:
