@@ -127,7 +127,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # Folders and files with extras and jobs of their own; the clients know nothing of them.
-OTHERS = {"__main__", "_pytest_plugin", "bulk", "cli", "integrations", "server", "testing"}
+OTHERS = {"__main__", "bulk", "cli", "integrations", "server", "testing"}
 
 # Event loops have names only where uvicorn or the command need one of their own.
 LOOPS_ALLOWED = {"cli", "server", "testing"}

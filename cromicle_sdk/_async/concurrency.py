@@ -104,16 +104,16 @@ class CancelHandle:
         if self.is_cancelled:
             raise ClosedByCaller("it was closed while it was under way")
 
-    async def run(
+    async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
+        """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
+        return await self._run(wait, timeout, None)
+
+    async def _run(
         self,
         wait: Callable[[], Awaitable[object]],
         timeout: float | None,
-        sock: socket.socket | None = None,
+        sock: socket.socket | None,
     ) -> bool:
-        """Run a wait, which may be one for a socket; False where it took `timeout` seconds.
-
-        Raises `ClosedByCaller`.
-        """
         self._socket = sock
         self.check()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
@@ -155,7 +155,7 @@ async def wait_readable(
 
     Raises `ClosedByCaller`.
     """
-    return await cancel_handle.run(lambda: anyio.wait_readable(sock), timeout, sock)
+    return await cancel_handle._run(lambda: anyio.wait_readable(sock), timeout, sock)
 
 
 async def wait_writable(
@@ -165,7 +165,7 @@ async def wait_writable(
 
     Raises `ClosedByCaller`.
     """
-    return await cancel_handle.run(lambda: anyio.wait_writable(sock), timeout, sock)
+    return await cancel_handle._run(lambda: anyio.wait_writable(sock), timeout, sock)
 
 
 async def wait_any_writable(

@@ -1,4 +1,5 @@
-"""The client for asyncio and trio: a thin wrapper that drives an httpx client."""
+# Generated from _async/client.py by tests/unasync.py; do not edit.
+"""The blocking client: a thin wrapper that drives an httpx client."""
 
 from __future__ import annotations
 

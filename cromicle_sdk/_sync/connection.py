@@ -1,3 +1,4 @@
+# Generated from _async/connection.py by tests/unasync.py; do not edit.
 """The connections of one process: each of them, the idle ones, and how many may be in use."""
 
 from __future__ import annotations

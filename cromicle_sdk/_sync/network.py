@@ -1,3 +1,4 @@
+# Generated from _async/network.py by tests/unasync.py; do not edit.
 """The bytes of one connection: sockets and TLS, within the timeouts of the call that uses it now.
 
 httpcore's own backends are not used, for what they cannot do: asyncio's streams read ahead, which

@@ -1,3 +1,4 @@
+# Generated from _async/pool.py by tests/unasync.py; do not edit.
 """The connection pool below our transports: one exchange a connection, at linear cost.
 
 httpcore's pool is not used. Its bookkeeping is quadratic in the requests in flight, and on asyncio

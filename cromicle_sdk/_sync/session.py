@@ -1,3 +1,4 @@
+# Generated from _async/session.py by tests/unasync.py; do not edit.
 """The httpx client below a client and its views, and each attempt of a call through it."""
 
 from __future__ import annotations

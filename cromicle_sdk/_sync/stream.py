@@ -1,3 +1,4 @@
+# Generated from _async/stream.py by tests/unasync.py; do not edit.
 """A reply while it arrives: attempts run until one of them is the reply."""
 
 from __future__ import annotations

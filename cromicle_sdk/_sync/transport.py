@@ -1,3 +1,4 @@
+# Generated from _async/transport.py by tests/unasync.py; do not edit.
 """The transport of our clients, for any httpx client."""
 
 from __future__ import annotations

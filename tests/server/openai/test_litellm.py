@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals"),
 ]
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 ENVIRONMENT = ROOT / ".venv-litellm"
 # To install it takes a minute, to start it some ten seconds.
 PATIENCE = 300.0

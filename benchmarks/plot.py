@@ -1,4 +1,4 @@
-"""The plots: bars for each scenario, and lines for what grows with the number of streams."""
+"""Plots: bars for each scenario, and lines for costs by the number of streams."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ._measure import Measure, Samples
-from ._scenarios import FAN_OUT_SIZES, SCENARIOS, Scenario
+from .measure import Measure, Samples
+from .scenarios import FAN_OUT_SIZES, SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,17 +23,17 @@ _SCALES: dict[Measure, tuple[float, str]] = {
 }
 
 
-def plot(results: Mapping[str, Samples], folder: Path) -> None:
-    """Write `{scenario}.svg` for each scenario that was run."""
+def plot(samples_by_scenario: Mapping[str, Samples], folder: Path) -> None:
+    """Write `{scenario}.svg` for each scenario."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    # The same figures give the same file.
+    # So that the same samples give the same file.
     mpl.rcParams.update({"svg.hashsalt": "cromicle", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, samples in results.items():
+    for name, samples in samples_by_scenario.items():
         scenario = SCENARIOS[name]
         draw = _draw_lines if name == "fan-out" else _draw_bars
         height = 4.5 if name == "fan-out" else 1.2 + 0.3 * len(samples.taken)
@@ -52,30 +52,30 @@ def _draw_bars(axes: Axes, scenario: Scenario, samples: Samples) -> None:
         for name, taken in samples.taken.items()
     }
     names = sorted(costs, key=costs.__getitem__, reverse=True)
-    colours = [_OURS if name.startswith("cromicle") else _THEIRS for name in names]
+    colours = [_OURS if "cromicle" in name else _THEIRS for name in names]
     bars = axes.barh(names, [costs[name] for name in names], color=colours)
     axes.bar_label(bars, fmt=_format_number, padding=3)
-    # One rival is often a hundred times another.
+    # One cost is often a hundred times another.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.margins(x=0.12)
     axes.set_xlabel(f"{column}, {unit} (less is better)")
-    axes.set_title(f"{scenario.name}: {scenario.does}", loc="left")
+    axes.set_title(f"{scenario.name}: {scenario.description}", loc="left")
 
 
 def _draw_lines(axes: Axes, scenario: Scenario, samples: Samples) -> None:
-    """A contender's name ends in its number of streams."""
+    """The name of a case ends in its number of streams."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, taken in samples.taken.items():
-        who, _, streams = name.rpartition(" ")
+        label, _, streams = name.rpartition(" ")
         wall = median(sample.wall for sample in taken)
-        lines.setdefault(who, []).append((int(streams), wall))
-    for who, points in lines.items():
-        is_ours = who.startswith("cromicle")
+        lines.setdefault(label, []).append((int(streams), wall))
+    for label, points in lines.items():
+        is_ours = label.startswith("cromicle")
         axes.plot(
             *zip(*sorted(points), strict=True),
             marker="o",
-            label=who,
+            label=label,
             linestyle="-" if is_ours else "--",
         )
     axes.set_yscale("log")
@@ -83,9 +83,9 @@ def _draw_lines(axes: Axes, scenario: Scenario, samples: Samples) -> None:
     axes.yaxis.set_minor_formatter("")
     axes.set_yticks([1, 2, 5, 10, 20])
     axes.set_xticks(FAN_OUT_SIZES)
-    axes.set_xlabel("streams at once")
+    axes.set_xlabel("concurrent streams")
     axes.set_ylabel("seconds until all have ended")
-    axes.set_title(f"{scenario.name}: {scenario.does}", loc="left")
+    axes.set_title(f"{scenario.name}: {scenario.description}", loc="left")
     axes.legend(frameon=False)
 
 

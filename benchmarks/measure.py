@@ -1,4 +1,4 @@
-"""How it is measured: interleaved rounds, CPU time of this process and wall time, paired ratios."""
+"""Measuring: interleaved rounds, CPU and wall time of this process, paired ratios."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "Contender",
+    "Case",
     "Measure",
     "Ratio",
     "Sample",
     "Samples",
-    "Setting",
+    "Settings",
     "Stopwatch",
     "Unavailable",
     "allow_many_files",
@@ -33,25 +33,28 @@ __all__ = [
 Measure = Literal["cpu", "wall", "memory"]
 
 
-class Unavailable(Exception):  # noqa: N818 - not an error: the table says so in its place
-    """A contender can't run here: its package or its option is not there."""
+class Unavailable(Exception):  # noqa: N818 - not an error: the table reports it
+    """A case cannot run here, because a package is not installed."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Where a sample is taken: the server's base URL, and how much may be spent."""
+class Settings:
+    """The base URL of the server, and whether this is a quick run."""
 
     base_url: str
     quick: bool
 
     def scale(self, count: int) -> int:
-        """So many repetitions in a full run, far fewer in a quick one."""
+        """The number of repetitions: `count` in a full run, a tenth of it in a quick one."""
         return max(1, count // 10) if self.quick else count
+
+    def scale_seconds(self, seconds: float) -> float:
+        return seconds / 10 if self.quick else seconds
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one unit (a call, a token, a stream) cost: seconds, and bytes where they count."""
+    """The cost of one unit (a call, a token, a stream), in seconds and bytes."""
 
     cpu: float = math.nan
     wall: float = math.nan
@@ -59,17 +62,17 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Who is measured, in one scenario. `rounds` holds back one that takes very long."""
+class Case:
+    """Something to measure in a scenario. `rounds` limits a case that takes very long."""
 
     name: str
-    measure: Callable[[Setting], Sample]
+    measure: Callable[[Settings], Sample]
     rounds: int | None = None
 
 
 @dataclass
 class Samples:
-    """A scenario's samples by contender, one for each round; and who could not run, and why."""
+    """The samples of each case, one a round, and why a case could not run."""
 
     taken: dict[str, list[Sample]] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of the ratios of the rounds, the lowest, the highest, and how many."""
+    """The median, lowest and highest of the ratios of all rounds, and their number."""
 
     median: float
     low: float
@@ -100,43 +103,43 @@ class Stopwatch:
         return Sample(cpu=self.cpu / count, wall=self.wall / count)
 
 
-def run_rounds(contenders: Sequence[Contender], setting: Setting, *, rounds: int) -> Samples:
-    """Let them take turns, each once a round, so that a slow minute of the machine hits all."""
+def run_rounds(cases: Sequence[Case], settings: Settings, *, rounds: int) -> Samples:
+    """Run each case once a round, so that a slow phase of the machine affects all of them."""
     samples = Samples()
     for number in range(rounds):
-        for contender in _rotate(contenders, number):
-            is_done = contender.rounds is not None and number >= contender.rounds
-            if is_done or contender.name in samples.unavailable:
+        for case in _rotate(cases, number):
+            is_done = case.rounds is not None and number >= case.rounds
+            if is_done or case.name in samples.unavailable:
                 continue
-            # No contender pays for the garbage of the one before.
+            # So that no case collects the garbage of the one before.
             gc.collect()
             try:
-                sample = contender.measure(setting)
+                sample = case.measure(settings)
             except Unavailable as error:
-                samples.unavailable[contender.name] = str(error)
+                samples.unavailable[case.name] = str(error)
             except ModuleNotFoundError as error:
-                samples.unavailable[contender.name] = f"{error.name} is not installed"
+                samples.unavailable[case.name] = f"{error.name} is not installed"
             else:
-                samples.taken.setdefault(contender.name, []).append(sample)
+                samples.taken.setdefault(case.name, []).append(sample)
     return samples
 
 
 def compare(
-    samples: Mapping[str, Sequence[Sample]], subject: str, rival: str, measure: Measure
+    samples: Mapping[str, Sequence[Sample]], subject: str, baseline: str, measure: Measure
 ) -> Ratio:
-    """The subject's cost in units of the rival's, round by round."""
+    """The cost of the subject divided by that of the baseline, in each round."""
     ratios = [
         getattr(one, measure) / getattr(other, measure)
-        for one, other in zip(samples[subject], samples[rival], strict=False)
+        for one, other in zip(samples[subject], samples[baseline], strict=False)
     ]
     return Ratio(median(ratios), min(ratios), max(ratios), len(ratios))
 
 
 def peak_memory() -> int:
-    """The most that this process has held in memory so far, in bytes."""
+    """The peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not ru_maxrss: a child begins with its parent's there.
+        # Not ru_maxrss, which a child inherits from its parent.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -147,7 +150,7 @@ def peak_memory() -> int:
 
 
 def allow_many_files() -> None:
-    """Let this process open as many sockets as 2,000 streams need, if the system permits."""
+    """Raise the limit of open files to what 2,000 streams need, if the system permits it."""
     if sys.platform == "win32":
         return
     import resource
@@ -158,8 +161,8 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _rotate(contenders: Sequence[Contender], by: int) -> Iterator[Contender]:
-    # Nobody always runs after the same neighbour.
-    start = by % len(contenders)
-    yield from contenders[start:]
-    yield from contenders[:start]
+def _rotate(cases: Sequence[Case], by: int) -> Iterator[Case]:
+    # So that no case always runs first.
+    start = by % len(cases)
+    yield from cases[start:]
+    yield from cases[:start]

@@ -1,4 +1,4 @@
-"""A request as it was read from the wire."""
+"""Requests: reading and recording them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["MalformedRequestError", "RecordedRequest", "RequestHead", "read_body
 
 
 class MalformedRequestError(ValueError):
-    """What arrived is not HTTP/1.1."""
+    """The received bytes are not an HTTP/1.1 request."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,9 @@ class RequestHead:
 class RecordedRequest:
     """One request that the server has read.
 
-    `path` is the request target, its query included; `headers` have lower-case names, the
-    values of a repeated one joined by ", "; `connection` is the serial number, from 1, of the
-    TCP connection it came on. The repr shows neither headers nor body, for those hold the
-    token.
+    `path` is the request target, including its query. `headers` have lower-case names; the
+    values of a repeated header are joined by ", ". `connection` is the serial number of its
+    TCP connection, from 1. The repr shows neither headers nor body, which hold the token.
     """
 
     method: str
@@ -41,12 +40,12 @@ class RecordedRequest:
 
     @property
     def json(self) -> Any:
-        """The body, decoded. Raises `ValueError` where it is not JSON."""
+        """The decoded body. Raises `ValueError` if it is not JSON."""
         return json.loads(self.body)
 
     @property
     def message(self) -> str:
-        """The prompt. Raises `KeyError` where the body has none, as `token` and `hash` do."""
+        """The prompt. Raises `KeyError` if the body has none, as `token` and `hash` do."""
         return str(self.json["message"])
 
     @property
@@ -56,7 +55,7 @@ class RecordedRequest:
 
     @property
     def hash(self) -> str:
-        """The hash as the client sent it; nobody has checked it."""
+        """The hash as the client sent it, unchecked."""
         return str(self.json["hash"])
 
 
@@ -66,7 +65,10 @@ class _Source(Protocol):
 
 
 def read_head(source: _Source) -> RequestHead:
-    """Read one request's head. Raises `MalformedRequestError`, and what `source` raises."""
+    """Read the head of one request.
+
+    Raises `MalformedRequestError`, and the errors of `source`.
+    """
     line, *fields = source.read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
     words = line.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -81,7 +83,7 @@ def read_head(source: _Source) -> RequestHead:
 
 
 def read_body(source: _Source, head: RequestHead) -> bytes:
-    """Read the body that `head` announces. Raises as `read_head` does."""
+    """Read the body of the request with this head. Raises the same errors as `read_head`."""
     if "chunked" in head.headers.get("transfer-encoding", "").lower():
         return _read_chunks(source)
     return source.read_exactly(_parse(head.headers.get("content-length", "0"), int))
@@ -93,7 +95,7 @@ def _read_chunks(source: _Source) -> bytes:
         chunks.append(source.read_exactly(size))
         source.read_until(b"\r\n")
     while source.read_until(b"\r\n"):
-        pass  # Trailers say nothing that a test server records.
+        pass  # Trailers are not recorded.
     return b"".join(chunks)
 
 

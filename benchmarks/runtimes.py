@@ -1,4 +1,4 @@
-"""The event loops that async contenders run on."""
+"""The event loops that async cases run on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUNTIMES: tuple[Runtime, ...] = ("asyncio", "uvloop", "trio")
 
 
 def run(runtime: Runtime, main: Callable[[], Awaitable[T]]) -> T:
-    """Run it to its end on a new loop."""
+    """Run `main` on a new event loop."""
 
     async def call() -> T:
         return await main()
@@ -41,7 +41,7 @@ def _new_loop(runtime: Literal["asyncio", "uvloop"]) -> asyncio.AbstractEventLoo
 
 
 async def run_together(runtime: Runtime, jobs: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    """Run them all at once, a task each."""
+    """Run all jobs concurrently, each in its own task."""
     if runtime == "trio":
         import trio
 

@@ -1,9 +1,9 @@
-"""The server of all rivals: raw bytes on asyncio, in a process of its own.
+"""The server of all benchmarks: raw bytes on asyncio, in a process of its own.
 
-The path of a request says what it answers: `/{tokens}/{size}/{gap}/…`, so many tokens of so many
-characters, so many milliseconds apart (0: all in one write). Its end says in which protocol:
-`chat` is Cromicle's, `v1/chat/completions` OpenAI's, `api/chat` Ollama's. A token is one HTTP
-chunk in each.
+The path of a request defines the reply: `/{tokens}/{size}/{gap}/…`, a number of tokens (0: without
+end, as fast as the client reads), of a number of characters, and a number of milliseconds apart (0:
+all in one write). Its last part is the protocol: `chat` is Cromicle's, `v1/chat/completions`
+OpenAI's, `api/chat` Ollama's. A token is one HTTP chunk in each.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-from ._measure import allow_many_files
+from .measure import allow_many_files
 
-__all__ = ["TOKEN", "Plan", "serve_apart"]
+__all__ = ["TOKEN", "ReplySpec", "run_server"]
 
-# A token as models have them, and without hexadecimal digits: the raw socket tells it by that
-# from the sizes of the chunks.
+# A typical token, without hexadecimal digits: the raw socket distinguishes it by that from the
+# sizes of the chunks.
 TOKEN = " story"  # noqa: S105 - a word of a text, no secret
 
 _LENGTH = re.compile(rb"content-length: *([0-9]+)", re.IGNORECASE)
@@ -34,8 +34,8 @@ _MODEL = "benchmark"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One reply: how many tokens, of how many characters, how many milliseconds apart."""
+class ReplySpec:
+    """One reply: the number of tokens, their characters, and the milliseconds between them."""
 
     tokens: int
     size: int = len(TOKEN)
@@ -51,14 +51,14 @@ class Plan:
 
 
 @contextmanager
-def serve_apart() -> Iterator[str]:
-    """A server process for the length of the block; its base URL."""
+def run_server() -> Iterator[str]:
+    """Run the server in a process of its own during the block, and give its base URL."""
     command = [sys.executable, "-m", __name__]
     root = Path(__file__).parents[1]
     with subprocess.Popen(  # noqa: S603 - this file, in this interpreter
         command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None, "it was asked for above"
+        assert process.stdout is not None, "it is a pipe"
         try:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
@@ -69,14 +69,24 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
+        self._endless = b""
+        self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one in all but its bases.
+        # uvloop's has all methods of an asyncio.Transport, but not its base class.
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._endless = b""
         if self._timer is not None:
             self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._write_endlessly()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -88,34 +98,50 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) >= end:
             path = bytes(self._buffer[:head_end].split(b" ", 2)[1])
             del self._buffer[:end]
-            gap, pieces = _build_answer(path)
-            if gap:
-                self._write_next(pieces, 0, gap, asyncio.get_running_loop().time())
+            response = _build_response(path)
+            if response.endless:
+                self._endless = response.endless
+                self._transport.write(response.writes[0])
+                self._write_endlessly()
             else:
-                self._transport.write(pieces[0])
+                self._write_next(response, 0, asyncio.get_running_loop().time())
 
-    def _write_next(self, pieces: list[bytes], place: int, gap: float, due: float) -> None:
-        self._transport.write(pieces[place])
-        if place + 1 < len(pieces):
-            self._timer = asyncio.get_running_loop().call_at(
-                due + gap, self._write_next, pieces, place + 1, gap, due + gap
-            )
+    def _write_next(self, response: _Response, index: int, due: float) -> None:
+        self._transport.write(response.writes[index])
+        if index + 1 < len(response.writes):
+            due += response.gap
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(due, self._write_next, response, index + 1, due)
+
+    def _write_endlessly(self) -> None:
+        while self._endless and not self._is_paused:
+            self._transport.write(self._endless)
+
+
+@dataclass(frozen=True)
+class _Response:
+    """The bytes of each write, `gap` seconds apart, and those that follow without end."""
+
+    writes: list[bytes]
+    gap: float = 0.0
+    endless: bytes = b""
 
 
 @lru_cache(maxsize=32)
-def _build_answer(path: bytes) -> tuple[float, list[bytes]]:
-    """The seconds between two writes, and what is written: one piece where there are none."""
+def _build_response(path: bytes) -> _Response:
     _, tokens, size, gap, protocol = path.decode().split("/", 4)
     content_type, frame, end = _PROTOCOLS[protocol]
     text = (TOKEN * (int(size) // len(TOKEN) + 1))[: int(size)]
-    chunk = _chunk(frame(text))
-    pieces = [chunk] * int(tokens)
-    pieces[0] = (
+    head = (
         b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % content_type
-        + chunk
     )
-    pieces[-1] += (_chunk(end) if end else b"") + b"0\r\n\r\n"
-    return (int(gap) / 1000, pieces) if int(gap) else (0.0, [b"".join(pieces)])
+    chunk = _chunk(frame(text))
+    if tokens == "0":
+        return _Response([head], endless=chunk)
+    writes = [chunk] * int(tokens)
+    writes[0] = head + chunk
+    writes[-1] += (_chunk(end) if end else b"") + b"0\r\n\r\n"
+    return _Response(writes, int(gap) / 1000) if int(gap) else _Response([b"".join(writes)])
 
 
 def _chunk(data: bytes) -> bytes:
@@ -155,14 +181,14 @@ async def _serve() -> None:
     server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=4096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
-    # Its standard input ends when the process that started it does.
+    # Standard input ends when the parent process ends.
     await loop.run_in_executor(None, sys.stdin.read)
 
 
 def _main() -> None:
     allow_many_files()
     if find_spec("uvloop") is not None:
-        # The lighter the server, the more of what is measured is the client.
+        # The faster the server, the larger the share of the client in the wall time.
         import uvloop
 
         uvloop.install()

@@ -1,4 +1,4 @@
-"""Response bytes, sound or not, built by hand."""
+"""The bytes of responses, well-formed or not."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ Headers = Mapping[str, str] | list[tuple[str, str]]
 CONTENT_TYPE = "text/plain; charset=utf-8"
 LAST_CHUNK = b"0\r\n\r\n"
 
-# zlib's names for the two wrappings of one deflate stream.
+# zlib's `wbits` for the two containers of a deflate stream.
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _BLOCK_BYTES = 1 << 20
 
 
 def to_bytes(text: str | bytes) -> bytes:
-    """UTF-8 of a text; bytes pass as they are, so that a script can say what no text can."""
+    """The UTF-8 bytes of a text. Bytes are returned unchanged: they need not be UTF-8."""
     return text.encode() if isinstance(text, str) else text
 
 
 def to_pairs(headers: Headers | None) -> list[tuple[str, str]]:
-    """The headers in order; pairs, unlike a mapping, can name one twice."""
+    """The headers in order. Unlike a mapping, a list of pairs can repeat a name."""
     return headers if isinstance(headers, list) else list((headers or {}).items())
 
 
 def has_body(status: int) -> bool:
-    """Whether a response of this status carries a body (RFC 9112, section 6.3)."""
+    """Whether a response of this status has a body (RFC 9112, section 6.3)."""
     return status not in (204, 304)
 
 
@@ -52,12 +52,12 @@ def build_head(
     length: Literal["chunked", "none"] | int = "chunked",
     headers: Headers | None = None,
 ) -> bytes:
-    """The status line and headers of a response, to its blank line: a part for `raw()`.
+    """Build the status line and headers of a response, for `raw()`.
 
-    `length` is the framing that the head promises: chunks, a number of bytes, or "none",
-    a body that lasts until the connection closes. `headers`, a mapping or a list of pairs,
-    follow as they are, even where they contradict the rest. A 204 or 304 promises no body.
-    Raises `TypeError` for a status that is no number.
+    `length` is the framing that the head announces: "chunked", a number of bytes, or "none",
+    a body that ends with the connection. `headers`, a mapping or a list of pairs, are added
+    unchecked, even where they contradict the others. A 204 or 304 announces no body.
+    Raises `TypeError` if the status is not an int.
     """
     if not isinstance(cast("object", status), int):
         raise TypeError(f"status: expected an int, not {type(status).__name__}")
@@ -71,25 +71,26 @@ def build_head(
 
 
 def build_chunk(text: str | bytes, *, size: str | int | None = None, end: bytes = b"\r\n") -> bytes:
-    """One chunk of a chunked body: a part for `raw()`.
+    """Build one chunk of a chunked body, for `raw()`.
 
-    `size` stands in for the true one, an int in bytes or a str as it is; `end` for the CRLF
-    that closes a chunk: both make framing errors of every kind. `LAST_CHUNK` ends a body.
+    `size` replaces the true size: a number of bytes, or a str that is sent unchanged. `end`
+    replaces the CRLF at the end of the chunk. Both serve to make framing errors. `LAST_CHUNK`
+    ends a body.
     """
     data = to_bytes(text)
-    promised = len(data) if size is None else size
-    digits = promised if isinstance(promised, str) else f"{promised:x}"
+    announced = len(data) if size is None else size
+    digits = announced if isinstance(announced, str) else f"{announced:x}"
     return digits.encode() + b"\r\n" + data + end
 
 
 def build_encoded(text: str | bytes, *, coding: str, size: int | None = None) -> bytes:
-    """`text` under the content codings named in `coding`, applied in their order.
+    """Encode `text` with the content codings named in `coding`, in their order.
 
-    With `size` the text is repeated up to that many bytes first; no more than a megabyte of
-    it is in memory at once. A coding other than gzip and deflate leaves the bytes alone.
+    With `size` the text is first repeated up to that many bytes, of which at most a megabyte is
+    in memory at once. A coding other than gzip and deflate leaves the bytes unchanged.
     """
     data = to_bytes(text)
-    blocks: Iterable[bytes] = [data] if size is None else _repeated(data, size)
+    blocks: Iterable[bytes] = [data] if size is None else _repeat_to(data, size)
     for name in coding.split(","):
         if bits := _WINDOW_BITS.get(name.strip()):
             blocks = [_compress(blocks, bits)]
@@ -109,7 +110,7 @@ def _reason(status: int) -> str:
         return "Unknown"
 
 
-def _repeated(data: bytes, size: int) -> Iterator[bytes]:
+def _repeat_to(data: bytes, size: int) -> Iterator[bytes]:
     block = data * (_BLOCK_BYTES // len(data))
     whole, rest = divmod(size, len(block))
     return chain(repeat(block, whole), [block[:rest]])

@@ -1,4 +1,4 @@
-"""The faulty server: a listener on loopback, a thread for each connection, a record."""
+"""The faulty server: a listener on loopback, and a thread for each connection."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ._connection import Connection, DisconnectedError
-from ._plan import Plan
-from ._request import (
+from .connection import Connection, DisconnectedError
+from .request import (
     MalformedRequestError,
     RecordedRequest,
     RequestHead,
     read_body,
     read_head,
 )
-from ._script import Script
-from ._wire import build_head
+from .response import build_head
+from .script import Script
+from .scripted_response import ScriptedResponse
 
 if TYPE_CHECKING:
     import ssl
@@ -33,15 +33,15 @@ _HOST = "127.0.0.1"
 # A thousand clients may connect at once, before the first is accepted.
 _BACKLOG = 2048
 
-# A connection to loopback that takes longer than this has found the listen queue full.
-_GETS_IN_SECONDS = 0.2
+# A connection attempt to loopback that takes longer than this has met a full listen queue.
+_FULL_QUEUE_SECONDS = 0.2
 
 # How long to wait for a free file descriptor before the next accept.
 _ACCEPT_RETRY_SECONDS = 0.05
 
 
 class FaultyServer(Script):
-    """A server on 127.0.0.1 that answers, badly, what its script says.
+    """A server on 127.0.0.1 that responds as its script says.
 
     ```python
     with FaultyServer() as server:
@@ -50,10 +50,10 @@ class FaultyServer(Script):
         assert [request.message for request in server.requests] == ["Hi", "Hi", "Hi"]
     ```
 
-    It takes any method, path, token and hash, and remembers every request it has read. The
-    methods that say what it does are those of `Script`. With `ssl_context`, a server's
-    context with a certificate, it speaks TLS; its connections then end without close_notify,
-    as a dying server's do. A connection is kept alive for as long as the behaviours let it.
+    It accepts any method, path, token and hash, and records every request. The methods of
+    `Script` define its behaviour. With `ssl_context`, an `ssl.SSLContext` with a certificate,
+    it uses TLS, and closes its connections without close_notify. A connection is kept alive
+    until a behaviour closes it.
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -62,17 +62,17 @@ class FaultyServer(Script):
         self._port = 0
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
-        self._plugs: list[socket.socket] = []
+        self._queue_fillers: list[socket.socket] = []
         self._stopping = threading.Event()
         self._accepted = 0
-        self._live: dict[int, Connection] = {}
+        self._open: dict[int, Connection] = {}
         self._requests: list[RecordedRequest] = []
 
     @property
     def base_url(self) -> str:
-        """What to give a client as its base URL.
+        """The base URL for a client.
 
-        It stays after `stop()`, when that port refuses connections.
+        It stays the same after `stop()`, when its port refuses connections.
         Raises `RuntimeError` before the first `start()`.
         """
         if not self._port:
@@ -88,19 +88,19 @@ class FaultyServer(Script):
 
     @property
     def connections(self) -> int:
-        """How many TCP connections have been accepted, closed ones included."""
+        """The number of accepted TCP connections, closed ones included."""
         return self._accepted
 
     @property
     def open_connections(self) -> int:
-        """How many of them are open now."""
-        return len(self._live)
+        """The number of connections that are open now."""
+        return len(self._open)
 
     def start(self) -> Self:
-        """Listen; after a `stop()`, on the same port as before.
+        """Start to listen, after a `stop()` on the same port as before.
 
-        Raises `RuntimeError` where it is listening already, `OSError` where the port of before
-        is taken.
+        Raises `RuntimeError` if it has been started already, and `OSError` if the port is in
+        use.
         """
         if self._listener is not None:
             raise RuntimeError("The server has been started already.")
@@ -110,41 +110,40 @@ class FaultyServer(Script):
         return self
 
     def black_hole(self) -> Self:
-        """Close everything, as `stop()` does, then let every attempt to connect hang.
+        """Close everything, as `stop()` does, then let every connection attempt hang.
 
-        The connect phase times out, as with a firewall that drops packets; `stop()` ends it.
-        It rests on a full listen queue: Windows refuses the connection instead.
+        Clients time out while they connect, as with a firewall that drops packets, until
+        `stop()` is called. It fills the listen queue; Windows then refuses connections instead.
         """
         self.stop()
         address = self._listen(0).getsockname()
-        while _gets_in(plug := socket.socket(), address):
-            self._plugs.append(plug)
-        plug.close()
+        while _connects(filler := socket.socket(), address):
+            self._queue_fillers.append(filler)
+        filler.close()
         return self
 
     def stop(self) -> None:
-        """Close the listener and every connection, and wait for their threads to end.
+        """Close the listener and every connection, and wait until their threads have ended.
 
-        What they are doing is cut short. The record and `base_url` stay. Stopping twice is
-        fine.
+        Responses under way are cut off. `requests` and `base_url` stay. Idempotent.
         """
         if self._listener is None:
             return
         self._stopping.set()
         if self._accepting is not None:
-            # Closing a listener does not wake its accept() everywhere; one more connection does.
+            # Closing a listener does not wake its accept() on every system; a connection does.
             with contextlib.suppress(OSError):
                 socket.create_connection(self._listener.getsockname(), timeout=1).close()
             self._accepting.join()
-        for sock in (self._listener, *self._plugs):
+        for sock in (self._listener, *self._queue_fillers):
             sock.close()
         self._listener = self._accepting = None
-        self._plugs.clear()
+        self._queue_fillers.clear()
         with self._changed:
-            live = list(self._live.values())
-        for connection in live:
+            open_connections = list(self._open.values())
+        for connection in open_connections:
             connection.abort()
-        # By name, since threads that have left the table may still be on their way out.
+        # By name: a thread may still run after its connection has been removed from `_open`.
         for thread in threading.enumerate():
             if thread.name == self._thread_name:
                 thread.join()
@@ -161,14 +160,14 @@ class FaultyServer(Script):
         self.stop()
 
     def clear(self) -> Self:
-        """Forget every behaviour and every request; connections and their count stay."""
+        """Remove all behaviours and all recorded requests. Connections and their count stay."""
         with self._changed:
             super().clear()
             self._requests.clear()
         return self
 
     def wait_for_requests(self, count: int, *, timeout: float = 5.0) -> list[RecordedRequest]:
-        """Wait until `count` requests have been read, and return them all.
+        """Wait until `count` requests have been read, and return all requests.
 
         Raises `TimeoutError` after `timeout` seconds.
         """
@@ -180,13 +179,13 @@ class FaultyServer(Script):
             return list(self._requests)
 
     def wait_until_closed(self, *, timeout: float = 5.0) -> None:
-        """Wait until no connection is open, in a test that nothing leaks.
+        """Wait until no connection is open, to test that a client leaks none.
 
-        Raises `TimeoutError` after `timeout` seconds, with the number still open.
+        Raises `TimeoutError` with the number of open connections after `timeout` seconds.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._live, timeout):
-                raise TimeoutError(f"{len(self._live)} connections still open after {timeout:g} s.")
+            if not self._changed.wait_for(lambda: not self._open, timeout):
+                raise TimeoutError(f"{len(self._open)} connections still open after {timeout:g} s.")
 
     @property
     def _thread_name(self) -> str:
@@ -212,24 +211,24 @@ class FaultyServer(Script):
         try:
             sock, _ = listener.accept()
         except OSError:
-            # Out of file descriptors, most likely: the clients live in this process too.
+            # Most likely out of file descriptors, which the clients in this process use as well.
             self._stopping.wait(_ACCEPT_RETRY_SECONDS)
         else:
-            self._admit(sock)
+            self._start_connection(sock)
 
-    def _admit(self, sock: socket.socket) -> None:
+    def _start_connection(self, sock: socket.socket) -> None:
         if self._stopping.is_set():
             sock.close()
             return
         with self._changed:
             self._accepted += 1
             connection = Connection(sock, self._accepted)
-            self._live[connection.number] = connection
+            self._open[connection.number] = connection
         self._run(self._serve, connection)
 
     def _serve(self, connection: Connection) -> None:
         try:
-            self._converse(connection)
+            self._serve_requests(connection)
         except DisconnectedError:
             pass
         except MalformedRequestError:
@@ -238,30 +237,30 @@ class FaultyServer(Script):
         finally:
             connection.close()
             with self._changed:
-                del self._live[connection.number]
+                del self._open[connection.number]
                 self._changed.notify_all()
 
-    def _converse(self, connection: Connection) -> None:
-        if plan := self.take_early("accept"):
-            connection.play(plan)
+    def _serve_requests(self, connection: Connection) -> None:
+        if response := self.take_early("accept"):
+            connection.play(response)
         if self._ssl_context and not connection.closed:
             connection.start_tls(self._ssl_context)
         while not connection.closed:
-            self._answer(connection)
+            self._serve_one(connection)
 
-    def _answer(self, connection: Connection) -> None:
+    def _serve_one(self, connection: Connection) -> None:
         head = read_head(connection)
-        if plan := self.take_early("head"):
+        if response := self.take_early("head"):
             self._record(head, b"", connection)
-            connection.play(plan)
+            connection.play(response)
             connection.close()
             return
         body = read_body(connection, head)
-        # One lock for both, so that the n-th request of the record got the n-th behaviour.
+        # One lock for both, so that the n-th recorded request gets the n-th behaviour.
         with self._changed:
             request = self._record(head, body, connection)
             behaviour = self.take()
-        if isinstance(behaviour, Plan):
+        if isinstance(behaviour, ScriptedResponse):
             connection.play(behaviour)
         else:
             behaviour(connection, request)
@@ -274,8 +273,8 @@ class FaultyServer(Script):
         return request
 
 
-def _gets_in(sock: socket.socket, address: tuple[str, int]) -> bool:
-    sock.settimeout(_GETS_IN_SECONDS)
+def _connects(sock: socket.socket, address: tuple[str, int]) -> bool:
+    sock.settimeout(_FULL_QUEUE_SECONDS)
     try:
         sock.connect(address)
     except OSError:

@@ -1,4 +1,4 @@
-"""One accepted TCP connection: bytes in and out, waits that the client's leaving ends."""
+"""One accepted TCP connection: reads, writes, and waits that end when the client disconnects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Generator
 from itertools import chain, cycle
 from typing import TYPE_CHECKING, NoReturn
 
-from ._plan import End, Plan
+from .scripted_response import End, ScriptedResponse
 
 if TYPE_CHECKING:
     import ssl
@@ -21,33 +21,33 @@ __all__ = ["Connection", "DisconnectedError"]
 _RECEIVE_BYTES = 1 << 18
 
 # Nothing in the standard library waits for an event and a socket at once, so the event is
-# looked at, at growing intervals: most are set soon, and a thousand threads that wait for one
-# that is not take 28 % of a core at four looks a second.
-_FIRST_LOOK_SECONDS = 0.001
-_LONGEST_LOOK_SECONDS = 0.25
+# polled, at growing intervals: most events are set soon, and at four polls a second a thousand
+# waiting threads take 28 % of a core.
+_FIRST_POLL_SECONDS = 0.001
+_LONGEST_POLL_SECONDS = 0.25
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class DisconnectedError(ConnectionError):
-    """The client has left, or the server stops: nothing more can happen on this connection.
+    """The client has disconnected, or the server is stopping.
 
-    Every method of `Connection` that sends or waits raises it; the server expects it, so a
-    behaviour of your own lets it pass.
+    Every method of `Connection` that sends or waits raises it. The server handles it, so a
+    behaviour of your own need not catch it.
     """
 
 
 class Connection:
-    """One accepted connection, as a behaviour given to `script()` sees it.
+    """One accepted connection, the first argument of a behaviour given to `script()`.
 
-    A behaviour that returns leaves the connection open for the next request, unless it has
-    called `close` or `reset`. Wait with `pause`, `wait` or `stall` rather than with
-    `time.sleep`: those end when the client leaves or the server stops.
+    When the behaviour returns, the connection stays open for the next request, unless `close`
+    or `reset` was called. Wait with `pause`, `wait` or `stall` rather than with `time.sleep`:
+    these end when the client disconnects or the server stops.
     """
 
     def __init__(self, sock: socket.socket, number: int) -> None:
-        # Each chunk is to be a packet of its own, at once. A client that has left already makes
-        # this fail on some systems; the first read or write will say so.
+        # So that each chunk is sent at once, in its own packet. On some systems this fails when
+        # the client has already disconnected; the first read or write reports that.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
@@ -63,31 +63,31 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Send `data` as it is, all of it. Raises `DisconnectedError`."""
-        with _translated():
+        with _translate_errors():
             self._sock.settimeout(None)
             self._sock.sendall(data)
 
     def pause(self, seconds: float) -> None:
-        """Wait. Raises `DisconnectedError` as soon as the client leaves."""
+        """Wait. Raises `DisconnectedError` as soon as the client disconnects."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self._receive(left)
 
     def wait(self, event: threading.Event) -> None:
-        """Wait until `event` is set, and up to a quarter of a second longer.
+        """Wait until `event` is set; return at most a quarter of a second later.
 
-        Raises `DisconnectedError` as soon as the client leaves.
+        Raises `DisconnectedError` as soon as the client disconnects.
         """
-        look = _FIRST_LOOK_SECONDS
+        interval = _FIRST_POLL_SECONDS
         while not event.is_set():
-            self.pause(look)
-            look = min(2 * look, _LONGEST_LOOK_SECONDS)
+            self.pause(interval)
+            interval = min(2 * interval, _LONGEST_POLL_SECONDS)
 
     def stall(self, *, read: bool = True) -> NoReturn:
-        """Stay silent until the client leaves, then raise `DisconnectedError`.
+        """Send nothing until the client disconnects, then raise `DisconnectedError`.
 
-        With `read=False` what the client sends stays unread, so that it blocks in the middle
-        of a long body; nobody can look past unread bytes, so only the server's stop ends it.
+        With `read=False` nothing is received, so that a client blocks while it sends a long
+        body. Unread bytes also hide its disconnect, so only `stop()` ends this stall.
         """
         if not read:
             self._aborted.wait()
@@ -96,7 +96,7 @@ class Connection:
             self._buffer.clear()
 
     def close(self) -> None:
-        """Close with a FIN, or, as TCP has it, with a RST where sent bytes are unread."""
+        """Close with a FIN, or with a RST where received bytes are unread, as TCP requires."""
         self._closed = True
         self._sock.close()
 
@@ -106,31 +106,31 @@ class Connection:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.close()
 
-    def play(self, plan: Plan) -> None:
-        """Do what `plan` says. Raises `DisconnectedError`."""
-        for step in chain(plan.steps, cycle(plan.endless)):
+    def play(self, response: ScriptedResponse) -> None:
+        """Send a scripted response. Raises `DisconnectedError`."""
+        for step in chain(response.steps, cycle(response.endless)):
             if isinstance(step, bytes):
                 self.send(step)
             elif isinstance(step, threading.Event):
                 self.wait(step)
             else:
                 self.pause(step)
-        self._end(plan.end, read=plan.when != "head")
+        self._end(response.end, read=response.when != "head")
 
     def start_tls(self, context: ssl.SSLContext) -> None:
-        """Make the handshake, as the server. Raises `DisconnectedError` where it fails."""
-        with _translated():
+        """Do the TLS handshake as the server. Raises `DisconnectedError` if it fails."""
+        with _translate_errors():
             wrapped = context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False
             )
             self._sock = wrapped
-            # `abort` may have shut down the socket that has just been detached.
+            # `abort` may have shut down the socket that `wrap_socket` has just detached.
             if self._aborted.is_set():
-                raise DisconnectedError("The server stops.")
+                raise DisconnectedError("The server is stopping.")
             wrapped.do_handshake()
 
     def read_until(self, separator: bytes) -> bytes:
-        """The bytes before the next `separator`, which is dropped. Raises `DisconnectedError`."""
+        """Return the bytes up to `separator`, and skip it. Raises `DisconnectedError`."""
         while (found := self._buffer.find(separator)) < 0:
             self._receive(None)
         data = bytes(self._buffer[:found])
@@ -138,7 +138,7 @@ class Connection:
         return data
 
     def read_exactly(self, count: int) -> bytes:
-        """The next `count` bytes. Raises `DisconnectedError`."""
+        """Return the next `count` bytes. Raises `DisconnectedError`."""
         while len(self._buffer) < count:
             self._receive(None)
         data = bytes(self._buffer[:count])
@@ -146,9 +146,9 @@ class Connection:
         return data
 
     def abort(self) -> None:
-        """From any thread: end whatever this connection is doing or waiting for."""
+        """End the current read, write or wait of this connection. Callable from any thread."""
         self._aborted.set()
-        # An SSLSocket's own shutdown would drop its TLS state under the thread that uses it.
+        # `SSLSocket.shutdown` would drop the TLS state while another thread uses it.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
@@ -161,7 +161,7 @@ class Connection:
             self.stall(read=read)
 
     def _receive(self, timeout: float | None) -> None:
-        """Take in what arrives within `timeout` seconds, which may be nothing."""
+        """Add to the buffer what arrives within `timeout` seconds, possibly nothing."""
         try:
             self._sock.settimeout(timeout)
             data = self._sock.recv(_RECEIVE_BYTES)
@@ -170,12 +170,12 @@ class Connection:
         except OSError as error:
             raise DisconnectedError(str(error)) from error
         if not data:
-            raise DisconnectedError("The client has left, or the server stops.")
+            raise DisconnectedError("The client has disconnected, or the server is stopping.")
         self._buffer += data
 
 
 @contextlib.contextmanager
-def _translated() -> Generator[None, None, None]:
+def _translate_errors() -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:

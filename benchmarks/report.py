@@ -1,4 +1,4 @@
-"""What was measured, as tables to read and as JSON."""
+"""The results as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from os import cpu_count
 from statistics import median
 from typing import Any
 
-from ._figures import FIGURES, Figure
-from ._measure import Ratio, Sample, Samples, compare
-from ._scenarios import Scenario
+from .bounds import BOUNDS, Bound
+from .measure import Ratio, Sample, Samples, compare
+from .scenarios import Scenario
 
-__all__ = ["Verdict", "build_json", "format_figures", "format_scenario", "judge", "list_versions"]
+__all__ = [
+    "Result",
+    "build_json",
+    "check_bounds",
+    "format_bounds",
+    "format_scenario",
+    "list_versions",
+]
 
 _PACKAGES = (
     "cromicle-sdk", "httpx", "httpx2", "httpcore", "anyio", "aiohttp", "openai", "ollama",
@@ -25,76 +32,76 @@ _ABSENT = "-"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A figure, and what came of it: `ratio`, or the reason why there is none."""
+class Result:
+    """A bound and the measured ratio, or the reason why there is none."""
 
-    figure: Figure
+    bound: Bound
     ratio: Ratio | None
     reason: str = ""
 
     @property
-    def word(self) -> str:
+    def label(self) -> str:
         if self.ratio is None:
             return f"not available: {self.reason}"
-        return "held" if self.ratio.median <= self.figure.at_most else "MISSED"
+        return "held" if self.ratio.median <= self.bound.at_most else "MISSED"
 
 
-def judge(results: Mapping[str, Samples]) -> list[Verdict]:
-    """The figures of all scenarios that were run."""
-    verdicts: list[Verdict] = []
-    for figure in FIGURES:
-        samples = results.get(figure.scenario)
+def check_bounds(samples_by_scenario: Mapping[str, Samples]) -> list[Result]:
+    """Compare the samples with the bounds of all scenarios that were run."""
+    results: list[Result] = []
+    for bound in BOUNDS:
+        samples = samples_by_scenario.get(bound.scenario)
         if samples is None:
             continue
         reasons = [
             samples.unavailable[name]
-            for name in (figure.subject, figure.rival)
+            for name in (bound.subject, bound.baseline)
             if name in samples.unavailable
         ]
         if reasons:
-            verdicts.append(Verdict(figure, None, reasons[0]))
+            results.append(Result(bound, None, reasons[0]))
         else:
-            ratio = compare(samples.taken, figure.subject, figure.rival, figure.measure)
-            verdicts.append(Verdict(figure, ratio))
-    return verdicts
+            ratio = compare(samples.taken, bound.subject, bound.baseline, bound.measure)
+            results.append(Result(bound, ratio))
+    return results
 
 
 def format_scenario(scenario: Scenario, samples: Samples) -> str:
-    """A scenario's table: medians, and in brackets the lowest and the highest."""
+    """The table of a scenario: medians, with the lowest and the highest in parentheses."""
     rows = [["", *scenario.columns.values(), "rounds"]]
-    for contender in scenario.contenders:
-        if contender.name not in samples.taken:
+    for case in scenario.cases:
+        if case.name not in samples.taken:
             continue
-        taken = samples.taken[contender.name]
+        taken = samples.taken[case.name]
         cells = [_format_cell(taken, measure) for measure in scenario.columns]
-        rows.append([contender.name, *cells, str(len(taken))])
+        rows.append([case.name, *cells, str(len(taken))])
     absent: dict[str, list[str]] = {}
     for name, why in samples.unavailable.items():
         absent.setdefault(why, []).append(name)
     notes = [f"not available: {', '.join(names)} ({why})" for why, names in absent.items()]
-    return "\n".join([f"{scenario.name}: {scenario.does}", *_align(rows), *notes, ""])
+    return "\n".join([f"{scenario.name}: {scenario.description}", *_align(rows), *notes, ""])
 
 
-def format_figures(verdicts: Sequence[Verdict]) -> str:
-    """Each figure beside its bound."""
-    rows = [["figure", "of", "against", "", "measured", "spread", "at most", ""]]
-    for verdict in verdicts:
-        figure, ratio = verdict.figure, verdict.ratio
+def format_bounds(results: Sequence[Result]) -> str:
+    """The table of all measured ratios and their bounds."""
+    rows = [["scenario", "of", "against", "", "measured", "spread", "at most", ""]]
+    for result in results:
+        bound, ratio = result.bound, result.ratio
         measured, spread = _ABSENT, _ABSENT
         if ratio is not None:
             measured = f"{ratio.median:.2f}"
             spread = f"{ratio.low:.2f} to {ratio.high:.2f} in {ratio.rounds}"
-        names = [figure.scenario, figure.subject, figure.rival, figure.measure]
-        rows.append([*names, measured, spread, f"{figure.at_most:.2f}", verdict.word])
-    missed = sum(verdict.word == "MISSED" for verdict in verdicts)
-    absent = sum(verdict.ratio is None for verdict in verdicts)
-    held = len(verdicts) - missed - absent
+        names = [bound.scenario, bound.subject, bound.baseline, bound.measure]
+        rows.append([*names, measured, spread, f"{bound.at_most:.2f}", result.label])
+    missed = sum(result.label == "MISSED" for result in results)
+    absent = sum(result.ratio is None for result in results)
+    held = len(results) - missed - absent
     summary = f"{held} held, {missed} missed, {absent} not available"
     return "\n".join([*_align(rows), summary, ""])
 
 
 def list_versions() -> dict[str, str]:
-    """The machine in words, and the version of every package that took part."""
+    """The system, and the version of each package that is compared."""
     versions = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} on {platform.machine()}, {cpu_count()} cores",
@@ -107,27 +114,29 @@ def list_versions() -> dict[str, str]:
     return versions
 
 
-def build_json(results: Mapping[str, Samples], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """All samples and all figures; seconds and bytes, null for what does not apply."""
+def build_json(
+    samples_by_scenario: Mapping[str, Samples], results: Sequence[Result]
+) -> dict[str, Any]:
+    """All samples and ratios, in seconds and bytes."""
     return {
         "versions": list_versions(),
         "scenarios": {
             name: {
                 "samples": {
-                    contender: [_drop_nan(sample) for sample in taken]
-                    for contender, taken in samples.taken.items()
+                    case: [_drop_nan(sample) for sample in taken]
+                    for case, taken in samples.taken.items()
                 },
                 "unavailable": samples.unavailable,
             }
-            for name, samples in results.items()
+            for name, samples in samples_by_scenario.items()
         },
-        "figures": [
+        "bounds": [
             {
-                **asdict(verdict.figure),
-                "ratio": None if verdict.ratio is None else asdict(verdict.ratio),
-                "verdict": verdict.word,
+                **asdict(result.bound),
+                "ratio": None if result.ratio is None else asdict(result.ratio),
+                "result": result.label,
             }
-            for verdict in verdicts
+            for result in results
         ],
     }
 
@@ -155,7 +164,7 @@ def _format_bytes(count: float) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows

@@ -1,7 +1,7 @@
-"""The rivals: what a careful user would write with each package, in each colour it has.
+"""One call with each library that is compared, as a careful user would write it.
 
-Each is a context manager that takes the base URL of a plan and gives a function: one call, read
-to its end. The packages are imported where they are used, since not all need to be there.
+Each is a context manager that takes a base URL and gives a function that makes one call and reads
+the reply to its end. The packages are imported where they are used: not all need be installed.
 """
 
 from __future__ import annotations
@@ -21,22 +21,31 @@ from time import perf_counter
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = ["ASYNC", "BLOCKING", "PROMPT", "Answer", "Ask", "AsyncAsk", "AsyncRival", "Rival"]
+__all__ = [
+    "ASYNC",
+    "BLOCKING",
+    "PROMPT",
+    "AsyncCall",
+    "AsyncLibrary",
+    "BlockingLibrary",
+    "Call",
+    "Received",
+]
 
 PROMPT = "Tell me a story of a lighthouse keeper, in a few sentences."
 
 
-class Answer(NamedTuple):
-    """How many characters came, and when the first of them did (`time.perf_counter`)."""
+class Received(NamedTuple):
+    """The number of received characters, and the time of the first (`time.perf_counter`)."""
 
     characters: int
     first_text_at: float
 
 
-Ask = Callable[[], Answer]
-AsyncAsk = Callable[[], Awaitable[Answer]]
-Rival = Callable[[str], AbstractContextManager[Ask]]
-AsyncRival = Callable[[str], AbstractAsyncContextManager[AsyncAsk]]
+Call = Callable[[], Received]
+AsyncCall = Callable[[], Awaitable[Received]]
+BlockingLibrary = Callable[[str], AbstractContextManager[Call]]
+AsyncLibrary = Callable[[str], AbstractAsyncContextManager[AsyncCall]]
 
 _TOKEN = "abc"  # noqa: S105 - the protocol's default, no secret
 _MODEL = "benchmark"
@@ -48,119 +57,161 @@ def _payload() -> dict[str, str]:
 
 
 @contextmanager
-def _cromicle(url: str) -> Iterator[Ask]:
+def _cromicle(url: str) -> Iterator[Call]:
     from cromicle_sdk import Client
 
     with Client(base_url=url) as client:
 
-        def ask() -> Answer:
+        def call() -> Received:
             characters, first = 0, 0.0
             for text in client.stream(PROMPT):
                 first = first or perf_counter()
                 characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _async_cromicle(url: str) -> AsyncIterator[AsyncAsk]:
+async def _async_cromicle(url: str) -> AsyncIterator[AsyncCall]:
     from cromicle_sdk import AsyncClient
 
     async with AsyncClient(base_url=url, max_connections=4096) as client:
 
-        async def ask() -> Answer:
+        async def call() -> Received:
             characters, first = 0, 0.0
             async for text in client.stream(PROMPT):
                 first = first or perf_counter()
                 characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @contextmanager
-def _httpx(url: str) -> Iterator[Ask]:
+def _cromicle_http_client(url: str) -> Iterator[Call]:
+    import httpx
+
+    from cromicle_sdk import Client
+
+    with (
+        httpx.Client() as http_client,
+        Client(base_url=url, http_client=http_client) as client,
+    ):
+
+        def call() -> Received:
+            characters, first = 0, 0.0
+            for text in client.stream(PROMPT):
+                first = first or perf_counter()
+                characters += len(text)
+            return Received(characters, first)
+
+        yield call
+
+
+@asynccontextmanager
+async def _async_cromicle_http_client(url: str) -> AsyncIterator[AsyncCall]:
+    import httpx
+
+    from cromicle_sdk import AsyncClient
+
+    async with (
+        httpx.AsyncClient() as http_client,
+        AsyncClient(base_url=url, http_client=http_client) as client,
+    ):
+
+        async def call() -> Received:
+            characters, first = 0, 0.0
+            async for text in client.stream(PROMPT):
+                first = first or perf_counter()
+                characters += len(text)
+            return Received(characters, first)
+
+        yield call
+
+
+@contextmanager
+def _httpx(url: str) -> Iterator[Call]:
     import httpx
 
     with httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
 
-        def ask() -> Answer:
+        def call() -> Received:
             characters, first = 0, 0.0
             with client.stream("POST", f"{url}/chat", json=_payload()) as response:
                 response.raise_for_status()
                 for text in response.iter_text():
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _async_httpx(url: str) -> AsyncIterator[AsyncAsk]:
+async def _async_httpx(url: str) -> AsyncIterator[AsyncCall]:
     import httpx
 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=60, limits=limits) as client:
 
-        async def ask() -> Answer:
+        async def call() -> Received:
             characters, first = 0, 0.0
             async with client.stream("POST", f"{url}/chat", json=_payload()) as response:
                 response.raise_for_status()
                 async for text in response.aiter_text():
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @contextmanager
-def _httpx2(url: str) -> Iterator[Ask]:
+def _httpx2(url: str) -> Iterator[Call]:
     import httpx2
 
     with httpx2.Client(timeout=60, limits=httpx2.Limits(max_connections=None)) as client:
 
-        def ask() -> Answer:
+        def call() -> Received:
             characters, first = 0, 0.0
             with client.stream("POST", f"{url}/chat", json=_payload()) as response:
                 response.raise_for_status()
                 for text in response.iter_text():
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _async_httpx2(url: str) -> AsyncIterator[AsyncAsk]:
+async def _async_httpx2(url: str) -> AsyncIterator[AsyncCall]:
     import httpx2
 
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
 
-        async def ask() -> Answer:
+        async def call() -> Received:
             characters, first = 0, 0.0
             async with client.stream("POST", f"{url}/chat", json=_payload()) as response:
                 response.raise_for_status()
                 async for text in response.aiter_text():
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _aiohttp(url: str) -> AsyncIterator[AsyncAsk]:
+async def _aiohttp(url: str) -> AsyncIterator[AsyncCall]:
     import aiohttp
 
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
-        async def ask() -> Answer:
+        async def call() -> Received:
             characters, first = 0, 0.0
             async with session.post(f"{url}/chat", json=_payload()) as response:
                 response.raise_for_status()
@@ -169,17 +220,17 @@ async def _aiohttp(url: str) -> AsyncIterator[AsyncAsk]:
                     text = decoder.decode(data)
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _first_provider(url: str) -> AsyncIterator[AsyncAsk]:
-    """As gpt4free's Cromicle provider did it: a session for each call."""
+async def _first_provider(url: str) -> AsyncIterator[AsyncCall]:
+    """gpt4free's Cromicle provider: a session for each call."""
     import aiohttp
 
-    async def ask() -> Answer:
+    async def call() -> Received:
         characters, first = 0, 0.0
         async with (
             aiohttp.ClientSession() as session,
@@ -190,18 +241,18 @@ async def _first_provider(url: str) -> AsyncIterator[AsyncAsk]:
                 text = data.decode()
                 first = first or perf_counter()
                 characters += len(text)
-        return Answer(characters, first)
+        return Received(characters, first)
 
-    yield ask
+    yield call
 
 
 @contextmanager
-def _openai(url: str) -> Iterator[Ask]:
+def _openai(url: str) -> Iterator[Call]:
     import openai
 
     with openai.OpenAI(base_url=f"{url}/v1", api_key=_TOKEN) as client:
 
-        def ask() -> Answer:
+        def call() -> Received:
             characters, first = 0, 0.0
             with client.chat.completions.create(
                 model=_MODEL, messages=[{"role": "user", "content": PROMPT}], stream=True
@@ -210,18 +261,18 @@ def _openai(url: str) -> Iterator[Ask]:
                     text = event.choices[0].delta.content or ""
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _async_openai(url: str) -> AsyncIterator[AsyncAsk]:
+async def _async_openai(url: str) -> AsyncIterator[AsyncCall]:
     import openai
 
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=_TOKEN) as client:
 
-        async def ask() -> Answer:
+        async def call() -> Received:
             characters, first = 0, 0.0
             async with await client.chat.completions.create(
                 model=_MODEL, messages=[{"role": "user", "content": PROMPT}], stream=True
@@ -230,50 +281,50 @@ async def _async_openai(url: str) -> AsyncIterator[AsyncAsk]:
                     text = event.choices[0].delta.content or ""
                     first = first or perf_counter()
                     characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @contextmanager
-def _ollama(url: str) -> Iterator[Ask]:
+def _ollama(url: str) -> Iterator[Call]:
     import ollama
 
     with ollama.Client(host=url) as client:
 
-        def ask() -> Answer:
+        def call() -> Received:
             characters, first = 0, 0.0
             messages = [{"role": "user", "content": PROMPT}]
             for part in client.chat(model=_MODEL, messages=messages, stream=True):
                 text = part.message.content or ""
                 first = first or perf_counter()
                 characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @asynccontextmanager
-async def _async_ollama(url: str) -> AsyncIterator[AsyncAsk]:
+async def _async_ollama(url: str) -> AsyncIterator[AsyncCall]:
     import ollama
 
     async with ollama.AsyncClient(host=url) as client:
 
-        async def ask() -> Answer:
+        async def call() -> Received:
             characters, first = 0, 0.0
             messages = [{"role": "user", "content": PROMPT}]
             async for part in await client.chat(model=_MODEL, messages=messages, stream=True):
                 text = part.message.content or ""
                 first = first or perf_counter()
                 characters += len(text)
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
 @contextmanager
-def _raw_socket(url: str) -> Iterator[Ask]:
-    """The floor: the bytes of a request that was built before, and a search for the end."""
+def _raw_socket(url: str) -> Iterator[Call]:
+    """The least possible: a request built before, and a search for the end of the response."""
     parts = urlsplit(url)
     body = json.dumps(_payload()).encode()
     request = (
@@ -283,7 +334,7 @@ def _raw_socket(url: str) -> Iterator[Ask]:
     with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-        def ask() -> Answer:
+        def call() -> Received:
             characters, first, end = 0, 0.0, b""
             connection.sendall(request)
             while not end.endswith(b"\r\n0\r\n\r\n"):
@@ -294,15 +345,16 @@ def _raw_socket(url: str) -> Iterator[Ask]:
                 if not end:
                     data = data.partition(b"\r\n\r\n")[2]
                 end = (end + data)[-7:]
-                # Without what frames the chunks, the text is left.
+                # Without the framing of the chunks, the text is left.
                 characters += len(data.translate(None, b"0123456789abcdef\r\n"))
-            return Answer(characters, first)
+            return Received(characters, first)
 
-        yield ask
+        yield call
 
 
-BLOCKING: dict[str, Rival] = {
+BLOCKING: dict[str, BlockingLibrary] = {
     "cromicle": _cromicle,
+    "cromicle http_client": _cromicle_http_client,
     "httpx": _httpx,
     "httpx2": _httpx2,
     "openai": _openai,
@@ -310,8 +362,9 @@ BLOCKING: dict[str, Rival] = {
     "raw socket": _raw_socket,
 }
 
-ASYNC: dict[str, AsyncRival] = {
+ASYNC: dict[str, AsyncLibrary] = {
     "cromicle": _async_cromicle,
+    "cromicle http_client": _async_cromicle_http_client,
     "httpx": _async_httpx,
     "httpx2": _async_httpx2,
     "aiohttp": _aiohttp,
