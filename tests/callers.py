@@ -37,8 +37,7 @@ class Caller:
 
         async def scenario() -> None:
             async with self._client(base_url, options) as client:
-                for prompt in prompts or (PROMPT,):
-                    replies.append(await client.chat(prompt))
+                replies.extend([await client.chat(prompt) for prompt in prompts or (PROMPT,)])
 
         self.runtime.run(scenario)
         return replies
