@@ -37,6 +37,7 @@ MODULES: dict[str, set[str]] = {
     # What both sides know of the network.
     "_http.sockets": set(),
     "_http.framing": set(),
+    "_http.libraries": set(),
     "_http.proxies": {"_core.endpoint", "_core.errors"},
     "_http.clients": {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
@@ -53,7 +54,8 @@ MODULES: dict[str, set[str]] = {
     },
     "_async.pool": {
         *("_async.concurrency", "_async.connection", "_core.deadline"),
-        *("_http.clients", "_http.framing", "_http.proxies", "_http.sockets"),
+        *("_http.clients", "_http.framing", "_http.libraries", "_http.proxies", "_http.sockets"),
+        "_http.translate",
     },
     "_async.transport": {"_async.pool", "_core.options", "_http.proxies"},
     "_async.session": {
@@ -109,9 +111,9 @@ THIRD_PARTY: dict[str, set[str]] = {
         *("_http.clients", "_http.proxies"),
         *("_async.session", "_async.transport", "_sync.session", "_sync.transport"),
     },
-    "httpx2": {"_http.clients"},
+    "httpx2": {"_http.clients", "_async.transport", "_sync.transport"},
     "httpcore": {
-        *("_http.framing", "_http.proxies"),
+        *("_http.framing", "_http.libraries", "_http.proxies"),
         *("_async.connection", "_async.network", "_async.pool"),
         *("_sync.connection", "_sync.network", "_sync.pool"),
     },

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import find_h11
+from cromicle_sdk._http.framing import find_h11, is_idle
 from cromicle_sdk._http.proxies import Route, default_ssl_context
 from cromicle_sdk._http.sockets import IDLE_SECONDS
 
@@ -26,6 +26,9 @@ __all__ = ["AsyncConnection", "AsyncLoopPool"]
 
 _OriginKey = tuple[bytes, bytes, int]
 
+# One connection of httpcore's; or a pool of it, which has one, too.
+AsyncHTTP = httpcore.AsyncConnectionInterface | httpcore.AsyncConnectionPool
+
 
 class AsyncConnection:
     """One httpcore connection, and the network below it."""
@@ -33,7 +36,7 @@ class AsyncConnection:
     def __init__(
         self,
         origin: httpcore.Origin,
-        create: Callable[[AsyncNetwork], httpcore.AsyncConnectionInterface],
+        create: Callable[[AsyncNetwork], AsyncHTTP],
     ) -> None:
         self.origin = origin
         self._network = AsyncNetwork()
@@ -69,7 +72,7 @@ class AsyncConnection:
         """Whether a response has ended here, and nothing has arrived after it."""
         parser = self.find_h11()
         return (
-            self._http.is_idle()
+            is_idle(self._http)
             and not self._network.has_trailing_data
             and (parser is None or not parser.trailing_data[0])
         )
@@ -163,17 +166,17 @@ class AsyncLoopPool:
         if not self._idle_by_origin[key]:
             del self._idle_by_origin[key]
 
-    def _create(
-        self, origin: httpcore.Origin, network: AsyncNetwork
-    ) -> httpcore.AsyncConnectionInterface:
+    def _create(self, origin: httpcore.Origin, network: AsyncNetwork) -> AsyncHTTP:
         ssl_context = self._route.ssl_context
         if ssl_context is None and origin.scheme == b"https":
             ssl_context = default_ssl_context()
-        # Only its factory is used: it knows direct, forwarded, tunnelled and SOCKS connections.
-        factory = httpcore.AsyncConnectionPool(
+        # It knows direct, forwarded, tunnelled and SOCKS connections.
+        pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context, proxy=self._route.proxy, network_backend=network
         )
-        return factory.create_connection(origin)
+        # Through a proxy, tools that replace the methods of httpcore's classes see a request only
+        # at the pool; without one they see it at the connection, too.
+        return pool.create_connection(origin) if self._route.proxy is None else pool
 
 
 def _key(origin: httpcore.Origin) -> _OriginKey:

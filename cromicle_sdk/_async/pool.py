@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet, finalize
 
@@ -19,8 +20,10 @@ import httpcore
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
+from cromicle_sdk._http.libraries import convert_error, convert_request, find_library
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.translate import redact_error, redact_reason
 
 from . import concurrency
 from .connection import AsyncConnection, AsyncLoopPool
@@ -52,19 +55,32 @@ class AsyncPool:
 
         Raises `httpcore`'s errors; for a call of ours also `ClosedByCaller`.
         """
+        library = find_library(request)
+        if library is httpcore:
+            return await self._handle(request)
+        try:
+            return await self._handle(convert_request(request), library)
+        except Exception as error:
+            raise convert_error(error, library) from error
+
+    async def _handle(
+        self, request: httpcore.Request, library: ModuleType = httpcore
+    ) -> httpcore.Response:
         exchange = request.extensions.get(EXCHANGE_EXTENSION)
         if isinstance(exchange, AsyncExchange):
-            return await exchange.run(self.find_loop_pool(), request)
-        return await self._handle_plain_request(request)
+            return await exchange.run(self.find_loop_pool(), request, library)
+        return await self._handle_plain_request(request, library)
 
-    async def _handle_plain_request(self, request: httpcore.Request) -> httpcore.Response:
+    async def _handle_plain_request(
+        self, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         timeouts = CallTimeouts.for_request(
             request.extensions.get("timeout", {}), now=time.monotonic()
         )
-        exchange = AsyncExchange(timeouts, concurrency.CancelHandle(), is_replayable=False)
+        exchange = AsyncExchange(timeouts, concurrency.CancelHandle())
         self._exchanges.add(exchange)
         try:
-            return await exchange.run(self.find_loop_pool(), request)
+            return await exchange.run(self.find_loop_pool(), request, library)
         except ClosedByCaller as error:
             exchange.abandon()
             raise httpcore.ReadError(str(error)) from error
@@ -120,7 +136,8 @@ class AsyncExchange:
     It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
     unfinished is a warning under trio.
 
-    `is_replayable` says that the request may be sent again where the server had closed the idle
+    `redact` is given by a call of our own: it takes the call's secrets out of a text that the
+    server wrote. The request of such a call is sent again where the server had closed the idle
     connection before it read it.
     """
 
@@ -128,12 +145,11 @@ class AsyncExchange:
         self,
         timeouts: CallTimeouts,
         cancel_handle: concurrency.CancelHandle,
-        *,
-        is_replayable: bool,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
-        self._is_replayable = is_replayable
+        self._redact = redact
         self._pool: AsyncLoopPool | None = None
         self._connection: AsyncConnection | None = None
         self.response: httpcore.Response | None = None
@@ -148,21 +164,35 @@ class AsyncExchange:
         self._needs_data = False
         self._failure: httpcore.RemoteProtocolError | None = None
         self._is_end = False
+        self._library: ModuleType = httpcore
 
-    async def run(self, pool: AsyncLoopPool, request: httpcore.Request) -> httpcore.Response:
+    async def run(
+        self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         """Send the request and wait for the head of its response, whose stream is this object.
+
+        Errors while it is iterated are those of `library`.
 
         Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
         authentication does.
         """
         self.abandon()
         self._start()
+        self._library = library
         await self._acquire_slot(pool)
         request.stream = _AsyncRequestBody(request.stream, self._timeouts)
-        response = await self._send(pool, request)
+        try:
+            response = await self._send(pool, request)
+        except Exception as error:
+            # Instrumentation sees it before the call does.
+            if self._redact is not None:
+                redact_error(error, self._redact)
+            raise
         # httpcore's response is kept, and read through this object.
         self._source, response.stream = response.stream, self
         self.response = response
+        if self._redact is not None:
+            redact_reason(response.extensions, self._redact)
         return response
 
     async def _acquire_slot(self, pool: AsyncLoopPool) -> None:
@@ -180,7 +210,7 @@ class AsyncExchange:
                 return await self._send_on(idle, request)
             except (httpcore.NetworkError, httpcore.RemoteProtocolError):
                 idle.close()
-                if not (self._is_replayable and idle.is_request_unread):
+                if self._redact is None or not idle.is_request_unread:
                     raise
         # The server closed the idle connection just as the request was sent, a race that no check
         # wins: it has not seen the request, which gets a connection of its own.
@@ -271,6 +301,11 @@ class AsyncExchange:
         """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
         try:
             data = await self.read()
+        except Exception as error:
+            self.abandon()
+            if self._library is httpcore:
+                raise
+            raise convert_error(error, self._library) from error
         except BaseException:
             self.abandon()
             raise

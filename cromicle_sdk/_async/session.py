@@ -146,7 +146,7 @@ class AsyncAttempt:
         self._http_client = http_client
         self._call = call
         self._is_custom = is_custom
-        self._exchange = AsyncExchange(call.timeouts, call.cancel_handle, is_replayable=True)
+        self._exchange: AsyncExchange | None = None
         self._response: Any = None
         self._reads_exchange = False
         # Whether a hook of the user's has read the body, and whether it has been returned.
@@ -158,7 +158,7 @@ class AsyncAttempt:
     @property
     def trailers(self) -> tuple[tuple[bytes, bytes], ...]:
         """The trailer fields after the body, where the transport tells."""
-        return self._exchange.trailers
+        return () if self._exchange is None else self._exchange.trailers
 
     async def send(self, request: Request) -> Head:
         """Send the request and wait for the head of its response.
@@ -169,8 +169,10 @@ class AsyncAttempt:
         if self._is_custom:
             check_process(self._http_client)
             call.timeouts.enter("first_byte", time.monotonic())
+        exchange = AsyncExchange(call.timeouts, call.cancel_handle, request.redact)
+        self._exchange = exchange
         http_request = build_http_request(
-            self._http_client, request, call.timeout, call.timeouts, self._exchange
+            self._http_client, request, call.timeout, call.timeouts, exchange
         )
         try:
             if self._is_custom:
@@ -180,7 +182,7 @@ class AsyncAttempt:
         except Exception as error:
             # A hook that raises for a status has seen the response, which says more.
             self._response = find_response(error, http_request)
-            redirect = find_redirect(error, self._exchange.response)
+            redirect = find_redirect(error, exchange.response)
             if self._response is None and redirect is None:
                 raise
         if self._response is None:
@@ -204,7 +206,7 @@ class AsyncAttempt:
 
     async def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
-        if self._reads_exchange:
+        if self._reads_exchange and self._exchange is not None:
             return await self._exchange.read()
         if self._was_read:
             return self._take_content()
@@ -255,7 +257,8 @@ class AsyncAttempt:
 
         That of a custom client without our transport is for that client to release.
         """
-        self._exchange.abandon()
+        if self._exchange is not None:
+            self._exchange.abandon()
         if self._chunks is not None:
             concurrency.finish_iterator(self._chunks)
             self._chunks = None

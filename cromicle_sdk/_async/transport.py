@@ -61,3 +61,23 @@ class AsyncTransport(httpx.AsyncHTTPTransport):
         # The one attribute of httpx's transport, whose own `__init__` is not called: its pool would
         # load the certificates at once.
         self._pool: Any = AsyncPool(route, max_connections=max_connections)
+        self._transport_for_httpx2: Any = None
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request by httpx's own method, or by that of httpx2 for a request of httpx2's."""
+        if isinstance(request, httpx.Request):
+            return await super().handle_async_request(request)
+        if self._transport_for_httpx2 is None:
+            self._transport_for_httpx2 = _build_transport_for_httpx2(self._pool)
+        return await self._transport_for_httpx2.handle_async_request(request)
+
+
+def _build_transport_for_httpx2(pool: Any) -> Any:
+    # Its requests come from nowhere else.
+    import httpx2
+
+    class TransportForHTTPX2(httpx2.AsyncHTTPTransport):
+        def __init__(self) -> None:
+            self._pool = pool
+
+    return TransportForHTTPX2()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
 
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import (
@@ -18,7 +19,7 @@ from cromicle_sdk._core.errors import (
 from .clients import httpx_modules
 from .sockets import ClosedByCaller, TimeLimitReached
 
-__all__ = ["redact_error", "strip_frames", "translate_error"]
+__all__ = ["redact_error", "redact_reason", "strip_frames", "translate_error"]
 
 
 def translate_error(
@@ -69,6 +70,14 @@ def redact_error(error: BaseException, redact: Callable[[str], str]) -> None:
                 if isinstance(inner, Exception):
                     redact_error(inner, redact)
             cause.args = tuple(redact(a) if isinstance(a, str) else a for a in cause.args)
+
+
+def redact_reason(extensions: MutableMapping[str, Any], redact: Callable[[str], str]) -> None:
+    """Take the secrets out of a reason phrase, which httpx logs."""
+    reason = extensions.get("reason_phrase")
+    if reason:
+        redacted = redact(reason.decode("latin-1"))
+        extensions["reason_phrase"] = redacted.encode("latin-1", "replace")
 
 
 def strip_frames(error: BaseException) -> BaseException:

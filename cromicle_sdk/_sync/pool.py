@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet, finalize
 
@@ -20,8 +21,10 @@ import httpcore
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
+from cromicle_sdk._http.libraries import convert_error, convert_request, find_library
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.translate import redact_error, redact_reason
 
 from . import concurrency
 from .connection import Connection, ProcessPool
@@ -53,19 +56,32 @@ class Pool:
 
         Raises `httpcore`'s errors; for a call of ours also `ClosedByCaller`.
         """
+        library = find_library(request)
+        if library is httpcore:
+            return self._handle(request)
+        try:
+            return self._handle(convert_request(request), library)
+        except Exception as error:
+            raise convert_error(error, library) from error
+
+    def _handle(
+        self, request: httpcore.Request, library: ModuleType = httpcore
+    ) -> httpcore.Response:
         exchange = request.extensions.get(EXCHANGE_EXTENSION)
         if isinstance(exchange, Exchange):
-            return exchange.run(self.find_process_pool(), request)
-        return self._handle_plain_request(request)
+            return exchange.run(self.find_process_pool(), request, library)
+        return self._handle_plain_request(request, library)
 
-    def _handle_plain_request(self, request: httpcore.Request) -> httpcore.Response:
+    def _handle_plain_request(
+        self, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         timeouts = CallTimeouts.for_request(
             request.extensions.get("timeout", {}), now=time.monotonic()
         )
-        exchange = Exchange(timeouts, concurrency.CancelHandle(), is_replayable=False)
+        exchange = Exchange(timeouts, concurrency.CancelHandle())
         self._exchanges.add(exchange)
         try:
-            return exchange.run(self.find_process_pool(), request)
+            return exchange.run(self.find_process_pool(), request, library)
         except ClosedByCaller as error:
             exchange.abandon()
             raise httpcore.ReadError(str(error)) from error
@@ -121,7 +137,8 @@ class Exchange:
     It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
     unfinished is a warning under trio.
 
-    `is_replayable` says that the request may be sent again where the server had closed the idle
+    `redact` is given by a call of our own: it takes the call's secrets out of a text that the
+    server wrote. The request of such a call is sent again where the server had closed the idle
     connection before it read it.
     """
 
@@ -129,12 +146,11 @@ class Exchange:
         self,
         timeouts: CallTimeouts,
         cancel_handle: concurrency.CancelHandle,
-        *,
-        is_replayable: bool,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
-        self._is_replayable = is_replayable
+        self._redact = redact
         self._pool: ProcessPool | None = None
         self._connection: Connection | None = None
         self.response: httpcore.Response | None = None
@@ -149,21 +165,35 @@ class Exchange:
         self._needs_data = False
         self._failure: httpcore.RemoteProtocolError | None = None
         self._is_end = False
+        self._library: ModuleType = httpcore
 
-    def run(self, pool: ProcessPool, request: httpcore.Request) -> httpcore.Response:
+    def run(
+        self, pool: ProcessPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         """Send the request and wait for the head of its response, whose stream is this object.
+
+        Errors while it is iterated are those of `library`.
 
         Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
         authentication does.
         """
         self.abandon()
         self._start()
+        self._library = library
         self._acquire_slot(pool)
         request.stream = _RequestBody(request.stream, self._timeouts)
-        response = self._send(pool, request)
+        try:
+            response = self._send(pool, request)
+        except Exception as error:
+            # Instrumentation sees it before the call does.
+            if self._redact is not None:
+                redact_error(error, self._redact)
+            raise
         # httpcore's response is kept, and read through this object.
         self._source, response.stream = response.stream, self
         self.response = response
+        if self._redact is not None:
+            redact_reason(response.extensions, self._redact)
         return response
 
     def _acquire_slot(self, pool: ProcessPool) -> None:
@@ -181,7 +211,7 @@ class Exchange:
                 return self._send_on(idle, request)
             except (httpcore.NetworkError, httpcore.RemoteProtocolError):
                 idle.close()
-                if not (self._is_replayable and idle.is_request_unread):
+                if self._redact is None or not idle.is_request_unread:
                     raise
         # The server closed the idle connection just as the request was sent, a race that no check
         # wins: it has not seen the request, which gets a connection of its own.
@@ -270,6 +300,11 @@ class Exchange:
         """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
         try:
             data = self.read()
+        except Exception as error:
+            self.abandon()
+            if self._library is httpcore:
+                raise
+            raise convert_error(error, self._library) from error
         except BaseException:
             self.abandon()
             raise

@@ -62,3 +62,23 @@ class Transport(httpx.HTTPTransport):
         # The one attribute of httpx's transport, whose own `__init__` is not called: its pool would
         # load the certificates at once.
         self._pool: Any = Pool(route, max_connections=max_connections)
+        self._transport_for_httpx2: Any = None
+
+    def handle_request(self, request: Any) -> Any:
+        """Send a request by httpx's own method, or by that of httpx2 for a request of httpx2's."""
+        if isinstance(request, httpx.Request):
+            return super().handle_request(request)
+        if self._transport_for_httpx2 is None:
+            self._transport_for_httpx2 = _build_transport_for_httpx2(self._pool)
+        return self._transport_for_httpx2.handle_request(request)
+
+
+def _build_transport_for_httpx2(pool: Any) -> Any:
+    # Its requests come from nowhere else.
+    import httpx2
+
+    class TransportForHTTPX2(httpx2.HTTPTransport):
+        def __init__(self) -> None:
+            self._pool = pool
+
+    return TransportForHTTPX2()
