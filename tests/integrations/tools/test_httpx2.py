@@ -24,12 +24,15 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 def run(runtime: Runtime, use: Callable[[Any], Awaitable[None]]) -> None:
     """Call `use` with an httpx2 client over our transport."""
 
+    # For a type checker it is no transport of httpx2, whose classes it cannot derive from as well.
+    transport: Any = Transport() if runtime.is_blocking else AsyncTransport()
+
     async def scenario() -> None:
         if runtime.is_blocking:
-            with httpx2.Client(transport=Transport()) as client:
+            with httpx2.Client(transport=transport) as client:
                 await use(client)
         else:
-            async with httpx2.AsyncClient(transport=AsyncTransport()) as client:
+            async with httpx2.AsyncClient(transport=transport) as client:
                 await use(client)
 
     runtime.run(scenario)
