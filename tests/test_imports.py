@@ -65,7 +65,7 @@ MODULES: dict[str, set[str]] = {
     },
     "_async.stream": {
         *("_async.session", "_core.errors", "_core.options", "_core.request", "_core.response"),
-        *("_core.retry", "_http.translate"),
+        *("_core.retry", "_http.sockets", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream"),

@@ -84,7 +84,7 @@ def read_functions(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str
     """The parameters of public functions and methods, in order, with kind and default."""
     found: dict[str, list[str]] = {}
     for statement in body:
-        if isinstance(statement, ast.ClassDef):
+        if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
             found |= read_functions(statement.body, f"{statement.name}.")
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
             # Annotations differ (`AsyncIterator`), the rest does not.

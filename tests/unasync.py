@@ -59,7 +59,7 @@ RULES += [
     (r"\ba(close|iter|next)\b", r"\1"),
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
     (r"_loop_pool(s?)\b", r"_process_pool\1"),
-    (r"\bAwaitable\[(\w+)\]", r"\1"),
+    (r"\bAwaitable\[([\w |]+)\]", r"\1"),
     (r"\b(httpx2?)\.Async(Client|HTTPTransport)\b", r"\1.\2"),
     (r"\bStopAsyncIteration\b", "StopIteration"),
     (r"\bhandle_async_request\b", "handle_request"),

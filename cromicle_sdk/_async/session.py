@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -29,7 +28,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
+from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
 
 from . import concurrency
 from .pool import AsyncExchange
@@ -74,10 +73,9 @@ class AsyncCall:
         self.timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
         self.cancel_handle = concurrency.CancelHandle()
 
-    def check_total(self, now: float) -> None:
-        """Raise `TimeLimitReached` where `total` has run out."""
-        if self.timeouts.total_left(now) <= 0:
-            raise TimeLimitReached
+    def find_limit(self) -> float:
+        """Seconds that are left of `total`."""
+        return self.timeouts.total_left(time.monotonic())
 
     async def sleep(self, seconds: float) -> None:
         """Wait between two attempts; `cancel_handle` ends it."""
@@ -153,7 +151,6 @@ class AsyncAttempt:
         self._was_read = False
         self._is_content_taken = False
         self._chunks: AsyncIterator[bytes] | None = None
-        self._chunk = b""
 
     @property
     def trailers(self) -> tuple[tuple[bytes, bytes], ...]:
@@ -176,7 +173,9 @@ class AsyncAttempt:
         )
         try:
             if self._is_custom:
-                await self._limit(partial(self._send, http_request))
+                left = call.timeouts.total_left(time.monotonic())
+                send = partial(self._send, http_request)
+                await concurrency.time_limit(send, left, call.cancel_handle)
             else:
                 await self._send(http_request)
         except Exception as error:
@@ -204,41 +203,34 @@ class AsyncAttempt:
             limit_reads(response, self._call.timeout, self._call.timeouts)
         return build_head(response)
 
-    async def read(self) -> bytes | bytearray:
+    def read(self) -> Awaitable[bytes | bytearray]:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
         if self._reads_exchange and self._exchange is not None:
-            return await self._exchange.read()
+            return self._exchange.read()
+        return self._read_response()
+
+    async def _read_response(self) -> bytes | bytearray:
         if self._was_read:
             return self._take_content()
         if self._chunks is None:
             self._chunks = aiter(self._response.stream)
-        await self._limit(self._read_chunk)
-        if self._chunk:
-            self._call.timeouts.enter("stall", time.monotonic())
-        return self._chunk
+        call = self._call
+        if call.timeouts.phase != "stall":
+            call.timeouts.enter("stall", time.monotonic())
+        read, limit, cancel_handle = self._chunks.__anext__, call.find_limit, call.cancel_handle
+        chunk = b""
+        try:
+            while not chunk:
+                chunk = await concurrency.limit_waits(read, limit, cancel_handle)
+        except StopAsyncIteration:
+            return b""
+        return chunk
 
     def _take_content(self) -> bytes:
         """The whole body, then b"". Raises where a hook of the user's has dropped it."""
         content: bytes = b"" if self._is_content_taken else self._response.content
         self._is_content_taken = True
         return content
-
-    async def _read_chunk(self) -> None:
-        assert self._chunks is not None
-        self._chunk = b""
-        async for chunk in self._chunks:
-            if chunk:
-                self._chunk = chunk
-                return
-
-    async def _limit(self, run: Callable[[], Awaitable[None]]) -> None:
-        timeouts, now = self._call.timeouts, time.monotonic()
-        left = timeouts.total_left(now)
-        if left <= 0:
-            raise TimeLimitReached
-        await concurrency.time_limit(
-            run, None if left == math.inf else left, self._call.cancel_handle
-        )
 
     async def aclose(self) -> None:
         """The body is not read any further; a connection that it has left clean is kept."""

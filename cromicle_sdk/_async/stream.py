@@ -11,6 +11,7 @@ from cromicle_sdk._core.errors import CromicleError
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
+from cromicle_sdk._http.sockets import TimeLimitReached
 from cromicle_sdk._http.translate import redact_error, strip_frames, translate_error
 
 if TYPE_CHECKING:
@@ -207,14 +208,15 @@ class AsyncStream:
     async def _read_chunk(self) -> str | None:
         """The next text, None at the end of the reply."""
         while self._state != "ended":
-            call = await self._open()
-            attempt, decoder = self._attempt, self._decoder
-            assert attempt is not None, "an open stream has an attempt"
-            assert decoder is not None, "an open stream has a decoder"
+            attempt, decoder, call = self._attempt, self._decoder, self._call
+            if attempt is None or decoder is None or call is None:
+                await self._open()
+                continue
             data = await attempt.read()
             now = time.monotonic()
             if data:
-                call.check_total(now)
+                if call.timeouts.total_left(now) <= 0:
+                    raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
             else:
                 text = decoder.receive_eof(now=now)

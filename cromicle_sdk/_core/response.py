@@ -95,6 +95,9 @@ class Headers(Mapping[str, str]):
         return f"Headers({self._values!r})"
 
 
+_NO_HEADERS = Headers()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """A whole reply; `str(reply)` is its text.
@@ -151,7 +154,7 @@ class ResponseDecoder:
         self._started = started
         self._attempt = attempt
         self._status_code: int | None = None
-        self._headers = Headers()
+        self._headers = _NO_HEADERS
         self._is_encoded = False
         self._rejection: Callable[[str], CromicleError] | None = None
         self._rejected_body = bytearray()
@@ -193,13 +196,9 @@ class ResponseDecoder:
         """
         status_code = self._status_code = head.status_code
         # What is decided is decided by what was sent; what is shown has no secret in it.
-        sent = Headers(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers
-        )
-        self._headers = Headers(
-            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
-            for name, value in sent.items()
-        )
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers]
+        sent = Headers(pairs)
+        self._headers = self._redact_headers(sent, pairs)
         encoding = sent.get("content-encoding", "").strip().lower()
         self._is_encoded = encoding not in ("", "identity")
         if not 200 <= status_code < 300:
@@ -221,10 +220,10 @@ class ResponseDecoder:
         if self._rejection is not None:
             self._collect_rejected(data, self._rejection)
             return ""
-        room = self._max_bytes - self._received
         self._received += len(data)
-        if len(data) > room:
-            self._decode(data[:room], final=False, now=now)
+        if self._received > self._max_bytes:
+            surplus = self._received - self._max_bytes
+            self._decode(data[:-surplus], final=False, now=now)
             raise self._too_large()
         return self._decode(data, final=False, now=now)
 
@@ -277,6 +276,16 @@ class ResponseDecoder:
             self._text.clear()
         return self._reply
 
+    def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
+        # One search instead of one for each name and value: nearly always there is no secret.
+        everything = "\n".join([text for pair in pairs for text in pair])
+        if self._redact(everything) == everything:
+            return sent
+        return Headers(
+            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
+            for name, value in sent.items()
+        )
+
     def _check_strictly(self, head: Head, sent: Headers) -> None:
         if head.status_code != 200:
             raise self._unexpected(f"its status is {_status_line(head.status_code)}, not 200")
@@ -304,7 +313,12 @@ class ResponseDecoder:
         else:
             self._decoded += used
             self._tail = data[used:] if used < len(data) else b""
-            return self._accept(text, now)
+            if not text or not self._chunks:
+                return self._accept(text, now)
+            # What a chunk costs in the middle of a reply.
+            self._chunks += 1
+            self._text += text.encode()
+            return text
         self._accept(good, now)
         raise ReplyDecodeError(
             f"The reply from {self._url} is not UTF-8: {problem}. "

@@ -26,6 +26,7 @@ __all__ = [
     "current_runtime",
     "finish_iterator",
     "is_runtime_alive",
+    "limit_waits",
     "resolve",
     "shield",
     "sleep",
@@ -271,3 +272,13 @@ def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: Ca
     """
     if not cancel_handle.run(run, seconds):
         raise TimeLimitReached
+
+
+def limit_waits(
+    run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: CancelHandle
+) -> T:
+    """As `time_limit`; the caller looks at the clock afterwards. Raises `ClosedByCaller`."""
+    cancel_handle.check()
+    result = run()
+    cancel_handle.check()
+    return result
