@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 from .errors import ConfigurationError
 from .secrets import Secret
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "is_local_destination", "is_loopback"]
 
 _URL_FORM = "write https://HOST[:PORT][/PATH]"
 
@@ -71,19 +71,43 @@ class Endpoint:
         return self.url.removesuffix("/chat")
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1.
+    def is_local(self) -> bool:
+        """Whether a connection to it stays on this machine."""
+        return is_local_destination(self.host)
 
-        So are 0.0.0.0 and ::, to which a connection ends up on this machine, too.
-        """
-        name = self.host.removesuffix(".")
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        address = _parse_ip(name)
-        if address is None:
-            return False
-        address = getattr(address, "ipv4_mapped", None) or address
-        return address.is_loopback or address.is_unspecified
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on `host` is reachable from this machine only.
+
+    True for `localhost` and the names below it (RFC 6761, 6.3), 127.0.0.0/8 and ::1, also mapped
+    to IPv6 and with a trailing dot. False for 0.0.0.0 and ::, which are all interfaces, and for
+    any other name, which may resolve to any address.
+    """
+    name = _normalize(host)
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _parse_unmapped_ip(name)
+    return address is not None and address.is_loopback
+
+
+def is_local_destination(host: str) -> bool:
+    """Whether a connection to `host` stays on this machine.
+
+    True for what `is_loopback` accepts, and for 0.0.0.0 and ::, to which systems connect as to
+    the loopback address.
+    """
+    address = _parse_unmapped_ip(_normalize(host))
+    return is_loopback(host) or (address is not None and address.is_unspecified)
+
+
+def _normalize(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _parse_unmapped_ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The address, the IPv4 one where IPv6 maps it (::ffff:127.0.0.1); None for a name."""
+    address = _parse_ip(host)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
+from .messages import find_lone_surrogate
 from .secrets import DEFAULT_TOKEN, Secret
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
+    "LONE_SURROGATE",
     "LONGEST_WAIT",
     "CallOptions",
     "ConnectionOptions",
@@ -26,7 +28,10 @@ __all__ = [
     "Retry",
     "Timeout",
     "ViewOptions",
+    "check_count",
     "check_flag",
+    "check_seconds",
+    "check_text",
     "check_timeout",
     "check_token",
     "find_token",
@@ -39,6 +44,8 @@ DEFAULT_MAX_CONNECTIONS = 1000
 # No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
 LONGEST_WAIT = 2_000_000.0
 
+LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
+
 # RFC 9110, 5.6.2: token.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
@@ -46,25 +53,57 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 
 
-def _check_count(name: str, value: object) -> int:
+def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """A whole number in a range. Raises `ConfigurationError`, which names the option."""
+    expected = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{name}: expected a whole number, 1 or more, not {_kind(value)}")
-    if value < 1:
-        # Python refuses to write out the digits of a very long number.
-        shown = value if value > -(10**18) else "this number"
-        raise ConfigurationError(f"{name}: {shown} is below 1")
+        raise ConfigurationError(
+            f"expected a whole number, {expected}, not {_kind(value)}", option=name
+        )
+    if value < minimum or (maximum is not None and value > maximum):
+        # Python does not format the digits of a very long number.
+        shown = value if abs(value) < 10**18 else "this number"
+        raise ConfigurationError(f"{shown} is not {expected}", option=name)
     return value
 
 
-def _check_number(name: str, value: object, expected: str) -> None:
+def check_seconds(name: str, value: object, *, above_zero: bool = False, hint: str = "") -> float:
+    """A finite number of seconds, 0 or more. Raises `ConfigurationError`, which names the option.
+
+    With `above_zero`, 0 is rejected too. `hint` is the error's.
+    """
+    limit = "above 0" if above_zero else "0 or more"
+    expected = f"expected a finite number of seconds, {limit}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name}: expected {expected}, not {_kind(value)}")
+        raise ConfigurationError(f"{expected}, not {_kind(value)}", option=name, hint=hint)
     try:
-        is_finite = math.isfinite(value)
+        number = float(value)
     except OverflowError:
-        is_finite = False
-    if not is_finite:
-        raise ConfigurationError(f"{name}: expected {expected}, and a finite one")
+        number = math.inf
+    if not math.isfinite(number) or number < 0 or (above_zero and number == 0):
+        raise ConfigurationError(f"{expected}, not {number:g}", option=name, hint=hint)
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False. Raises `ConfigurationError`, which names the option."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"expected True or False, not {_kind(value)}", option=name)
+    return value
+
+
+def check_text(name: str, value: object) -> str:
+    """A str with at least one character, each of which UTF-8 can encode.
+
+    Raises `ConfigurationError`, which names the option and never quotes the value.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"expected a str, not {_kind(value)}", option=name)
+    if not value:
+        raise ConfigurationError("expected a str with at least one character", option=name)
+    if find_lone_surrogate(value) is not None:
+        raise ConfigurationError(LONE_SURROGATE, option=name)
+    return value
 
 
 def _kind(value: object) -> str:
@@ -90,14 +129,11 @@ class Timeout:
 
     def __post_init__(self) -> None:
         for phase in ("connect", "first_byte", "stall", "total"):
-            name = f"timeout.{phase}"
             value = getattr(self, phase)
             if value is not None:
-                _check_number(name, value, "a number of seconds above 0, or None for no limit")
-                if value <= 0:
-                    raise ConfigurationError(
-                        f"{name}: {value!r} is not above 0; pass None for no limit"
-                    )
+                check_seconds(
+                    f"timeout.{phase}", value, above_zero=True, hint="pass None for no limit"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +155,9 @@ class Retry:
     max_retry_after: float = 60
 
     def __post_init__(self) -> None:
-        _check_count("retry.attempts", self.attempts)
+        check_count("retry.attempts", self.attempts)
         for name in ("first_delay", "max_delay", "max_retry_after"):
-            value = getattr(self, name)
-            _check_number(f"retry.{name}", value, "a number of seconds, 0 or more")
-            if value < 0:
-                raise ConfigurationError(f"retry.{name}: {value!r} is below 0")
+            check_seconds(f"retry.{name}", getattr(self, name))
 
 
 DEFAULT_TIMEOUT = Timeout()
@@ -183,7 +216,7 @@ class Options:
             token=find_token(token),
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
-            max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
+            max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
             strict=check_flag("strict", strict),
             headers=_check_headers({} if headers is None else headers),
         )
@@ -261,7 +294,7 @@ class ConnectionOptions:
         return cls(
             max_connections=DEFAULT_MAX_CONNECTIONS
             if max_connections is None
-            else _check_count("max_connections", max_connections),
+            else check_count("max_connections", max_connections),
             proxy=proxy,
             verify=verify,
             http_client=http_client,
@@ -302,10 +335,8 @@ def _token_problem(token: Secret) -> str | None:
         return f"expected a str, not {_kind(text)}"
     if not text:
         return "it is empty; leave it out for the default"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "it has a lone surrogate, which UTF-8 cannot carry"
+    if find_lone_surrogate(text) is not None:
+        return LONE_SURROGATE
     return None
 
 
@@ -330,13 +361,6 @@ def _check_retry(value: object) -> Retry:
         raise ConfigurationError(
             f"retry: expected a Retry, not {_kind(value)}; Retry(attempts=1) is none"
         )
-    return value
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Raise `ConfigurationError` unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name}: expected True or False, not {_kind(value)}")
     return value
 
 
@@ -371,6 +395,6 @@ _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 
 _CHECKS: dict[str, Callable[[object], object]] = {
     "retry": _check_retry,
-    "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
+    "max_reply_bytes": partial(check_count, "max_reply_bytes"),
     "strict": partial(check_flag, "strict"),
 }

@@ -280,7 +280,7 @@ def _detail(error: BaseException) -> str:
 
 def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     """The environment's proxy for this endpoint; never one for this machine itself."""
-    if endpoint.is_loopback:
+    if endpoint.is_local:
         return None
     # An IPv6 address may stand in `no_proxy` with brackets or without.
     if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import click
 
+from cromicle_sdk._core.messages import find_lone_surrogate
+
 __all__ = ["read_text"]
 
 
@@ -30,10 +32,9 @@ def read_text(words: Sequence[str]) -> str:
 
 
 def _check_typed(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise click.UsageError("TEXT holds bytes that are not UTF-8.") from None
+    # The shell passes bytes; Python keeps those that are not UTF-8 as lone surrogates (PEP 383).
+    if find_lone_surrogate(text) is not None:
+        raise click.UsageError("TEXT holds bytes that are not UTF-8.")
     return text
 
 

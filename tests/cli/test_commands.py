@@ -194,7 +194,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--port", "65536"], "'--port'"),
         (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
         (["serve", "--host", "0.0.0.0"], "token of your own"),
-        (["serve", "--host", ""], "host must be"),
+        (["serve", "--host", ""], ": expected a host name or an IP address"),
         (["serve", "--token", ""], "--token: it is empty"),
         (["serve", "--upstream", "http://h"], "--upstream needs --model NAME"),
         (["serve", "--upstream", "http://h", "--model", ""], "--upstream needs --model NAME"),

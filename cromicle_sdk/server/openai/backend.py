@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.messages import Message
-from cromicle_sdk._core.options import DEFAULT_TIMEOUT, Timeout, check_flag, check_timeout
+from cromicle_sdk._core.options import (
+    DEFAULT_TIMEOUT,
+    Timeout,
+    check_flag,
+    check_text,
+    check_timeout,
+)
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk.server.backends import Backend
-from cromicle_sdk.server.options import check_text
 
 from .client import Call, Upstream
 from .completion import Completion, is_completion
