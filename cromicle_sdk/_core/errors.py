@@ -62,11 +62,12 @@ TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
 class CromicleError(Exception):
     """The base class of every error of this package.
 
-    `str(error)` is the problem followed by `hint`, the advice what to do next, "" if there is
-    none. `partial_text` is the part of the reply that arrived before the error, "" if none did:
-    always an exact beginning of the reply. `attempts` is the number of requests sent, 0 if the
-    call itself was invalid. Errors can be pickled and copied; two errors of one type with the
-    same facts are equal.
+    `str(error)` is `problem` followed by `hint`, the advice what to do next, "" if there is none.
+    `option` is the name of the option that the hint is about, None if there is no such option.
+    `partial_text` is the part of the reply that arrived before the error, "" if none did: always
+    an exact beginning of the reply. `attempts` is the number of requests begun, 0 if the call
+    itself was invalid. Errors can be pickled and copied; two errors of one type with the same
+    facts are equal.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class CromicleError(Exception):
         partial_text: str | bytes | bytearray = "",
         attempts: int = 0,
         hint: str = "",
+        option: str | None = None,
     ) -> None:
         super().__init__(message)
         self._partial_text = partial_text
         self.attempts = attempts
         self.hint = hint
+        self.option = option
 
     @property
     def partial_text(self) -> str:
@@ -147,8 +150,8 @@ class ConfigurationError(CromicleError, ValueError):
     """
 
     def __init__(self, problem: str, *, option: str | None = None, hint: str = "") -> None:
-        super().__init__(problem if option is None else f"{option}: {problem}", hint=hint)
-        self.option = option
+        message = problem if option is None else f"{option}: {problem}"
+        super().__init__(message, hint=hint, option=option)
 
 
 class InvalidMessageError(CromicleError, ValueError):
@@ -177,10 +180,13 @@ class APIConnectionError(CromicleError):
         partial_text: str | bytes | bytearray = "",
         attempts: int = 0,
         hint: str = "",
+        option: str | None = None,
         detail: str = "",
         is_final: bool = False,
     ) -> None:
-        super().__init__(message, partial_text=partial_text, attempts=attempts, hint=hint)
+        super().__init__(
+            message, partial_text=partial_text, attempts=attempts, hint=hint, option=option
+        )
         self.detail = detail
         self.is_final = is_final
 
@@ -188,8 +194,8 @@ class APIConnectionError(CromicleError):
 class APITimeoutError(APIConnectionError, TimeoutError):
     """A limit of `timeout` expired.
 
-    `phase` is the name of the limit. In the phases "stall" and "total", part of the reply may
-    have arrived: it is in `partial_text`.
+    `phase` is the name of the limit, and `option` is "timeout." followed by it. In the phases
+    "stall" and "total", part of the reply may have arrived: it is in `partial_text`.
     """
 
     def __init__(
@@ -201,7 +207,13 @@ class APITimeoutError(APIConnectionError, TimeoutError):
         attempts: int = 0,
         hint: str = "",
     ) -> None:
-        super().__init__(message, partial_text=partial_text, attempts=attempts, hint=hint)
+        super().__init__(
+            message,
+            partial_text=partial_text,
+            attempts=attempts,
+            hint=hint,
+            option=f"timeout.{phase}",
+        )
         self.phase: TimeoutPhase = phase
 
 

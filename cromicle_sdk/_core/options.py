@@ -238,15 +238,18 @@ class Options:
                 changes[name] = _CHECKS[name](value)
             else:
                 known = ", ".join(CallOptions.__annotations__)
-                raise ConfigurationError(f"{name}: a call has no such option; it has {known}")
+                raise ConfigurationError(
+                    "a call has no such option", option=name, hint=f"the options are {known}"
+                )
         return replace(self, **changes)
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
         """These options with those that `with_options` sets. Raises `ConfigurationError`."""
         for name in options.keys() & _CONNECTION_OPTIONS:
             raise ConfigurationError(
-                f"{name}: it belongs to the connections, which with_options() shares; "
-                "make a new client for it"
+                "it belongs to the connections, which with_options() shares",
+                option=name,
+                hint="create a new client",
             )
         own = dict(options)
         token = own.pop("token", self.token)
@@ -279,18 +282,20 @@ class ConnectionOptions:
         """
         if transport is not None:
             raise ConfigurationError(
-                f"transport: {transport!r} is not available: there is only the built-in transport; "
-                "leave it out"
+                f"{transport!r} is not available; there is only the built-in transport",
+                option="transport",
             )
         if http_client is not None:
             given = {"max_connections": max_connections, "proxy": proxy}
             for name in (name for name, value in given.items() if value is not None):
-                raise ConfigurationError(f"{name}: set it on your own http_client instead")
+                raise ConfigurationError("set it on your own http_client instead", option=name)
             if verify is not True:
-                raise ConfigurationError("verify: set it on your own http_client instead")
+                raise ConfigurationError("set it on your own http_client instead", option="verify")
             if base_url is None and str(getattr(http_client, "base_url", "")):
-                # It is not used, and the prompt would go somewhere else.
-                raise ConfigurationError("base_url: pass it here, not to your own http_client")
+                # The client ignores it, and would send the prompt to another server.
+                raise ConfigurationError(
+                    "pass it here, not to your own http_client", option="base_url"
+                )
         return cls(
             max_connections=DEFAULT_MAX_CONNECTIONS
             if max_connections is None
@@ -303,11 +308,15 @@ class ConnectionOptions:
     def check_picklable(self) -> None:
         """Raise `ConfigurationError` where an option only lives in this process."""
         if self.http_client is not None:
-            raise ConfigurationError("http_client: a client that was given one can't be pickled")
+            raise ConfigurationError(
+                "a client with its own http_client cannot be pickled", option="http_client"
+            )
         if self.verify is not True:
-            raise ConfigurationError("verify: a client with an SSLContext can't be pickled")
+            raise ConfigurationError(
+                "a client with an SSLContext cannot be pickled", option="verify"
+            )
         if getattr(self.proxy, "ssl_context", None) is not None:
-            raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
+            raise ConfigurationError("a proxy with an SSLContext cannot be pickled", option="proxy")
 
 
 def find_token(token: Secret | None) -> Secret:
@@ -324,7 +333,7 @@ def check_token(name: str, token: Secret) -> Secret:
     """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
     problem = _token_problem(token)
     if problem is not None:
-        raise ConfigurationError(f"{name}: {problem}")
+        raise ConfigurationError(problem, option=name)
     return token
 
 
@@ -351,7 +360,8 @@ def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total)
         return Timeout(connect=None, first_byte=None, stall=None, total=None)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(
-            f"timeout: expected a number of seconds, a Timeout or None, not {_kind(value)}"
+            f"expected a number of seconds, a Timeout or None, not {_kind(value)}",
+            option="timeout",
         )
     return Timeout(connect=value, first_byte=value, stall=value, total=total)
 
@@ -359,7 +369,9 @@ def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total)
 def _check_retry(value: object) -> Retry:
     if not isinstance(value, Retry):
         raise ConfigurationError(
-            f"retry: expected a Retry, not {_kind(value)}; Retry(attempts=1) is none"
+            f"expected a Retry, not {_kind(value)}",
+            option="retry",
+            hint="Retry(attempts=1) disables retries",
         )
     return value
 
@@ -367,23 +379,27 @@ def _check_retry(value: object) -> Retry:
 def _check_headers(value: object) -> dict[str, str]:
     """Headers by lower-case name. Errors never quote a value: it may be a secret."""
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"headers: expected a mapping of str to str, not {_kind(value)}")
+        raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
     for name, text in cast("Mapping[object, object]", value).items():
         if not isinstance(name, str) or not _HEADER_NAME.match(name):
-            raise ConfigurationError(f"headers: {name!r} is not a header name")
+            raise _invalid_headers(f"{name!r} is not a header name")
         lowered = name.lower()
         if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
-            raise ConfigurationError(f"headers: {name} is set by the protocol, not by the caller")
+            raise _invalid_headers(f"{name} is set by the protocol and cannot be overridden")
         if lowered in checked:
-            raise ConfigurationError(f"headers: {name} is given twice")
+            raise _invalid_headers(f"{name} is given twice")
         if not isinstance(text, str) or not _HEADER_VALUE.match(text):
-            raise ConfigurationError(
-                f"headers: the value of {name} must be a str of visible ASCII characters, "
+            raise _invalid_headers(
+                f"the value of {name} must be a str of visible ASCII characters, "
                 "with spaces and tabs inside only"
             )
         checked[lowered] = text
     return checked
+
+
+def _invalid_headers(problem: str) -> ConfigurationError:
+    return ConfigurationError(problem, option="headers")
 
 
 _CONNECTION_OPTIONS = frozenset(

@@ -118,7 +118,9 @@ def choose_app(
     defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES)
     if (backend, token, max_request_bytes) != defaults:
         raise ConfigurationError(
-            "app brings its own backend, token and max_request_bytes; pass those to create_app()"
+            "it has its own backend, token and max_request_bytes",
+            option="app",
+            hint="pass those to create_app()",
         )
     return app
 

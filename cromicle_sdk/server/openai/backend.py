@@ -150,7 +150,9 @@ async def _read_deltas(call: Call, completion: Completion) -> AsyncGenerator[str
 
 def _check_key(key: Secret | None) -> None:
     if key is not None and not _is_key(key):
-        raise ConfigurationError("api_key must be a str of visible ASCII characters, or None")
+        raise ConfigurationError(
+            "expected a str of visible ASCII characters without spaces, or None", option="api_key"
+        )
 
 
 def _is_key(key: Secret) -> bool:
