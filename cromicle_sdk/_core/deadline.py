@@ -123,6 +123,12 @@ class CallTimeouts:
             now = self._pool_entered
         return self._total if self._deadline is None else self._deadline - now
 
+    def limit(self, phase: TimeoutPhase) -> float | None:
+        """The limit of a phase, or of the whole call, in seconds."""
+        if phase == "total":
+            return None if self._total == math.inf else self._total
+        return self._limits[phase]
+
     def expired_phase(self, now: float) -> TimeoutPhase:
         """Which limit it was, once a wait has run out of time."""
         if self.phase != "pool" and self.total_left(now) <= _TIMER_SLACK:

@@ -12,14 +12,15 @@ from typing import Any, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
+from .messages import find_lone_surrogate
 from .secrets import DEFAULT_TOKEN, Secret
 
 __all__ = [
     "DEFAULT_BASE_URL",
-    "DEFAULT_MAX_CONNECTIONS",
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
+    "LONE_SURROGATE",
     "LONGEST_WAIT",
     "CallOptions",
     "ConnectionOptions",
@@ -29,6 +30,8 @@ __all__ = [
     "ViewOptions",
     "check_count",
     "check_flag",
+    "check_seconds",
+    "check_text",
     "check_timeout",
     "check_token",
     "find_token",
@@ -41,6 +44,8 @@ DEFAULT_MAX_CONNECTIONS = 1000
 # No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
 LONGEST_WAIT = 2_000_000.0
 
+LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
+
 # RFC 9110, 5.6.2: token.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
@@ -48,25 +53,57 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 
 
-def check_count(name: str, value: object) -> int:
+def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """A whole number in a range. Raises `ConfigurationError`, which names the option."""
+    expected = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{name}: expected a whole number, 1 or more, not {_kind(value)}")
-    if value < 1:
-        # Python refuses to write out the digits of a very long number.
-        shown = value if value > -(10**18) else "this number"
-        raise ConfigurationError(f"{name}: {shown} is below 1")
+        raise ConfigurationError(
+            f"expected a whole number, {expected}, not {_kind(value)}", option=name
+        )
+    if value < minimum or (maximum is not None and value > maximum):
+        # Python does not format the digits of a very long number.
+        shown = value if abs(value) < 10**18 else "this number"
+        raise ConfigurationError(f"{shown} is not {expected}", option=name)
     return value
 
 
-def _check_number(name: str, value: object, expected: str) -> None:
+def check_seconds(name: str, value: object, *, above_zero: bool = False, hint: str = "") -> float:
+    """A finite number of seconds, 0 or more. Raises `ConfigurationError`, which names the option.
+
+    With `above_zero`, 0 is rejected too. `hint` is the error's.
+    """
+    limit = "above 0" if above_zero else "0 or more"
+    expected = f"expected a finite number of seconds, {limit}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name}: expected {expected}, not {_kind(value)}")
+        raise ConfigurationError(f"{expected}, not {_kind(value)}", option=name, hint=hint)
     try:
-        is_finite = math.isfinite(value)
+        number = float(value)
     except OverflowError:
-        is_finite = False
-    if not is_finite:
-        raise ConfigurationError(f"{name}: expected {expected}, and a finite one")
+        number = math.inf
+    if not math.isfinite(number) or number < 0 or (above_zero and number == 0):
+        raise ConfigurationError(f"{expected}, not {number:g}", option=name, hint=hint)
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False. Raises `ConfigurationError`, which names the option."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"expected True or False, not {_kind(value)}", option=name)
+    return value
+
+
+def check_text(name: str, value: object) -> str:
+    """A str with at least one character, each of which UTF-8 can encode.
+
+    Raises `ConfigurationError`, which names the option and never quotes the value.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"expected a str, not {_kind(value)}", option=name)
+    if not value:
+        raise ConfigurationError("expected a str with at least one character", option=name)
+    if find_lone_surrogate(value) is not None:
+        raise ConfigurationError(LONE_SURROGATE, option=name)
+    return value
 
 
 def _kind(value: object) -> str:
@@ -93,14 +130,11 @@ class Timeout:
 
     def __post_init__(self) -> None:
         for phase in ("connect", "first_byte", "stall", "total", "pool"):
-            name = f"timeout.{phase}"
             value = getattr(self, phase)
             if value is not None:
-                _check_number(name, value, "a number of seconds above 0, or None for no limit")
-                if value <= 0:
-                    raise ConfigurationError(
-                        f"{name}: {value!r} is not above 0; pass None for no limit"
-                    )
+                check_seconds(
+                    f"timeout.{phase}", value, above_zero=True, hint="pass None for no limit"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +158,7 @@ class Retry:
     def __post_init__(self) -> None:
         check_count("retry.attempts", self.attempts)
         for name in ("first_delay", "max_delay", "max_retry_after"):
-            value = getattr(self, name)
-            _check_number(f"retry.{name}", value, "a number of seconds, 0 or more")
-            if value < 0:
-                raise ConfigurationError(f"retry.{name}: {value!r} is below 0")
+            check_seconds(f"retry.{name}", getattr(self, name))
 
 
 DEFAULT_TIMEOUT = Timeout()
@@ -208,15 +239,18 @@ class Options:
                 changes[name] = _CHECKS[name](value)
             else:
                 known = ", ".join(CallOptions.__annotations__)
-                raise ConfigurationError(f"{name}: a call has no such option; it has {known}")
+                raise ConfigurationError(
+                    "a call has no such option", option=name, hint=f"the options are {known}"
+                )
         return replace(self, **changes)
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
         """These options with those that `with_options` sets. Raises `ConfigurationError`."""
         for name in options.keys() & _CONNECTION_OPTIONS:
             raise ConfigurationError(
-                f"{name}: it belongs to the connections, which with_options() shares; "
-                "make a new client for it"
+                "it belongs to the connections, which with_options() shares",
+                option=name,
+                hint="create a new client",
             )
         own = dict(options)
         token = own.pop("token", self.token)
@@ -249,18 +283,20 @@ class ConnectionOptions:
         """
         if transport is not None:
             raise ConfigurationError(
-                f"transport: {transport!r} is not available: there is only the built-in transport; "
-                "leave it out"
+                f"{transport!r} is not available; there is only the built-in transport",
+                option="transport",
             )
         if http_client is not None:
             given = {"max_connections": max_connections, "proxy": proxy}
             for name in (name for name, value in given.items() if value is not None):
-                raise ConfigurationError(f"{name}: set it on your own http_client instead")
+                raise ConfigurationError("set it on your own http_client instead", option=name)
             if verify is not True:
-                raise ConfigurationError("verify: set it on your own http_client instead")
+                raise ConfigurationError("set it on your own http_client instead", option="verify")
             if base_url is None and str(getattr(http_client, "base_url", "")):
-                # It is not used, and the prompt would go somewhere else.
-                raise ConfigurationError("base_url: pass it here, not to your own http_client")
+                # The client ignores it, and would send the prompt to another server.
+                raise ConfigurationError(
+                    "pass it here, not to your own http_client", option="base_url"
+                )
         return cls(
             max_connections=DEFAULT_MAX_CONNECTIONS
             if max_connections is None
@@ -273,11 +309,15 @@ class ConnectionOptions:
     def check_picklable(self) -> None:
         """Raise `ConfigurationError` where an option only lives in this process."""
         if self.http_client is not None:
-            raise ConfigurationError("http_client: a client that was given one can't be pickled")
+            raise ConfigurationError(
+                "a client with its own http_client cannot be pickled", option="http_client"
+            )
         if self.verify is not True:
-            raise ConfigurationError("verify: a client with an SSLContext can't be pickled")
+            raise ConfigurationError(
+                "a client with an SSLContext cannot be pickled", option="verify"
+            )
         if getattr(self.proxy, "ssl_context", None) is not None:
-            raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
+            raise ConfigurationError("a proxy with an SSLContext cannot be pickled", option="proxy")
 
 
 def find_token(token: Secret | None) -> Secret:
@@ -294,7 +334,7 @@ def check_token(name: str, token: Secret) -> Secret:
     """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
     problem = _token_problem(token)
     if problem is not None:
-        raise ConfigurationError(f"{name}: {problem}")
+        raise ConfigurationError(problem, option=name)
     return token
 
 
@@ -305,10 +345,8 @@ def _token_problem(token: Secret) -> str | None:
         return f"expected a str, not {_kind(text)}"
     if not text:
         return "it is empty; leave it out for the default"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "it has a lone surrogate, which UTF-8 cannot carry"
+    if find_lone_surrogate(text) is not None:
+        return LONE_SURROGATE
     return None
 
 
@@ -323,7 +361,8 @@ def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total)
         return Timeout(connect=None, first_byte=None, stall=None, total=None)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(
-            f"timeout: expected a number of seconds, a Timeout or None, not {_kind(value)}"
+            f"expected a number of seconds, a Timeout or None, not {_kind(value)}",
+            option="timeout",
         )
     return Timeout(connect=value, first_byte=value, stall=value, total=total)
 
@@ -331,38 +370,37 @@ def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total)
 def _check_retry(value: object) -> Retry:
     if not isinstance(value, Retry):
         raise ConfigurationError(
-            f"retry: expected a Retry, not {_kind(value)}; Retry(attempts=1) is none"
+            f"expected a Retry, not {_kind(value)}",
+            option="retry",
+            hint="Retry(attempts=1) disables retries",
         )
-    return value
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Raise `ConfigurationError` unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name}: expected True or False, not {_kind(value)}")
     return value
 
 
 def _check_headers(value: object) -> dict[str, str]:
     """Headers by lower-case name. Errors never quote a value: it may be a secret."""
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"headers: expected a mapping of str to str, not {_kind(value)}")
+        raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
     for name, text in cast("Mapping[object, object]", value).items():
         if not isinstance(name, str) or not _HEADER_NAME.match(name):
-            raise ConfigurationError(f"headers: {name!r} is not a header name")
+            raise _invalid_headers(f"{name!r} is not a header name")
         lowered = name.lower()
         if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
-            raise ConfigurationError(f"headers: {name} is set by the protocol, not by the caller")
+            raise _invalid_headers(f"{name} is set by the protocol and cannot be overridden")
         if lowered in checked:
-            raise ConfigurationError(f"headers: {name} is given twice")
+            raise _invalid_headers(f"{name} is given twice")
         if not isinstance(text, str) or not _HEADER_VALUE.match(text):
-            raise ConfigurationError(
-                f"headers: the value of {name} must be a str of visible ASCII characters, "
+            raise _invalid_headers(
+                f"the value of {name} must be a str of visible ASCII characters, "
                 "with spaces and tabs inside only"
             )
         checked[lowered] = text
     return checked
+
+
+def _invalid_headers(problem: str) -> ConfigurationError:
+    return ConfigurationError(problem, option="headers")
 
 
 _CONNECTION_OPTIONS = frozenset(

@@ -74,8 +74,9 @@ def check_http_client(client: object, name: str) -> None:
     kinds = [getattr(module, name) for module in httpx_modules()]
     if not isinstance(client, tuple(kinds)):
         raise ConfigurationError(
-            f"http_client: expected an httpx.{name} or an httpx2.{name}, "
-            f"not {type(client).__module__}.{type(client).__qualname__}"
+            f"expected an httpx.{name} or an httpx2.{name}, "
+            f"not {type(client).__module__}.{type(client).__qualname__}",
+            option="http_client",
         )
 
 
@@ -86,8 +87,10 @@ def check_process(client: Any) -> None:
     """
     if _first_used_in.setdefault(client, os.getpid()) != os.getpid():
         raise ConfigurationError(
-            "http_client: it was used before this process was forked, and shares its connections "
-            "with the other one; make a new one after the fork"
+            "it was used before this process was forked, and shares its connections with the "
+            "parent process",
+            option="http_client",
+            hint="create a new one after the fork",
         )
 
 

@@ -71,7 +71,7 @@ def _build_ssl_context(kind: type, cert_file: str | None, cert_dir: str | None) 
     except OSError as error:
         name = "SSL_CERT_FILE" if cert_file else "SSL_CERT_DIR"
         problem = error.strerror or str(error)
-    raise ConfigurationError(f"${name}: its certificates cannot be loaded: {problem}")
+    raise ConfigurationError(f"its certificates cannot be loaded: {problem}", option=f"${name}")
 
 
 def _check_verify(verify: object) -> ssl.SSLContext | None:
@@ -80,14 +80,15 @@ def _check_verify(verify: object) -> ssl.SSLContext | None:
     if isinstance(verify, ssl.SSLContext):
         return verify
     raise ConfigurationError(
-        f"verify: expected True or an ssl.SSLContext, not {verify!r}; for a certificate "
-        "authority of your own pass ssl.create_default_context(cafile=...)"
+        f"expected True or an ssl.SSLContext, not {verify!r}",
+        option="verify",
+        hint="for a private certificate authority, pass ssl.create_default_context(cafile=...)",
     )
 
 
 def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     """The environment's proxy for this endpoint; never one for this machine itself."""
-    if endpoint.is_loopback:
+    if endpoint.is_local:
         return None
     # An IPv6 address may stand in `no_proxy` with brackets or without.
     if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
@@ -96,9 +97,7 @@ def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     for name in (endpoint.scheme, "all"):
         if proxies.get(name):
             url = proxies[name]
-            return _build_proxy(
-                f"the proxy variable {name}_proxy", url if "://" in url else f"http://{url}"
-            )
+            return _build_proxy(f"${name}_proxy", url if "://" in url else f"http://{url}")
     return None
 
 
@@ -106,21 +105,21 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
     """Errors name the option and never quote the URL: it may hold a password."""
     if not isinstance(value, (str, httpx.URL, httpx.Proxy)):
         raise ConfigurationError(
-            f"{name}: expected a URL or an httpx.Proxy, not {type(value).__name__}"
+            f"expected a URL or an httpx.Proxy, not {type(value).__name__}", option=name
         )
     if isinstance(value, str) and not _PROXY_URL.match(value):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
+        raise _not_a_proxy(name)
     try:
         proxy = value if isinstance(value, httpx.Proxy) else httpx.Proxy(value)
     except (ValueError, httpx.InvalidURL, UnicodeError):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}") from None
+        raise _not_a_proxy(name) from None
     url = proxy.url
     if (
         url.scheme not in _PROXY_SCHEMES
         or not url.host
         or (url.port is not None and not 1 <= url.port <= 65535)
     ):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
+        raise _not_a_proxy(name)
     if url.scheme.startswith("socks"):
         _check_socks(name, proxy)
     import httpcore
@@ -141,14 +140,22 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
 def _check_socks(name: str, proxy: httpx.Proxy) -> None:
     if not _has_socksio():
         raise ConfigurationError(
-            f'{name}: a SOCKS proxy needs an extra: pip install "cromicle-sdk[socks]"'
+            "a SOCKS proxy needs an extra",
+            option=name,
+            hint='pip install "cromicle-sdk[socks]"',
         )
     # RFC 1929, 2: each has a length of one byte.
     if proxy.raw_auth is not None and max(map(len, proxy.raw_auth)) > 255:
-        raise ConfigurationError(f"{name}: SOCKS takes user and password of 255 bytes at most")
+        raise ConfigurationError(
+            "the user and the password of a SOCKS proxy have at most 255 bytes", option=name
+        )
 
 
-_PROXY_FORMS = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
+def _not_a_proxy(name: str) -> ConfigurationError:
+    return ConfigurationError("not a proxy URL", option=name, hint=_PROXY_FORMS)
+
+
+_PROXY_FORMS = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
 _PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 

@@ -27,26 +27,28 @@ def translate_error(
 ) -> APIConnectionError | None:
     """This package's error for one of the network; None for any other, which is the caller's."""
     if isinstance(error, ClosedByCaller):
-        return _failed(f"The call to {url} can't go on", str(error), is_final=True)
+        return _failed(f"The call to {url} was cancelled", str(error), is_final=True)
     if isinstance(error, (TimeLimitReached, *_kinds("TimeoutException"))):
         return _timed_out(error, url, timeouts)
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            what, advice = f"The certificate of {url} can't be trusted", _CERTIFICATE_ADVICE
+            what, advice = f"The certificate of {url} cannot be verified", _CERTIFICATE_ADVICE
             said = getattr(cause, "verify_message", "") or str(cause)
-            return _failed(what, said, advice, is_final=True)
+            return _failed(what, said, advice, option="verify", is_final=True)
         if isinstance(cause, UnicodeError) and getattr(cause, "encoding", "idna") == "idna":
-            what = f"The host of {url} can't be a name in DNS"
-            return _failed(what, str(cause), "Check base_url.", is_final=True)
+            what = f"The host of {url} is not a valid name in DNS"
+            return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
     if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
-        return _failed(f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE)
+        return _failed(
+            f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE, option="proxy"
+        )
     if isinstance(error, (ssl.SSLError, *_kinds(*_NETWORK_ERRORS))) or _is_from_system(error):
-        came = "No sound answer" if isinstance(error, _kinds("ProtocolError")) else "No answer"
-        return _failed(f"{came} came from {url}", _detail(error), _ADVICE)
+        what = "Invalid response" if isinstance(error, _kinds("ProtocolError")) else "No response"
+        return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
     return None
 
 
-_CERTIFICATE_ADVICE = "For a certificate authority of your own, pass verify=ssl_context."
+_CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_context."
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
 _ADVICE = "Check that the server runs and that base_url is right."
 # httpcore's, then the bases of httpx's.
@@ -118,32 +120,34 @@ def _timed_out(error: Exception, url: str, timeouts: CallTimeouts) -> APITimeout
         phase = "connect"
     elif phase != "total" and isinstance(error, _kinds("PoolTimeout")):
         phase = "pool"
-    return APITimeoutError(f"{_WAITED[phase].format(url=url)} {_RAISE[phase]}", phase=phase)
+    seconds = timeouts.limit(phase)
+    within = "in time" if seconds is None else f"within {seconds:g} s (timeout.{phase})"
+    problem = _WAITED[phase].format(url=url, within=within)
+    return APITimeoutError(problem, hint=_RAISE[phase], phase=phase)
 
 
 _WAITED: dict[TimeoutPhase, str] = {
-    "connect": "No connection to {url} within timeout.connect.",
-    "first_byte": "{url} did not begin its reply within timeout.first_byte.",
-    "stall": "{url} sent nothing more for timeout.stall.",
-    "total": "The call to {url} was not done within timeout.total.",
-    "pool": "No connection to {url} became free within timeout.pool.",
+    "connect": "No connection to {url} was established {within}.",
+    "first_byte": "{url} did not respond {within}.",
+    "stall": "{url} sent nothing more {within}.",
+    "total": "The call to {url} did not finish {within}.",
+    "pool": "No connection to {url} became free {within}.",
 }
 _RAISE: dict[TimeoutPhase, str] = {
     "connect": _ADVICE,
-    "first_byte": "Raise that limit if the server is known to be slow.",
-    "stall": "Raise that limit if the server is known to be slow.",
-    "total": "Raise that limit if the reply is long.",
-    "pool": "Close streams that are not needed any more, or raise max_connections.",
+    "first_byte": "Raise timeout.first_byte if the server is known to be slow.",
+    "stall": "Raise timeout.stall if the server is known to be slow.",
+    "total": "Raise timeout.total if the reply is long.",
+    "pool": "Close streams that are no longer needed, or raise max_connections.",
 }
 
 
 def _failed(
-    what: str, detail: str, advice: str = "", *, is_final: bool = False
+    what: str, detail: str, advice: str = "", *, option: str | None = None, is_final: bool = False
 ) -> APIConnectionError:
-    error = APIConnectionError(f"{what}: {detail}. {advice}".rstrip())
-    error.detail = detail
-    error.is_final = is_final
-    return error
+    return APIConnectionError(
+        f"{what}: {detail}.", hint=advice, option=option, detail=detail, is_final=is_final
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

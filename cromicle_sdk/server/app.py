@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.errors import ConfigurationError
-from cromicle_sdk._core.options import check_flag
+from cromicle_sdk._core.options import check_count, check_flag
 
 from .access_log import AccessLog
 from .backends import Backend, echo_backend
@@ -22,12 +22,7 @@ from .errors import AnswerHeaders, LastAnswer, Refusal, build_error, format_retr
 from .middleware import Visits
 from .observability import Metrics
 from .openapi import build_openapi
-from .options import (
-    DEFAULT_MAX_REQUEST_BYTES,
-    check_callable,
-    check_max_concurrent,
-    check_max_request_bytes,
-)
+from .options import DEFAULT_MAX_REQUEST_BYTES, check_callable
 from .request import receive_prompt
 from .response import StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
@@ -81,8 +76,9 @@ def create_app(
     accepted = build_tokens(given)
     answer = echo_backend() if backend is None else backend
     check_callable("backend", answer)
-    check_max_request_bytes(max_request_bytes)
-    check_max_concurrent(max_concurrent)
+    check_count("max_request_bytes", max_request_bytes)
+    if max_concurrent is not None:
+        check_count("max_concurrent", max_concurrent)
     check_flag("metrics", metrics)
     admission = Admission(max_concurrent)
     figures = Metrics() if metrics else None
@@ -122,7 +118,9 @@ def choose_app(
     defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES)
     if (backend, token, max_request_bytes) != defaults:
         raise ConfigurationError(
-            "app brings its own backend, token and max_request_bytes; pass those to create_app()"
+            "it has its own backend, token and max_request_bytes",
+            option="app",
+            hint="pass those to create_app()",
         )
     return app
 

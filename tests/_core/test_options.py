@@ -26,6 +26,9 @@ from cromicle_sdk._core.options import (
     Options,
     Retry,
     Timeout,
+    check_count,
+    check_seconds,
+    check_text,
 )
 from cromicle_sdk._core.secrets import Secret, hide_token
 
@@ -105,7 +108,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     ("variable", "value", "says"),
     [
         ("CROMICLE_BASE_URL", "ftp://h", "$CROMICLE_BASE_URL: it must begin with http"),
-        ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it can't have a query"),
+        ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it must not have a query"),
         ("CROMICLE_TOKEN", f"{CANARY}\udcff", "$CROMICLE_TOKEN: it has a lone surrogate"),
     ],
 )
@@ -190,6 +193,69 @@ def test_a_wrong_retry(name: str, value: Any) -> None:
     assert str(caught.value).startswith(f"retry.{name}: ")
 
 
+@pytest.mark.parametrize(
+    ("value", "limits", "says"),
+    [
+        (0, {}, "n: 0 is not 1 or more"),
+        (-1, {"minimum": 0}, "n: -1 is not 0 or more"),
+        (65536, {"minimum": 0, "maximum": 65535}, "n: 65536 is not 0 to 65535"),
+        (MORE_DIGITS_THAN_STR_SHOWS, {"maximum": 9}, "n: this number is not 1 to 9"),
+        ("5", {"maximum": 9}, "n: expected a whole number, 1 to 9, not str"),
+        (True, {}, "n: expected a whole number, 1 or more, not bool"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_check_count_rejects(value: Any, limits: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_count("n", value, **limits)
+    assert str(caught.value) == says
+    assert caught.value.option == "n"
+
+
+def test_check_count_returns_the_number() -> None:
+    assert check_count("n", 1) == 1
+    assert check_count("port", 0, minimum=0, maximum=65535) == 0
+    assert check_count("port", 65535, minimum=0, maximum=65535) == 65535
+
+
+def test_check_seconds_returns_the_number() -> None:
+    assert [check_seconds("s", value) for value in (0, 0.5, 3)] == [0, 0.5, 3]
+    assert check_seconds("s", 0.001, above_zero=True) == 0.001
+
+
+@pytest.mark.parametrize("value", [-1, -0.001, math.nan, math.inf, HUGE, True, "1", None])
+def test_check_seconds_rejects(value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_seconds("grace", value, hint="do this")
+    assert str(caught.value).startswith(
+        "grace: expected a finite number of seconds, 0 or more, not"
+    )
+    assert caught.value.option == "grace"
+    assert caught.value.hint == "do this"
+    with pytest.raises(ConfigurationError, match=r"above 0, not 0$"):
+        check_seconds("grace", 0, above_zero=True)
+
+
+@pytest.mark.parametrize("value", ["x", "täxt 😀", "\0"])
+def test_check_text_returns_the_text(value: str) -> None:
+    assert check_text("model", value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", "model: expected a str with at least one character"),
+        (CANARY.encode(), "model: expected a str, not bytes"),
+        (None, "model: expected a str, not NoneType"),
+        (f"{CANARY}\ud800", "model: it has a lone surrogate, which UTF-8 cannot encode"),
+    ],
+)
+def test_check_text_rejects_without_the_value(value: Any, says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_text("model", value)
+    assert str(caught.value) == says
+
+
 def test_timeout_and_retry_are_values() -> None:
     for value, other in ((Timeout(), Timeout(total=1)), (Retry(), Retry(attempts=1))):
         assert pickle.loads(pickle.dumps(value)) == value
@@ -216,8 +282,8 @@ def test_timeout_and_retry_are_values() -> None:
         ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),
         ({"retry": 3}, "retry: expected a Retry, not int"),
         ({"retry": None}, "retry: expected a Retry, not NoneType"),
-        ({"max_reply_bytes": 0}, "max_reply_bytes: 0 is below 1"),
-        ({"max_reply_bytes": -5}, "max_reply_bytes: -5 is below 1"),
+        ({"max_reply_bytes": 0}, "max_reply_bytes: 0 is not 1 or more"),
+        ({"max_reply_bytes": -5}, "max_reply_bytes: -5 is not 1 or more"),
         ({"max_reply_bytes": True}, "max_reply_bytes: expected a whole number"),
         ({"max_reply_bytes": 1.5}, "max_reply_bytes: expected a whole number"),
         ({"max_reply_bytes": None}, "max_reply_bytes: expected a whole number"),
@@ -233,6 +299,7 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_options(**options)
     assert str(caught.value).startswith(says)
+    assert caught.value.option == says.partition(":")[0]
     assert CANARY not in str(caught.value)
     assert isinstance(caught.value, ValueError)
 
@@ -240,7 +307,7 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_connections": 0}, "max_connections: 0 is below 1"),
+        ({"max_connections": 0}, "max_connections: 0 is not 1 or more"),
         ({"max_connections": 2.0}, "max_connections: expected a whole number"),
         ({"transport": "fast"}, "transport: 'fast' is not available"),
         ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
@@ -252,6 +319,7 @@ def test_wrong_connection_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_connection_options(**options)
     assert str(caught.value).startswith(says)
+    assert caught.value.option == says.partition(":")[0]
     assert "hunter2" not in str(caught.value)
 
 
@@ -389,13 +457,16 @@ def test_no_headers_for_one_call_are_those_of_the_client() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"timeout": -1}, "timeout.connect: -1"),
+        ({"timeout": -1}, "timeout.connect: expected a finite number"),
         ({"retry": 5}, "retry: "),
         ({"max_reply_bytes": 0}, "max_reply_bytes: "),
         ({"strict": "no"}, "strict: "),
         ({"headers": {"host": "x"}}, "headers: "),
         ({"headers": "a: b"}, "headers: "),
-        ({"token": Secret(CANARY)}, "token: a call has no such option; it has timeout, retry,"),
+        (
+            {"token": Secret(CANARY)},
+            "token: a call has no such option; the options are timeout,",
+        ),
         ({"base_url": "http://u:hunter2@h"}, "base_url: a call has no such option"),
         ({"timeuot": 1}, "timeuot: a call has no such option"),
     ],
@@ -420,7 +491,10 @@ def test_view_options() -> None:
     ("changes", "says"),
     [
         ({"token": Secret("")}, "token: it is empty"),
-        ({"timeout": -1, "token": Secret(CANARY)}, "timeout.connect: -1"),
+        (
+            {"timeout": -1, "token": Secret(CANARY)},
+            "timeout.connect: expected a finite number",
+        ),
         ({"base_url": "http://u:hunter2@h"}, "base_url: it belongs to the connections"),
         ({"proxy": "http://u:hunter2@h"}, "proxy: it belongs to the connections"),
         ({"max_connections": 5}, "max_connections: it belongs to the connections"),

@@ -110,13 +110,13 @@ def test_what_a_proxy_carries() -> None:
 def test_a_wrong_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as caught:
         find_proxy("http://h", proxy)
-    assert str(caught.value).startswith("proxy: not a proxy URL; write http://HOST:PORT")
+    assert str(caught.value).startswith("proxy: not a proxy URL; expected http://HOST:PORT")
     assert "hunter2" not in str(caught.value)
     if "://" in proxy and "\0" not in proxy and proxy.isascii():
         monkeypatch.setenv("HTTP_PROXY", proxy)
         with pytest.raises(ConfigurationError) as caught:
             find_proxy("http://h")
-        assert str(caught.value).startswith("the proxy variable http_proxy: not a proxy URL")
+        assert str(caught.value).startswith("$http_proxy: not a proxy URL")
         assert "hunter2" not in str(caught.value)
 
 

@@ -83,9 +83,9 @@ def test_errors_of_the_network(error: Exception) -> None:
     assert type(made) is APIConnectionError
     detail = made.detail
     assert detail
-    came = "No sound answer" if "ProtocolError" in type(error).__name__ else "No answer"
+    what = "Invalid response" if "ProtocolError" in type(error).__name__ else "No response"
     assert str(made) == (
-        f"{came} came from {URL}: {detail}. Check that the server runs and that base_url is right."
+        f"{what} from {URL}: {detail}. Check that the server runs and that base_url is right."
     )
     assert not made.is_final
 
@@ -123,8 +123,8 @@ def test_a_certificate_that_does_not_verify(error: Exception) -> None:
     made = translate(error)
     assert type(made) is APIConnectionError
     assert str(made) == (
-        f"The certificate of {URL} can't be trusted: self-signed certificate. "
-        "For a certificate authority of your own, pass verify=ssl_context."
+        f"The certificate of {URL} cannot be verified: self-signed certificate. "
+        "For a private certificate authority, pass verify=ssl_context."
     )
     assert made.is_final
 
@@ -147,7 +147,7 @@ def test_a_host_that_is_no_name(error: Exception) -> None:
     made = translate(error)
     assert type(made) is APIConnectionError
     assert str(made) == (
-        f"The host of {URL} can't be a name in DNS: label too long. Check base_url."
+        f"The host of {URL} is not a valid name in DNS: label too long. Check base_url."
     )
     assert made.is_final
 
@@ -173,7 +173,7 @@ def test_a_proxy_that_failed(error: Exception) -> None:
 def test_closed_by_the_caller() -> None:
     made = translate(ClosedByCaller("its client is closed"))
     assert type(made) is APIConnectionError
-    assert str(made) == f"The call to {URL} can't go on: its client is closed."
+    assert str(made) == f"The call to {URL} was cancelled: its client is closed."
     assert made.detail == "its client is closed"
     assert made.is_final
 

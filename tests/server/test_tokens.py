@@ -62,7 +62,7 @@ def test_a_file_has_a_token_on_each_line(path: Path, data: str, tokens: list[str
         (b"ok\ns3cret\xff\n", "line 2 of .* is not UTF-8"),
         (b"ok\ns3cret # of mine\n", "line 2 of .* a comment needs its own line"),
         (b"s3cret\n" * 200_000, "too long"),
-        (None, "can't be read: No such file"),
+        (None, "cannot be read: No such file"),
     ],
 )
 def test_a_file_that_can_not_be_used_is_named(
@@ -78,7 +78,7 @@ def test_a_file_that_can_not_be_used_is_named(
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"tokens: .*can't be read"):
+    with pytest.raises(ConfigurationError, match=r"tokens: .*cannot be read"):
         TokenFile(tmp_path)
 
 
@@ -143,9 +143,9 @@ def test_a_file_that_went_bad_keeps_the_tokens_of_before(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"tokens": []}, "tokens must hold"),
-        ({"tokens": "s3cret"}, "tokens must be an iterable of str or a TokenFile, not str"),
-        ({"tokens": 5}, "tokens must be"),
+        ({"tokens": []}, "tokens: expected at least one token"),
+        ({"tokens": "s3cret"}, "tokens: expected an iterable of str or a TokenFile, not str"),
+        ({"tokens": 5}, "tokens: expected"),
         ({"tokens": ["ok", ""]}, "tokens: "),
         ({"tokens": ["s3cret\ud800"]}, "tokens: it has a lone surrogate"),
         ({"tokens": ["ok", 5]}, "tokens: "),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+from cromicle_sdk._core.messages import find_lone_surrogate
+
 from .errors import build_invalid
 
 __all__ = ["Completion", "is_completion"]
@@ -139,12 +141,6 @@ def _read_part(part: object) -> str:
 
 
 def _check_text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        is_sound = False
-    else:
-        is_sound = True
-    if not is_sound:
+    if find_lone_surrogate(text) is not None:
         raise build_invalid("it sends half a character, an escape of a lone surrogate")
     return text
