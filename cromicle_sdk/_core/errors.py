@@ -49,6 +49,7 @@ __all__ = [
     "TimeoutPhase",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "add_sentence",
     "shorten",
     "status_error_class",
 ]
@@ -108,6 +109,10 @@ class CromicleError(Exception):
             return self.problem
         separator = " " if self.problem.endswith(".") else "; "
         return f"{self.problem}{separator}{self.hint}"
+
+    def __copy__(self) -> CromicleError:
+        # Unlike a pickle, a copy need not decode the partial text.
+        return _rebuild(type(self), self.args, self.__dict__.copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with `args` alone, which drops keyword-only facts.
@@ -330,6 +335,12 @@ class UnexpectedContentError(ReplyError):
     def __init__(self, message: str, *, body: str = "", attempts: int = 0, hint: str = "") -> None:
         super().__init__(message, attempts=attempts, hint=hint)
         self.body = body
+
+
+def add_sentence(error: CromicleError, sentence: str) -> CromicleError:
+    """A copy of the error with a sentence at the end of its problem."""
+    problem = error.problem if error.problem.endswith(".") else f"{error.problem}."
+    return _rebuild(type(error), (f"{problem} {sentence}",), error.__dict__.copy())
 
 
 def shorten(text: str) -> str:

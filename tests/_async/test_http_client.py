@@ -54,7 +54,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build_connection_options(proxy: object = None, verify: object = True) -> ConnectionOptions:
     return ConnectionOptions.build(
-        max_connections=None, proxy=proxy, verify=verify, transport=None, http_client=None
+        max_connections=None, proxy=proxy, verify=verify, http_client=None
     )
 
 
