@@ -35,8 +35,8 @@ RULES = [
             '"""A client for one chat endpoint, for blocking code.',
         ),
         (
-            "shared by tasks. After a fork, or on another event loop, it",
-            "shared by threads. After a fork it",
+            "Tasks may share a client. After a fork, or on another event loop, it",
+            "Threads may share a client. After a fork it",
         ),
         ("an asynchronous iterator of", "an iterator of"),
         ("While another task or thread reads", "While another thread reads"),

@@ -53,26 +53,27 @@ class AsyncClient:
 
     Options, all by keyword:
 
-    - `base_url`: an http or https URL, with a path prefix or none; without it
+    - `base_url`: an http or https URL, with or without a path prefix. Defaults to
       `$CROMICLE_BASE_URL`, else `https://cromicle.top`.
-    - `token`: sent and hashed; without it `$CROMICLE_TOKEN`, else `abc`.
-    - `timeout`: seconds, for every phase but `total`; or a `Timeout`; None for no limit.
-    - `retry`: a `Retry`; `Retry(attempts=1)` is none.
-    - `max_reply_bytes`: a longer reply ends in `ReplyTooLargeError`; 64 MiB by default.
-    - `max_connections`: calls past it wait their turn, within `timeout.total`; 1000 by default.
-    - `strict`: refuse what can't be told from a good reply: HTML, JSON, nothing, a body with
-      neither length nor chunks, bytes that are not UTF-8. False lets them through, bad bytes as
-      U+FFFD.
-    - `headers`: sent along; those of the protocol and of the framing are not theirs to set.
-    - `proxy`: an http, https or socks5 URL; without it the environment's, which is never used
-      for loopback addresses.
+    - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`.
+    - `timeout`: seconds for every phase but `total` and `pool`; or a `Timeout`; None for no limit.
+    - `retry`: a `Retry`; `Retry(attempts=1)` disables retries.
+    - `max_reply_bytes`: a longer reply raises `ReplyTooLargeError`. Defaults to 64 MiB.
+    - `max_connections`: calls in flight; further ones are queued, within `timeout.pool`. Defaults
+      to 1000.
+    - `strict`: reject any response that is not verifiably a complete plain-text reply: HTML, JSON,
+      an empty body, a body with neither length nor chunks, bytes that are not UTF-8. False accepts
+      them, with U+FFFD for invalid bytes. Defaults to True.
+    - `headers`: sent with each request. `Host`, the content headers and the encodings cannot be
+      overridden.
+    - `proxy`: an http, https or socks5 URL. Defaults to the environment's, which is never used for
+      loopback addresses.
     - `verify`: True, or an `ssl.SSLContext`.
-    - `transport`: reserved.
-    - `http_client`: your own httpx or httpx2 client; it is used as it is, and not closed. Limits
-      and URL of a request come from here.
+    - `http_client`: an httpx or httpx2 client of your own, which is used as it is and never closed.
+      The timeouts and the URL of a request are those given here.
 
-    It may be shared by tasks. After a fork, or on another event loop, it opens connections of
-    its own. A pickle of it holds its options, the token included.
+    Tasks may share a client. After a fork, or on another event loop, it
+    opens connections of its own. A pickle of it holds its options, and so the token.
 
     Raises `ConfigurationError`, which names the option. Close it, or use it in `async with`.
     """
@@ -90,7 +91,6 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         proxy: ProxyOption | None = None,
         verify: Literal[True] | ssl.SSLContext = True,
-        transport: Literal["fast"] | None = None,
         http_client: AsyncHTTPClient | None = None,
     ) -> None:
         secret = None if token is None else Secret(token)
@@ -109,7 +109,6 @@ class AsyncClient:
             max_connections=max_connections,
             proxy=proxy,
             verify=verify,
-            transport=transport,
             http_client=http_client,
             base_url=base_url,
         )
@@ -118,17 +117,17 @@ class AsyncClient:
     def _set_up(self, options: Options, connection_options: ConnectionOptions) -> None:
         self._options = options
         self._connection_options = connection_options
-        self._budget = RetryBudget()
+        self._budget = RetryBudget(options.retry.budget)
         self._is_view = False
         self._is_closed = False
         self._session = _connect(options, connection_options)
 
     async def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
-        """The whole reply to a text or to messages.
+        """Send a text or messages, and return the whole reply.
 
         `options` are the client's `timeout`, `retry`, `headers` (added to the client's),
-        `max_reply_bytes` and `strict`, for this call. A reply that broke off is asked for again,
-        as `retry` says, since nothing of it has been handed over.
+        `max_reply_bytes` and `strict`, for this call. A reply that breaks off is retried as `retry`
+        says, since nothing of it has been returned.
 
         Raises `InvalidMessageError` and `ConfigurationError` before anything is sent; then
         `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with
@@ -141,11 +140,11 @@ class AsyncClient:
             await stream.aclose()
 
     def stream(self, messages: Messages, **options: Unpack[CallOptions]) -> AsyncStream:
-        """The reply to a text or to messages, piece by piece as it arrives.
+        """Send a text or messages, and return the reply as a stream.
 
         Nothing is sent before the stream is entered or iterated. Options and errors are those of
-        `chat`; what is wrong with messages or options is raised here, the rest from the stream,
-        which never asks again once it has handed over text.
+        `chat`: invalid messages and options raise here, everything else raises from the stream,
+        which never retries after it has yielded text.
         """
         return self._start(messages, hide_token(cast("dict[str, Any]", options)), whole=False)
 
@@ -166,7 +165,7 @@ class AsyncClient:
         return view
 
     async def aclose(self) -> None:
-        """Close all connections; a call under way ends with an error. Closing twice is fine."""
+        """Close all connections; calls in flight raise an error. Idempotent."""
         self._is_closed = True
         if not self._is_view:
             await self._session.aclose()
@@ -188,7 +187,7 @@ class AsyncClient:
 
     def _check_open(self) -> None:
         if self.is_closed:
-            raise CromicleError("This client is closed. Make a new one, or close it later.")
+            raise CromicleError("This client is closed.", hint="Create a new one.")
 
     async def __aenter__(self) -> Self:
         self._check_open()
@@ -211,7 +210,7 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         if "_session" not in self.__dict__:
-            # A debugger may ask for it while an option is being refused.
+            # A debugger may call it while an option is being rejected.
             return f"<{type(self).__name__} without options>"
         closed = " closed" if self.is_closed else ""
         return f"<{type(self).__name__} {self._options.endpoint.base_url}{closed}>"

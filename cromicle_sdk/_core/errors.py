@@ -49,6 +49,8 @@ __all__ = [
     "TimeoutPhase",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "add_sentence",
+    "describe",
     "shorten",
     "status_error_class",
 ]
@@ -108,6 +110,10 @@ class CromicleError(Exception):
             return self.problem
         separator = " " if self.problem.endswith(".") else "; "
         return f"{self.problem}{separator}{self.hint}"
+
+    def __copy__(self) -> CromicleError:
+        # Unlike a pickle, a copy need not decode the partial text.
+        return _rebuild(type(self), self.args, self.__dict__.copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with `args` alone, which drops keyword-only facts.
@@ -332,6 +338,12 @@ class UnexpectedContentError(ReplyError):
         self.body = body
 
 
+def add_sentence(error: CromicleError, sentence: str) -> CromicleError:
+    """A copy of the error with a sentence at the end of its problem."""
+    problem = error.problem if error.problem.endswith(".") else f"{error.problem}."
+    return _rebuild(type(error), (f"{problem} {sentence}",), error.__dict__.copy())
+
+
 def shorten(text: str) -> str:
     """A text of a server as part of one line: short, and without control characters."""
     line = " ".join(text[: 4 * _MAX_QUOTED].split())
@@ -357,3 +369,12 @@ def status_error_class(status_code: int) -> type[APIStatusError]:
     if 500 <= status_code < 600:
         return InternalServerError
     return _STATUS_ERRORS.get(status_code, APIStatusError)
+
+
+def describe(error: CromicleError) -> str:
+    """An error in a few words for a log line; nothing of what the server wrote."""
+    if isinstance(error, APIStatusError):
+        return f"status {error.status_code}"
+    if isinstance(error, APITimeoutError):
+        return f"timeout ({error.phase})"
+    return type(error).__name__

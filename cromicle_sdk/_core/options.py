@@ -1,4 +1,4 @@
-"""Options: defaults, environment, checks."""
+"""The options of the clients: defaults, environment variables, checks."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ DEFAULT_BASE_URL = "https://cromicle.top"
 DEFAULT_MAX_REPLY_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_CONNECTIONS = 1000
 
-# No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
+# The longest single wait in seconds: sockets and event loops count milliseconds in 32 bits.
 LONGEST_WAIT = 2_000_000.0
 
 LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
 
 # RFC 9110, 5.6.2: token.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-# RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
-# there as opaque data, but a str does not say which bytes those would be.
+# RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. It allows other bytes as opaque
+# data, but a str has no bytes without an encoding.
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 
 
@@ -112,19 +112,21 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeout:
-    """How long a call may wait, in seconds; None is no limit.
+    """The time limits of a call, in seconds; None disables a limit.
 
-    - `connect`: until a connection is ready: DNS, TCP, proxy and TLS together.
-    - `first_byte`: from there until the first byte of the reply.
-    - `stall`: from one piece of the reply to the next.
-    - `total`: the whole call, with all attempts and the waits between them.
+    - `connect`: until a connection is established: DNS, TCP, proxy and TLS together.
+    - `first_byte`: from the end of the request to the first byte of the response.
+    - `stall`: from one chunk of the reply to the next.
+    - `total`: the whole call, with all attempts and the delays between them, from when it has
+      one of the client's `max_connections`.
+    - `pool`: the wait for one of the client's `max_connections`.
 
     Raises `ConfigurationError` for anything but None and finite numbers above 0.
     """
 
     connect: float | None = 5
-    first_byte: float | None = 60
-    stall: float | None = 60
+    first_byte: float | None = 300
+    stall: float | None = 120
     total: float | None = 600
     pool: float | None = 3600
 
@@ -139,13 +141,16 @@ class Timeout:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often and how soon a failed call is tried again.
+    """When a failed call is retried.
 
-    - `attempts`: requests at most, the first one included; 1 is no retry.
-    - `first_delay`, `max_delay`: the wait before retry n is drawn from 0 to the smaller of
+    - `attempts`: the maximum number of requests, the first one included; 1 disables retries.
+    - `first_delay`, `max_delay`: the delay before retry n is drawn from 0 to the smaller of
       `first_delay * 2 ** (n - 1)` and `max_delay` (seconds).
-    - `max_retry_after`: a server's `Retry-After` is kept up to this many seconds; one that asks
-      for more is raised at once.
+    - `max_retry_after`: a `Retry-After` header of at most this many seconds is obeyed; with a
+      longer one the error is raised at once.
+    - `budget`: the retries of all calls of a client share this many tokens. A retry costs 5, one
+      that obeys `Retry-After` costs nothing, and a success gives 1 back. The size is that of the
+      client's own `retry`; None for no limit, also for a single call.
 
     Raises `ConfigurationError` for a value out of range.
     """
@@ -154,9 +159,12 @@ class Retry:
     first_delay: float = 0.5
     max_delay: float = 8
     max_retry_after: float = 60
+    budget: int | None = 500
 
     def __post_init__(self) -> None:
         check_count("retry.attempts", self.attempts)
+        if self.budget is not None:
+            check_count("retry.budget", self.budget)
         for name in ("first_delay", "max_delay", "max_retry_after"):
             check_seconds(f"retry.{name}", getattr(self, name))
 
@@ -166,7 +174,7 @@ DEFAULT_RETRY = Retry()
 
 
 class CallOptions(TypedDict, total=False):
-    """What one call may set for itself: the client's options of the same names."""
+    """The options of one call, which override those of the client."""
 
     timeout: float | Timeout | None
     retry: Retry
@@ -176,14 +184,14 @@ class CallOptions(TypedDict, total=False):
 
 
 class ViewOptions(CallOptions, total=False):
-    """What `with_options` may set: a call's options, and the token."""
+    """The options of `with_options`: those of a call, and the token."""
 
     token: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a call needs to know, checked."""
+    """The checked options of a call."""
 
     endpoint: Endpoint
     token: Secret
@@ -205,7 +213,7 @@ class Options:
         strict: bool,
         headers: Mapping[str, str] | None,
     ) -> Options:
-        """A client's options; what is None comes from the environment, else is the default.
+        """The options of a client. None stands for the environment variable, else the default.
 
         Raises `ConfigurationError`, which names the option or the environment variable.
         """
@@ -223,9 +231,9 @@ class Options:
         )
 
     def with_call_options(self, options: Mapping[str, Any]) -> Options:
-        """These options with those that a call or a view sets for itself.
+        """These options, overridden by those of a call.
 
-        Headers are added to the ones there are. Raises `ConfigurationError`.
+        Headers are merged. Raises `ConfigurationError`.
         """
         if not options:
             return self
@@ -234,7 +242,7 @@ class Options:
             if name == "headers":
                 changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
             elif name == "timeout":
-                changes[name] = check_timeout(value, total=self.timeout.total)
+                changes[name] = check_timeout(value, base=self.timeout)
             elif name in _CHECKS:
                 changes[name] = _CHECKS[name](value)
             else:
@@ -245,7 +253,7 @@ class Options:
         return replace(self, **changes)
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
-        """These options with those that `with_options` sets. Raises `ConfigurationError`."""
+        """These options, overridden by those of a view. Raises `ConfigurationError`."""
         for name in options.keys() & _CONNECTION_OPTIONS:
             raise ConfigurationError(
                 "it belongs to the connections, which with_options() shares",
@@ -259,7 +267,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionOptions:
-    """What a client's connections need to know, checked as far as that goes without httpx."""
+    """The options of a client's connections, checked as far as possible without httpx."""
 
     max_connections: int
     proxy: Any = field(repr=False)
@@ -273,19 +281,13 @@ class ConnectionOptions:
         max_connections: int | None,
         proxy: object,
         verify: object,
-        transport: object,
         http_client: object,
         base_url: object = None,
     ) -> ConnectionOptions:
-        """`base_url` is only held against that of `http_client`, which would not be used.
+        """The options of a client. `base_url` is compared with that of `http_client`.
 
         Raises `ConfigurationError`, which names the option.
         """
-        if transport is not None:
-            raise ConfigurationError(
-                f"{transport!r} is not available; there is only the built-in transport",
-                option="transport",
-            )
         if http_client is not None:
             given = {"max_connections": max_connections, "proxy": proxy}
             for name in (name for name, value in given.items() if value is not None):
@@ -307,7 +309,7 @@ class ConnectionOptions:
         )
 
     def check_picklable(self) -> None:
-        """Raise `ConfigurationError` where an option only lives in this process."""
+        """Raise `ConfigurationError` for an option that cannot be pickled."""
         if self.http_client is not None:
             raise ConfigurationError(
                 "a client with its own http_client cannot be pickled", option="http_client"
@@ -321,17 +323,17 @@ class ConnectionOptions:
 
 
 def find_token(token: Secret | None) -> Secret:
-    """The token that is given, else the environment's, else the well-known one, checked."""
+    """The checked token: the option, else the environment variable, else the well-known token."""
     if token is not None:
         return check_token("token", token)
-    # An empty variable is how a shell says "not set".
+    # Shells set a variable to nothing to unset it for one command.
     if os.environ.get("CROMICLE_TOKEN"):
         return check_token("$CROMICLE_TOKEN", Secret(os.environ["CROMICLE_TOKEN"]))
     return Secret(DEFAULT_TOKEN)
 
 
 def check_token(name: str, token: Secret) -> Secret:
-    """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
+    """A token that can be sent. Raises `ConfigurationError`, which never quotes it."""
     problem = _token_problem(token)
     if problem is not None:
         raise ConfigurationError(problem, option=name)
@@ -339,7 +341,7 @@ def check_token(name: str, token: Secret) -> Secret:
 
 
 def _token_problem(token: Secret) -> str | None:
-    # Nothing is raised from here: `text` is the token in clear.
+    # Nothing is raised here: a traceback with locals would print `text`.
     text = cast("object", token.reveal())
     if not isinstance(text, str):
         return f"expected a str, not {_kind(text)}"
@@ -350,21 +352,21 @@ def _token_problem(token: Secret) -> str | None:
     return None
 
 
-def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total) -> Timeout:
+def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:
     """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
 
-    `total` is the one that stays where `value` is a number, which does not speak of it.
+    A number sets every limit but `total` and `pool`, which are those of `base`.
     """
     if isinstance(value, Timeout):
         return value
     if value is None:
-        return Timeout(connect=None, first_byte=None, stall=None, total=None)
+        return Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(
             f"expected a number of seconds, a Timeout or None, not {_kind(value)}",
             option="timeout",
         )
-    return Timeout(connect=value, first_byte=value, stall=value, total=total)
+    return replace(base, connect=value, first_byte=value, stall=value)
 
 
 def _check_retry(value: object) -> Retry:
@@ -378,7 +380,7 @@ def _check_retry(value: object) -> Retry:
 
 
 def _check_headers(value: object) -> dict[str, str]:
-    """Headers by lower-case name. Errors never quote a value: it may be a secret."""
+    """The headers by lower-case name. Errors never quote a value, which may be a secret."""
     if not isinstance(value, Mapping):
         raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
@@ -403,11 +405,9 @@ def _invalid_headers(problem: str) -> ConfigurationError:
     return ConfigurationError(problem, option="headers")
 
 
-_CONNECTION_OPTIONS = frozenset(
-    {"base_url", "max_connections", "proxy", "verify", "transport", "http_client"}
-)
+_CONNECTION_OPTIONS = frozenset({"base_url", "max_connections", "proxy", "verify", "http_client"})
 
-# The framing is ours; `accept-encoding` is the protocol's, since a compressed reply is refused.
+# The client sets the framing; the protocol sets `accept-encoding`, as it has no compressed replies.
 _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 
 _CHECKS: dict[str, Callable[[object], object]] = {

@@ -279,6 +279,12 @@ class ResponseDecoder:
             self._text.clear()
         return self._reply
 
+    @property
+    def summary(self) -> str:
+        """Figures for a log line; nothing of what was said."""
+        elapsed = 0.0 if self._ended is None else self._ended - self._started
+        return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
+
     def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
         # One search instead of one for each name and value: nearly always there is no secret.
         everything = "\n".join([text for pair in pairs for text in pair])

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from cromicle_sdk._core.errors import CromicleError
+from cromicle_sdk._core.errors import CromicleError, describe
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Stream"]
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("cromicle_sdk")
 
 _State = Literal["new", "open", "ended", "closed", "failed"]
 
@@ -81,8 +84,8 @@ class Stream:
         """The whole reply. Raises `CromicleError` before the stream has ended."""
         if self._state != "ended" or self._decoder is None:
             raise CromicleError(
-                "This stream has not ended, so there is no reply yet. "
-                "Iterate it to its end or call read(); text is what has arrived."
+                "This stream has not ended, so there is no reply yet.",
+                hint="Iterate it to its end or call read(); text is what has arrived.",
             )
         return self._decoder.reply
 
@@ -154,8 +157,8 @@ class Stream:
     def _start_reading(self) -> None:
         if not self._reading.acquire(blocking=False):
             raise CromicleError(
-                "This stream is being read elsewhere at the same time. "
-                "Give each reader a stream of its own."
+                "This stream is being read elsewhere at the same time.",
+                hint="Create a stream for each reader.",
             )
 
     def _run(self, step: Callable[[], T]) -> T:
@@ -191,6 +194,7 @@ class Stream:
         self._decoder = None
         self._attempt = attempt = self._session.start_attempt(self._call)
         self._attempts.begin()
+        _logger.debug("attempt %d: POST %s", self._attempts.count, self._options.endpoint.url)
         self._decoder = decoder = ResponseDecoder(
             self._options,
             redact=self._request.redact,
@@ -224,6 +228,7 @@ class Stream:
                 self._close_attempt()
                 self._attempts.succeed()
                 self._state = "ended"
+                _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
             if text:
                 return text
         return None
@@ -242,13 +247,19 @@ class Stream:
         self._close_attempt()
         call = self._call
         assert call is not None, "nothing fails before a call has started"
-        wait = self._attempts.wait_after(
-            failure, time_left=call.timeouts.total_left(time.monotonic())
-        )
-        if wait is None:
+        decision = self._attempts.decide(failure, time_left=call.find_limit())
+        if decision.wait is None:
             self._state = "failed"
-            raise failure from cause
-        call.sleep(wait)
+            _logger.debug("attempt %d failed: %s", self._attempts.count, describe(failure))
+            raise decision.error from cause
+        _logger.info(
+            "retrying in %.2f s, after attempt %d of %d: %s",
+            decision.wait,
+            self._attempts.count,
+            self._options.retry.attempts,
+            describe(failure),
+        )
+        call.sleep(decision.wait)
 
     def _fail(self) -> None:
         self._state = "failed"
@@ -263,7 +274,8 @@ class Stream:
         decoder = self._decoder
         if decoder is None or decoder.status_code is None:
             raise CromicleError(
-                "This stream has not begun, so there is no status yet. Enter or iterate it first."
+                "This stream has not begun, so there is no status yet.",
+                hint="Enter or iterate it first.",
             )
         return decoder.status_code, decoder.headers
 
@@ -271,7 +283,8 @@ class Stream:
         if self._state in ("closed", "failed"):
             raise CromicleError(
                 f"This stream has {'failed' if self._state == 'failed' else 'been closed'} before "
-                "its end, so there is no more text. Start a new one.",
+                "its end, so there is no more text.",
                 partial_text=self.text,
                 attempts=self._attempts.count,
+                hint="Create a new one.",
             )

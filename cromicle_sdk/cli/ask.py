@@ -47,7 +47,7 @@ class Target:
                     base_url=base_url,
                     token=token,
                     timeout=_build_timeout(self.timeout, self.total),
-                    retry=Retry() if self.retries is None else Retry(attempts=self.retries + 1),
+                    retry=_build_retry(self.retries),
                     headers=self.headers,
                 )
             )
@@ -119,6 +119,11 @@ def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
     if total is not None:
         limits.update(total=total)
     return Timeout(**limits)
+
+
+def _build_retry(retries: int | None) -> Retry:
+    # The budget protects a server from many calls; this is one.
+    return Retry() if retries is None else Retry(attempts=retries + 1, budget=None)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ Examples:
     type=parse_limit,
     metavar="SECONDS",
     help="The time limit for a connection, for the first text, and between two texts."
-    "  [default: 5, 60 and 60]",
+    "  [default: 5, 300 and 120]",
 )
 @click.option(
     "--total",
@@ -185,7 +185,7 @@ Examples:
     type=parse_limit,
     metavar="SECONDS",
     help="The time limit for a connection to the model server, for its first bytes, and between"
-    " two reads.  [default: 5, 60 and 60; 600 for a whole response]",
+    " two reads.  [default: 5, 300 and 120; 600 for a whole response]",
 )
 @click.option("--system", metavar="TEXT", help="A system message before each prompt.")
 @click.option(

@@ -565,7 +565,7 @@ def test_a_stream_that_is_over_can_not_be_entered(
         async with runtime.client(base_url=faults.base_url) as client:
             stream = client.stream("Hi")
             await (stream.aclose() if end == "closed" else outcome(stream.read()))
-            with pytest.raises(CromicleError, match="Start a new one"):
+            with pytest.raises(CromicleError, match="Create a new one"):
                 await stream.__aenter__()
 
     runtime.run(scenario)

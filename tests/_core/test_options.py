@@ -63,7 +63,6 @@ def build_connection_options(**changes: Any) -> ConnectionOptions:
         "max_connections": None,
         "proxy": None,
         "verify": True,
-        "transport": None,
         "http_client": None,
     }
     return ConnectionOptions.build(**{**values, **changes})
@@ -78,9 +77,9 @@ def test_defaults() -> None:
     assert options.token.reveal() == "abc"
     assert options.headers == {}
     assert DEFAULT_MAX_REPLY_BYTES == 64 * 1024 * 1024
-    assert DEFAULT_TIMEOUT == Timeout(connect=5, first_byte=60, stall=60, total=600) == Timeout()
-    assert Retry(attempts=3, first_delay=0.5, max_delay=8, max_retry_after=60) == DEFAULT_RETRY
-    assert Retry() == DEFAULT_RETRY
+    assert dataclasses.astuple(DEFAULT_TIMEOUT) == (5, 300, 120, 600, 3600)
+    assert dataclasses.astuple(DEFAULT_RETRY) == (3, 0.5, 8, 60, 500)
+    assert (Timeout(), Retry()) == (DEFAULT_TIMEOUT, DEFAULT_RETRY)
     assert build_connection_options().max_connections == 1000
     assert build_connection_options(max_connections=3).max_connections == 3
 
@@ -129,9 +128,9 @@ def test_a_wrong_variable_is_named(
     ("value", "expected"),
     [
         (Timeout(total=1), Timeout(total=1)),
-        (3, Timeout(connect=3, first_byte=3, stall=3, total=600)),
-        (0.25, Timeout(connect=0.25, first_byte=0.25, stall=0.25, total=600)),
-        (None, Timeout(connect=None, first_byte=None, stall=None, total=None)),
+        (3, Timeout(connect=3, first_byte=3, stall=3, total=600, pool=3600)),
+        (0.25, Timeout(connect=0.25, first_byte=0.25, stall=0.25)),
+        (None, Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)),
     ],
 )
 def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
@@ -141,7 +140,7 @@ def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
 BAD_SECONDS = [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "5", b"5", [], 1j, HUGE, -HUGE]
 
 
-@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall", "total"])
+@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall", "total", "pool"])
 @pytest.mark.parametrize("value", BAD_SECONDS, ids=lambda value: str(value)[:8])
 def test_wrong_seconds(phase: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -167,6 +166,8 @@ def test_a_wrong_timeout(value: Any) -> None:
         {"attempts": 10**9},
         {"first_delay": 0, "max_delay": 0, "max_retry_after": 0},
         {"first_delay": 1e300},
+        {"budget": 1},
+        {"budget": None},
     ],
 )
 def test_retry(value: dict[str, Any]) -> None:
@@ -179,6 +180,7 @@ def test_retry(value: dict[str, Any]) -> None:
     ("name", "value"),
     [
         *(("attempts", value) for value in (0, -1, 1.0, "1", None, True)),
+        *(("budget", value) for value in (0, -1, 1.0, "1", True)),
         *(
             (name, value)
             for name in ("first_delay", "max_delay", "max_retry_after")
@@ -309,7 +311,6 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
     [
         ({"max_connections": 0}, "max_connections: 0 is not 1 or more"),
         ({"max_connections": 2.0}, "max_connections: expected a whole number"),
-        ({"transport": "fast"}, "transport: 'fast' is not available"),
         ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
         ({"http_client": "x", "max_connections": 5}, "max_connections: set it on your own"),
         ({"http_client": "x", "verify": False}, "verify: set it on your own"),
@@ -442,10 +443,10 @@ def test_call_options() -> None:
     assert options == build_options(headers={"a": "1", "b": "2"})
 
 
-def test_a_number_for_one_call_does_not_speak_of_the_total() -> None:
-    options = build_options(timeout=Timeout(connect=1, total=30))
+def test_a_number_for_one_call_keeps_total_and_pool_of_the_client() -> None:
+    options = build_options(timeout=Timeout(connect=1, total=30, pool=7))
     changed = options.with_call_options({"timeout": 5}).timeout
-    assert changed == Timeout(connect=5, first_byte=5, stall=5, total=30)
+    assert changed == Timeout(connect=5, first_byte=5, stall=5, total=30, pool=7)
     assert options.with_call_options({"timeout": None}).timeout.total is None
 
 
