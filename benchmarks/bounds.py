@@ -50,6 +50,7 @@ BOUNDS = (
     Bound("memory", "cromicle asyncio", "its size", "memory", 2.5),
     Bound("memory", "cromicle blocking, iterated", "its size, iterated", "memory", 2.0),
     Bound("memory", "cromicle asyncio, iterated", "its size, iterated", "memory", 2.0),
+    Bound("memory", "cromicle blocking, iterated, dashes", "its size, iterated", "memory", 2.0),
     Bound("flood", "cromicle blocking", "250 ms", "wall", 1.0),
     Bound("flood", "cromicle asyncio", "250 ms", "wall", 1.0),
     Bound("flood", "cromicle trio", "250 ms", "wall", 1.0),

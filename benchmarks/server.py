@@ -3,7 +3,8 @@
 The path of a request defines the reply: `/{tokens}/{size}/{gap}/…`, a number of tokens (0: without
 end, as fast as the client reads), of a number of characters, and a number of milliseconds apart (0:
 all in one write). Its last part is the protocol: `chat` is Cromicle's, `v1/chat/completions`
-OpenAI's, `api/chat` Ollama's. A token is one HTTP chunk in each.
+OpenAI's, `api/chat` Ollama's. A token is one HTTP chunk in each. `dashes/chat` is Cromicle's, with
+tokens that begin with a dash.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ _MODEL = "benchmark"
 
 @dataclass(frozen=True)
 class ReplySpec:
-    """One reply: the number of tokens, their characters, and the milliseconds between them."""
+    """One reply: the number of tokens, their characters, and the milliseconds between them.
+
+    With `dashes` each token begins with a dash, so that a `str` takes two bytes a character.
+    """
 
     tokens: int
     size: int = len(TOKEN)
     gap: int = 0
+    dashes: bool = False
 
     @property
     def path(self) -> str:
-        return f"/{self.tokens}/{self.size}/{self.gap}"
+        return f"/{self.tokens}/{self.size}/{self.gap}{'/dashes' if self.dashes else ''}"
 
     @property
     def characters(self) -> int:
@@ -148,6 +153,10 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def _frame_dashes(text: str) -> bytes:
+    return f"\N{EM DASH}{text[1:]}".encode()
+
+
 def _frame_openai(text: str) -> bytes:
     event = {
         "id": "chatcmpl-1",
@@ -171,6 +180,7 @@ def _frame_ollama(text: str, *, is_last: bool = False) -> bytes:
 
 _PROTOCOLS: dict[str, tuple[bytes, Callable[[str], bytes], bytes]] = {
     "chat": (b"text/plain; charset=utf-8", str.encode, b""),
+    "dashes/chat": (b"text/plain; charset=utf-8", _frame_dashes, b""),
     "v1/chat/completions": (b"text/event-stream", _frame_openai, b"data: [DONE]\n\n"),
     "api/chat": (b"application/x-ndjson", _frame_ollama, _frame_ollama("", is_last=True)),
 }
