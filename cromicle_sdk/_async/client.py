@@ -73,7 +73,8 @@ class AsyncClient:
       The timeouts and the URL of a request are those given here.
 
     Tasks may share a client. After a fork, or on another event loop, it
-    opens connections of its own. A pickle of it holds its options, and so the token.
+    opens connections of its own.
+    A pickle of it holds its options, and so the token.
 
     Raises `ConfigurationError`, which names the option. Close it, or use it in `async with`.
     """

@@ -74,7 +74,8 @@ class Client:
       The timeouts and the URL of a request are those given here.
 
     Threads may share a client. After a fork it
-    opens connections of its own. A pickle of it holds its options, and so the token.
+    opens connections of its own.
+    A pickle of it holds its options, and so the token.
 
     Raises `ConfigurationError`, which names the option. Close it, or use it in `with`.
     """
