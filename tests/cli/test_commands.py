@@ -215,7 +215,10 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--system", "S"], "--system is for a model server"),
         (["serve", "--parse-roles"], "--parse-roles is for a model server"),
         (["serve", "--token", "s3cret", "--tokens-file", "f"], "exclude each other"),
-        (["serve", "--tokens-file", "/no/such/file"], "--tokens-file: /no/such/file can't be read"),
+        (
+            ["serve", "--tokens-file", "/no/such/file"],
+            "--tokens-file: /no/such/file cannot be read",
+        ),
         (["serve", "--max-concurrent", "0"], "'--max-concurrent'"),
         (["serve", "--max-request-bytes", "0"], "'--max-request-bytes'"),
         (["serve", "--grace", "-1"], "'--grace'"),

@@ -504,7 +504,7 @@ class TestBeforeTheFirstText:
         def fail(*args: Any, **options: Any) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("cromicle_sdk._async.client.pool.AsyncExchange.send", fail)
+        monkeypatch.setattr("cromicle_sdk.server.openai.client.Call.send", fail)
         error = refuse(faults)
         assert (error.status_code, code_of(error)) == (500, "backend_failed")
 
