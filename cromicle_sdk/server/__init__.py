@@ -24,7 +24,7 @@ try:
     from .tokens import TokenFile
 except ImportError as _error:
     raise ImportError(
-        "cromicle_sdk.server requires starlette, uvicorn, httpx-sse and prometheus-client; "
+        "cromicle_sdk.server requires starlette, uvicorn and prometheus-client; "
         'install them with: pip install "cromicle-sdk[server]"'
     ) from _error
 

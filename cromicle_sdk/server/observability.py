@@ -44,7 +44,7 @@ class RequestRecord:
 
     `path` is one of `PATHS` relative to the mount point, otherwise "other"; `method` is one of
     `METHODS`, otherwise "other": no attribute is free text. `status` is None until the response
-    starts. `body_length` is that of the response body in bytes; `characters` is the length of a reply.
+    starts. `body_length` is in bytes; `characters` is the length of a reply.
     `first_text` and `duration` are seconds since the request's headers were received.
 
     `end` is None while the request is in progress. Then it is "complete"; "truncated", where the

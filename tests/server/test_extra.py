@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn", "httpx_sse", "prometheus_client"])
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn", "prometheus_client"])
 def test_the_import_error_contains_the_install_command(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
