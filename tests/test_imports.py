@@ -27,7 +27,7 @@ MODULES: dict[str, set[str]] = {
     "_core.messages": {"_core.errors"},
     "_core.secrets": set(),
     "_core.endpoint": {"_core.errors", "_core.secrets"},
-    "_core.options": {"_core.endpoint", "_core.errors", "_core.secrets"},
+    "_core.options": {"_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"},
     "_core.request": {
         *("_core.endpoint", "_core.messages", "_core.options", "_core.secrets", "_version"),
     },

@@ -68,7 +68,7 @@ def test_the_tree_of_errors_names_every_error() -> None:
 
 
 def test_the_table_of_options_names_every_option() -> None:
-    options = set(cromicle_sdk.Client.__init__.__kwdefaults__ or ()) - {"transport"}
+    options = set(cromicle_sdk.Client.__init__.__kwdefaults__ or ())
     assert options <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
 
 

@@ -68,8 +68,8 @@ class AsyncClient:
     - `base_url`: an http or https URL, with a path prefix or none; without it
       `$CROMICLE_BASE_URL`, else `https://cromicle.top`.
     - `token`: sent and hashed; without it `$CROMICLE_TOKEN`, else `abc`.
-    - `timeout`: seconds, for every phase but `total`; or a `Timeout`; None for no limit.
-    - `retry`: a `Retry`; `Retry(attempts=1)` is none.
+    - `timeout`: seconds, for every phase but `total` and `pool`; or a `Timeout`; None for no limit.
+    - `retry`: a `Retry`; `Retry(attempts=1)` disables retries.
     - `max_reply_bytes`: a longer reply ends in `ReplyTooLargeError`; 64 MiB by default.
     - `max_connections`: calls past it wait their turn, within `timeout.total`; 1000 by default.
     - `strict`: refuse what can't be told from a good reply: HTML, JSON, nothing, a body with
@@ -79,7 +79,6 @@ class AsyncClient:
     - `proxy`: an http, https or socks5 URL; without it the environment's, which is never used
       for loopback addresses.
     - `verify`: True, or an `ssl.SSLContext`.
-    - `transport`: reserved.
     - `http_client`: your own httpx or httpx2 client; it is used as it is, and not closed. Limits
       and URL of a request come from here.
 
@@ -102,7 +101,6 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         proxy: ProxyOption | None = None,
         verify: Literal[True] | ssl.SSLContext = True,
-        transport: Literal["fast"] | None = None,
         http_client: AsyncHTTPClient | None = None,
     ) -> None:
         secret = None if token is None else Secret(token)
@@ -121,7 +119,6 @@ class AsyncClient:
             max_connections=max_connections,
             proxy=proxy,
             verify=verify,
-            transport=transport,
             http_client=http_client,
             base_url=base_url,
         )
@@ -130,7 +127,7 @@ class AsyncClient:
     def _set_up(self, options: Options, connection_options: ConnectionOptions) -> None:
         self._options = options
         self._connection_options = connection_options
-        self._budget = RetryBudget()
+        self._budget = RetryBudget(options.retry.budget)
         self._is_view = False
         self._is_closed = False
         self._connections = _connect(options, connection_options)
@@ -448,14 +445,14 @@ class AsyncStream:
     async def _recover(self, failure: CromicleError, cause: BaseException | None) -> None:
         """Wait for the next attempt, or raise."""
         await self._drop_exchange()
-        wait = self._attempts.wait_after(failure, time_left=self._limits.total_left())
-        if wait is None:
+        decision = self._attempts.decide(failure, time_left=self._limits.total_left())
+        if decision.wait is None:
             self._state = "failed"
-            raise failure from cause
+            raise decision.error from cause
         self._pause = io.Pause()
         if self._state == "closed":
             self._pause.end()
-        await self._connections.wait(wait, self._pause)
+        await self._connections.wait(decision.wait, self._pause)
 
     async def _fail(self) -> None:
         self._state = "failed"

@@ -11,9 +11,9 @@ from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 from .errors import ConfigurationError
 from .secrets import Secret
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "is_local_destination", "is_loopback"]
 
-_URL_FORM = "write https://HOST[:PORT][/PATH]"
+_URL_FORM = "expected https://HOST[:PORT][/PATH]"
 
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
 
@@ -71,29 +71,54 @@ class Endpoint:
         return self.url.removesuffix("/chat")
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether it is this machine: `localhost`, names below it (RFC 6761), 127/8 and ::1.
+    def is_local(self) -> bool:
+        """Whether a connection to it stays on this machine."""
+        return is_local_destination(self.host)
 
-        So are 0.0.0.0 and ::, to which a connection ends up on this machine, too.
-        """
-        name = self.host.removesuffix(".")
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        address = _parse_ip(name)
-        if address is None:
-            return False
-        address = getattr(address, "ipv4_mapped", None) or address
-        return address.is_loopback or address.is_unspecified
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on `host` is reachable from this machine only.
+
+    True for `localhost` and the names below it (RFC 6761, 6.3), 127.0.0.0/8 and ::1, also mapped
+    to IPv6 and with a trailing dot. False for 0.0.0.0 and ::, which are all interfaces, and for
+    any other name, which may resolve to any address.
+    """
+    name = _normalize(host)
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _parse_unmapped_ip(name)
+    return address is not None and address.is_loopback
+
+
+def is_local_destination(host: str) -> bool:
+    """Whether a connection to `host` stays on this machine.
+
+    True for what `is_loopback` accepts, and for 0.0.0.0 and ::, to which systems connect as to
+    the loopback address.
+    """
+    address = _parse_unmapped_ip(_normalize(host))
+    return is_loopback(host) or (address is not None and address.is_unspecified)
+
+
+def _normalize(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _parse_unmapped_ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The address, the IPv4 one where IPv6 maps it (::ffff:127.0.0.1); None for a name."""
+    address = _parse_ip(host)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
     """The parts of an http URL that has nothing after its path, and its port."""
     if not isinstance(base_url, str):
         kind = type(base_url).__name__
-        raise ConfigurationError(f"{name}: expected a URL as a str, not {kind}")
+        raise ConfigurationError(f"expected a URL as a str, not {kind}", option=name)
     if _NOT_IN_URL.search(base_url):
         raise ConfigurationError(
-            f"{name}: it holds a character that a URL can't hold (a space, a quote, a control)"
+            "it contains a character that is not allowed in a URL (a space, a quote, a control)",
+            option=name,
         )
     try:
         base_url.encode()
@@ -101,32 +126,36 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
         port = parts.port
     except ValueError:
         # What urllib says would quote the URL, and so a password in it.
-        raise ConfigurationError(f"{name}: not a URL; {_URL_FORM}") from None
+        raise ConfigurationError("not a URL", option=name, hint=_URL_FORM) from None
     if parts.scheme not in ("http", "https"):
-        raise ConfigurationError(f"{name}: it must begin with http:// or https://")
+        raise ConfigurationError("it must begin with http:// or https://", option=name)
     if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
-        raise ConfigurationError(f"{name}: it can't have a query or a fragment")
+        raise ConfigurationError("it must not have a query or a fragment", option=name)
     if port == 0:
-        raise ConfigurationError(f"{name}: port 0 can't be connected to")
+        raise ConfigurationError("port 0 is not a port to connect to", option=name)
     return parts, port
 
 
 def _check_host(name: str, parts: SplitResult) -> str:
     """The host as it is asked for: a name in ASCII, or an address without brackets."""
     if not parts.hostname:
-        raise ConfigurationError(f"{name}: it names no host; {_URL_FORM}")
+        raise ConfigurationError("it has no host", option=name, hint=_URL_FORM)
     userinfo, _, host_and_port = parts.netloc.rpartition("@")
     # Python 3.10 lets brackets pass that later versions refuse.
     is_sound = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
     is_literal = host_and_port.startswith("[")
     if not is_sound or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
-        raise ConfigurationError(f"{name}: its host or port is not valid; {_URL_FORM}")
+        raise ConfigurationError("its host or port is not valid", option=name, hint=_URL_FORM)
     host = _ascii_host(name, parts.hostname)
     if len(host) > _LONGEST_HOST:
-        raise ConfigurationError(f"{name}: its host is longer than a name can be")
+        raise ConfigurationError(f"its host is longer than {_LONGEST_HOST} characters", option=name)
     if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
-        # A resolver may well know 127.1 or 0x7f.1, but they disagree on what it is.
-        raise ConfigurationError(f"{name}: write an IPv4 address as four numbers, as 127.0.0.1")
+        # Resolvers that accept 127.1 or 0x7f.1 disagree on the address.
+        raise ConfigurationError(
+            "its host is not a valid IPv4 address",
+            option=name,
+            hint="write the address as four numbers, as in 127.0.0.1",
+        )
     return host
 
 
@@ -142,8 +171,9 @@ def _ascii_host(name: str, host: str) -> str:
         return host
     if not _IDNA_DEVIATIONS.isdisjoint(host):
         raise ConfigurationError(
-            f"{name}: its host has a letter that IDNA 2003 and 2008 read differently; "
-            "write the host as xn--"
+            "its host has a letter that IDNA 2003 and IDNA 2008 encode differently",
+            option=name,
+            hint="write the host in its encoded form (xn--...)",
         )
     try:
         encoded = host.encode("idna").decode("ascii")
@@ -151,7 +181,7 @@ def _ascii_host(name: str, host: str) -> str:
         encoded = ""
     # IDNA folds some characters to what must not stand in a host: a space, a slash.
     if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
-        raise ConfigurationError(f"{name}: its host is not a name that DNS can hold")
+        raise ConfigurationError("its host is not a valid DNS name", option=name)
     return encoded
 
 

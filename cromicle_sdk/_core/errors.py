@@ -1,11 +1,11 @@
-"""Every error that leaves the package.
+"""The errors that the package raises.
 
 CromicleError
 ├── ConfigurationError             also ValueError
 ├── InvalidMessageError            also ValueError
-├── APIConnectionError             no answer came
+├── APIConnectionError             no response
 │   └── APITimeoutError            also TimeoutError
-├── APIStatusError                 an answer that refuses
+├── APIStatusError                 a status that is not a success
 │   ├── BadRequestError            400
 │   ├── AuthenticationError        401
 │   ├── PermissionDeniedError      403
@@ -15,11 +15,11 @@ CromicleError
 │   ├── RateLimitError             429
 │   ├── RedirectError              3xx
 │   └── InternalServerError        5xx
-└── ReplyError                     the answer began and went wrong
-    ├── IncompleteReplyError       cut off
-    ├── ReplyTooLargeError         past max_reply_bytes
+└── ReplyError                     the response failed after it had started
+    ├── IncompleteReplyError       truncated
+    ├── ReplyTooLargeError         longer than max_reply_bytes
     ├── ReplyDecodeError           not UTF-8
-    └── UnexpectedContentError     not a reply at all
+    └── UnexpectedContentError     not a reply
 """
 
 from __future__ import annotations
@@ -49,32 +49,74 @@ __all__ = [
     "TimeoutPhase",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "add_sentence",
     "shorten",
     "status_error_class",
 ]
 
-# Enough of what a server said for one line of an error.
+# The longest quote of a server in a message, which is one line.
 _MAX_QUOTED = 200
 
 TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
 
 
 class CromicleError(Exception):
-    """The base of every error of this package.
+    """The base class of every error of this package.
 
-    `partial_text` is the part of the reply that had arrived, "" where none had: always an
-    exact beginning of what was sent. `attempts` is how many attempts were begun, 0 where the call
-    itself was wrong. Errors pickle and copy; two of one type with the same facts are equal.
+    `str(error)` is `problem` followed by `hint`, the advice what to do next, "" if there is none.
+    `option` is the name of the option that the hint is about, None if there is no such option.
+    `partial_text` is the part of the reply that arrived before the error, "" if none did: always
+    an exact beginning of the reply. `attempts` is the number of requests begun, 0 if the call
+    itself was invalid. Errors can be pickled and copied; two errors of one type with the same
+    facts are equal.
     """
 
-    def __init__(self, message: str, *, partial_text: str = "", attempts: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial_text: str | bytes | bytearray = "",
+        attempts: int = 0,
+        hint: str = "",
+        option: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.partial_text = partial_text
+        self._partial_text = partial_text
         self.attempts = attempts
+        self.hint = hint
+        self.option = option
+
+    @property
+    def partial_text(self) -> str:
+        """The part of the reply that arrived before the error."""
+        # A reply of a gigabyte takes longer to decode than a call may exceed its deadline, so
+        # the bytes of a reply are kept as they are until somebody reads them as text.
+        if not isinstance(self._partial_text, str):
+            self._partial_text = self._partial_text.decode(errors="replace")
+        return self._partial_text
+
+    @partial_text.setter
+    def partial_text(self, value: str | bytes | bytearray) -> None:
+        self._partial_text = value
+
+    @property
+    def problem(self) -> str:
+        """The message without the hint."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        if not self.hint:
+            return self.problem
+        separator = " " if self.problem.endswith(".") else "; "
+        return f"{self.problem}{separator}{self.hint}"
+
+    def __copy__(self) -> CromicleError:
+        # Unlike a pickle, a copy need not decode the partial text.
+        return _rebuild(type(self), self.args, self.__dict__.copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with `args` alone, which drops keyword-only facts.
-        return _rebuild, (type(self), self.args, self.__dict__.copy())
+        return _rebuild, (type(self), self.args, _facts(self) | _notes(self))
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other) or not isinstance(other, CromicleError):
@@ -95,53 +137,97 @@ def _rebuild(
 
 
 def _facts(error: CromicleError) -> dict[str, Any]:
-    # Notes are what a reader of the traceback added, not what happened.
-    return {name: value for name, value in error.__dict__.items() if name != "__notes__"}
+    facts = {name: value for name, value in error.__dict__.items() if name != "__notes__"}
+    return {**facts, "_partial_text": error.partial_text}
+
+
+def _notes(error: CromicleError) -> dict[str, Any]:
+    # Notes (PEP 678) describe where an error was caught; they belong to a copy, not to the facts.
+    notes = error.__dict__.get("__notes__")
+    return {} if notes is None else {"__notes__": notes}
 
 
 class ConfigurationError(CromicleError, ValueError):
-    """An option has a value that it can't have; the message names the option."""
+    """An option has an invalid value.
+
+    `option` is the name of the option ("timeout.total") or of the environment variable
+    ("$CROMICLE_TOKEN"), with which the message begins; None if the error is not about one option.
+    """
+
+    def __init__(self, problem: str, *, option: str | None = None, hint: str = "") -> None:
+        message = problem if option is None else f"{option}: {problem}"
+        super().__init__(message, hint=hint, option=option)
 
 
 class InvalidMessageError(CromicleError, ValueError):
-    """A message can't be sent. `index` is its place, None where it is not about one message."""
+    """A message cannot be sent.
 
-    def __init__(self, problem: str, *, index: int | None = None) -> None:
-        where = "" if index is None else f"message {index}: "
-        super().__init__(where + problem)
+    `index` is the position of the message, with which the message of the error begins; None if
+    the error is not about one message.
+    """
+
+    def __init__(self, problem: str, *, index: int | None = None, hint: str = "") -> None:
+        super().__init__(problem if index is None else f"message {index}: {problem}", hint=hint)
         self.index = index
 
 
 class APIConnectionError(CromicleError):
-    """No answer came: DNS, refused, TLS, proxy, dropped before the answer.
+    """No response was received: DNS, connection refused, TLS, proxy, or closed too early.
 
-    `detail` is what the network said. `is_final` says that another attempt can't help: a
-    certificate that does not verify, a host that can't be a name, a client that was closed.
-    """
-
-    detail: str = ""
-    is_final: bool = False
-
-
-class APITimeoutError(APIConnectionError, TimeoutError):
-    """A limit of `timeout` ran out. `phase` is its name, "pool" the wait for a free connection.
-
-    With `phase` "stall" and "total" some text may have arrived: it is in `partial_text`.
+    `detail` is the text of the network's own error. `is_final` is true if a retry cannot succeed:
+    the certificate does not verify, the host is not a valid name, the client is closed.
     """
 
     def __init__(
-        self, message: str, *, phase: TimeoutPhase, partial_text: str = "", attempts: int = 0
+        self,
+        message: str,
+        *,
+        partial_text: str | bytes | bytearray = "",
+        attempts: int = 0,
+        hint: str = "",
+        option: str | None = None,
+        detail: str = "",
+        is_final: bool = False,
     ) -> None:
-        super().__init__(message, partial_text=partial_text, attempts=attempts)
+        super().__init__(
+            message, partial_text=partial_text, attempts=attempts, hint=hint, option=option
+        )
+        self.detail = detail
+        self.is_final = is_final
+
+
+class APITimeoutError(APIConnectionError, TimeoutError):
+    """A limit of `timeout` expired.
+
+    `phase` is the name of the limit, and `option` is "timeout." followed by it. In the phases
+    "stall" and "total", part of the reply may have arrived: it is in `partial_text`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        phase: TimeoutPhase,
+        partial_text: str | bytes | bytearray = "",
+        attempts: int = 0,
+        hint: str = "",
+    ) -> None:
+        super().__init__(
+            message,
+            partial_text=partial_text,
+            attempts=attempts,
+            hint=hint,
+            option=f"timeout.{phase}",
+        )
         self.phase: TimeoutPhase = phase
 
 
 class APIStatusError(CromicleError):
-    """The server answered with a status that is not success.
+    """The server responded with a status that is not a success.
 
     `status_code`, `headers`, `body` (its first 64 KiB, as text) and `request_id` (the header
-    `x-request-id`, or None) are the answer's. `retry_after` is how many seconds the server asks
-    to wait before the next request, None where it does not say.
+    `x-request-id`, or None) are those of the response. `retry_after` is the number of seconds
+    that the header `retry-after` asks to wait before the next request, None if there is none.
     """
 
     def __init__(
@@ -153,8 +239,9 @@ class APIStatusError(CromicleError):
         body: str,
         retry_after: float | None = None,
         attempts: int = 0,
+        hint: str = "",
     ) -> None:
-        super().__init__(message, attempts=attempts)
+        super().__init__(message, attempts=attempts, hint=hint)
         self.status_code = status_code
         self.headers = headers
         self.body = body
@@ -162,16 +249,16 @@ class APIStatusError(CromicleError):
 
     @property
     def request_id(self) -> str | None:
-        """The server's name for the request, to quote to those who run it."""
+        """The header `x-request-id`, which the operators of the server can look up; or None."""
         return self.headers.get("x-request-id")
 
 
 class BadRequestError(APIStatusError):
-    """400: the server could not read the request."""
+    """400: the server could not parse the request."""
 
 
 class AuthenticationError(APIStatusError):
-    """401: the token is not one that the server knows."""
+    """401: the server does not accept the token."""
 
 
 class PermissionDeniedError(APIStatusError):
@@ -179,11 +266,11 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """404: there is no such address; `base_url` may be wrong."""
+    """404: the server has no such path; `base_url` may be wrong."""
 
 
 class ConflictError(APIStatusError):
-    """409."""
+    """409: the request conflicts with the state of the server."""
 
 
 class UnprocessableEntityError(APIStatusError):
@@ -191,15 +278,15 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests; `retry_after` says when to come back."""
+    """429: too many requests; `retry_after` is the time to wait, where the server sends it."""
 
 
 class RedirectError(APIStatusError):
-    """3xx. `location` is where it points; it was not followed, for the body holds the token."""
+    """3xx. Redirects are not followed, because the body of the request holds the token."""
 
     @property
     def location(self) -> str | None:
-        """The header `location` as it was sent, None if there was none."""
+        """The header `location`, or None."""
         return self.headers.get("location")
 
 
@@ -208,16 +295,26 @@ class InternalServerError(APIStatusError):
 
 
 class ReplyError(CromicleError):
-    """The answer began and went wrong; `partial_text` is what had arrived."""
+    """The response failed after it had started; `partial_text` is what had arrived."""
 
 
 class IncompleteReplyError(ReplyError):
-    """The reply was cut off: reset, closed early, broken framing.
+    """The reply was truncated: the connection was reset or closed early, or the framing is invalid.
 
-    `is_final` says that another attempt can't help: the caller closed it.
+    `is_final` is true if a retry cannot succeed: the caller closed the stream.
     """
 
-    is_final: bool = False
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial_text: str | bytes | bytearray = "",
+        attempts: int = 0,
+        hint: str = "",
+        is_final: bool = False,
+    ) -> None:
+        super().__init__(message, partial_text=partial_text, attempts=attempts, hint=hint)
+        self.is_final = is_final
 
 
 class ReplyTooLargeError(ReplyError):
@@ -229,18 +326,25 @@ class ReplyDecodeError(ReplyError):
 
 
 class UnexpectedContentError(ReplyError):
-    """A success that is no reply: HTML, JSON, nothing, encoded, unframed, a status like 204.
+    """The response is a success but not a reply.
 
-    `body` is its first 64 KiB as text, "" where it was not read.
+    It is HTML, JSON, empty, encoded, without framing, or has a status like 204. `body` is its
+    first 64 KiB as text, "" if it was not read.
     """
 
-    def __init__(self, message: str, *, body: str = "", attempts: int = 0) -> None:
-        super().__init__(message, attempts=attempts)
+    def __init__(self, message: str, *, body: str = "", attempts: int = 0, hint: str = "") -> None:
+        super().__init__(message, attempts=attempts, hint=hint)
         self.body = body
 
 
+def add_sentence(error: CromicleError, sentence: str) -> CromicleError:
+    """A copy of the error with a sentence at the end of its problem."""
+    problem = error.problem if error.problem.endswith(".") else f"{error.problem}."
+    return _rebuild(type(error), (f"{problem} {sentence}",), error.__dict__.copy())
+
+
 def shorten(text: str) -> str:
-    """A text of somebody else's as part of one short line, safe to print on a terminal."""
+    """A text of a server as part of one line: short, and without control characters."""
     line = " ".join(text[: 4 * _MAX_QUOTED].split())
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return printable if len(printable) <= _MAX_QUOTED else printable[:_MAX_QUOTED] + "…"
@@ -258,7 +362,7 @@ _STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 
 
 def status_error_class(status_code: int) -> type[APIStatusError]:
-    """The error class for a status that is not success."""
+    """The error class for a status that is not a success."""
     if 300 <= status_code < 400:
         return RedirectError
     if 500 <= status_code < 600:

@@ -16,6 +16,7 @@ __all__ = [
     "MessageLike",
     "Messages",
     "TextPart",
+    "find_lone_surrogate",
     "format_prompt",
 ]
 
@@ -209,20 +210,26 @@ def _join_content(content: object, index: int) -> str:
     return "".join(texts)
 
 
+def find_lone_surrogate(text: str) -> int | None:
+    """The position of the first character that UTF-8 cannot encode, or None."""
+    # `isascii` takes constant time: a long ASCII prompt is not encoded twice.
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
 def _check_text(text: str, index: int | None) -> str:
     text = str.__str__(text)
-    # An ASCII text answers in constant time, so that a long prompt is not encoded twice.
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            place = error.start
-        else:
-            return text
+    position = find_lone_surrogate(text)
+    if position is not None:
         raise InvalidMessageError(
-            f"its text has a lone surrogate at character {place}, which UTF-8 cannot carry; "
-            "decode its source with errors='replace'",
+            f"its text has a lone surrogate at character {position}, which UTF-8 cannot encode",
             index=index,
+            hint="decode its source with errors='replace'",
         )
     return text
 

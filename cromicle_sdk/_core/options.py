@@ -1,4 +1,4 @@
-"""Options: defaults, environment, checks."""
+"""The options of the clients: defaults, environment variables, checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
+from .messages import find_lone_surrogate
 from .secrets import DEFAULT_TOKEN, Secret
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
+    "LONE_SURROGATE",
     "LONGEST_WAIT",
     "CallOptions",
     "ConnectionOptions",
@@ -26,7 +28,10 @@ __all__ = [
     "Retry",
     "Timeout",
     "ViewOptions",
+    "check_count",
     "check_flag",
+    "check_seconds",
+    "check_text",
     "check_timeout",
     "check_token",
     "find_token",
@@ -36,35 +41,69 @@ DEFAULT_BASE_URL = "https://cromicle.top"
 DEFAULT_MAX_REPLY_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_CONNECTIONS = 1000
 
-# No single wait is longer, in seconds: sockets and event loops count milliseconds in 32 bits.
+# The longest single wait in seconds: sockets and event loops count milliseconds in 32 bits.
 LONGEST_WAIT = 2_000_000.0
+
+LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
 
 # RFC 9110, 5.6.2: token.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-# RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. Bytes past ASCII are allowed
-# there as opaque data, but a str does not say which bytes those would be.
+# RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. It allows other bytes as opaque
+# data, but a str has no bytes without an encoding.
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
 
 
-def _check_count(name: str, value: object) -> int:
+def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """A whole number in a range. Raises `ConfigurationError`, which names the option."""
+    expected = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{name}: expected a whole number, 1 or more, not {_kind(value)}")
-    if value < 1:
-        # Python refuses to write out the digits of a very long number.
-        shown = value if value > -(10**18) else "this number"
-        raise ConfigurationError(f"{name}: {shown} is below 1")
+        raise ConfigurationError(
+            f"expected a whole number, {expected}, not {_kind(value)}", option=name
+        )
+    if value < minimum or (maximum is not None and value > maximum):
+        # Python does not format the digits of a very long number.
+        shown = value if abs(value) < 10**18 else "this number"
+        raise ConfigurationError(f"{shown} is not {expected}", option=name)
     return value
 
 
-def _check_number(name: str, value: object, expected: str) -> None:
+def check_seconds(name: str, value: object, *, above_zero: bool = False, hint: str = "") -> float:
+    """A finite number of seconds, 0 or more. Raises `ConfigurationError`, which names the option.
+
+    With `above_zero`, 0 is rejected too. `hint` is the error's.
+    """
+    limit = "above 0" if above_zero else "0 or more"
+    expected = f"expected a finite number of seconds, {limit}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name}: expected {expected}, not {_kind(value)}")
+        raise ConfigurationError(f"{expected}, not {_kind(value)}", option=name, hint=hint)
     try:
-        is_finite = math.isfinite(value)
+        number = float(value)
     except OverflowError:
-        is_finite = False
-    if not is_finite:
-        raise ConfigurationError(f"{name}: expected {expected}, and a finite one")
+        number = math.inf
+    if not math.isfinite(number) or number < 0 or (above_zero and number == 0):
+        raise ConfigurationError(f"{expected}, not {number:g}", option=name, hint=hint)
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False. Raises `ConfigurationError`, which names the option."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"expected True or False, not {_kind(value)}", option=name)
+    return value
+
+
+def check_text(name: str, value: object) -> str:
+    """A str with at least one character, each of which UTF-8 can encode.
+
+    Raises `ConfigurationError`, which names the option and never quotes the value.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"expected a str, not {_kind(value)}", option=name)
+    if not value:
+        raise ConfigurationError("expected a str with at least one character", option=name)
+    if find_lone_surrogate(value) is not None:
+        raise ConfigurationError(LONE_SURROGATE, option=name)
+    return value
 
 
 def _kind(value: object) -> str:
@@ -73,42 +112,45 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeout:
-    """How long a call may wait, in seconds; None is no limit.
+    """The time limits of a call, in seconds; None disables a limit.
 
-    - `connect`: until a connection is ready: DNS, TCP, proxy and TLS together.
-    - `first_byte`: from there until the first byte of the reply.
-    - `stall`: from one piece of the reply to the next.
-    - `total`: the whole call, with all attempts and the waits between them.
+    - `connect`: until a connection is established: DNS, TCP, proxy and TLS together.
+    - `first_byte`: from the end of the request to the first byte of the response.
+    - `stall`: from one chunk of the reply to the next.
+    - `total`: the whole call, with all attempts and the delays between them, from when it has
+      one of the client's `max_connections`.
+    - `pool`: the wait for one of the client's `max_connections`.
 
     Raises `ConfigurationError` for anything but None and finite numbers above 0.
     """
 
     connect: float | None = 5
-    first_byte: float | None = 60
-    stall: float | None = 60
+    first_byte: float | None = 300
+    stall: float | None = 120
     total: float | None = 600
+    pool: float | None = 3600
 
     def __post_init__(self) -> None:
-        for phase in ("connect", "first_byte", "stall", "total"):
-            name = f"timeout.{phase}"
+        for phase in ("connect", "first_byte", "stall", "total", "pool"):
             value = getattr(self, phase)
             if value is not None:
-                _check_number(name, value, "a number of seconds above 0, or None for no limit")
-                if value <= 0:
-                    raise ConfigurationError(
-                        f"{name}: {value!r} is not above 0; pass None for no limit"
-                    )
+                check_seconds(
+                    f"timeout.{phase}", value, above_zero=True, hint="pass None for no limit"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often and how soon a failed call is tried again.
+    """When a failed call is retried.
 
-    - `attempts`: requests at most, the first one included; 1 is no retry.
-    - `first_delay`, `max_delay`: the wait before retry n is drawn from 0 to the smaller of
+    - `attempts`: the maximum number of requests, the first one included; 1 disables retries.
+    - `first_delay`, `max_delay`: the delay before retry n is drawn from 0 to the smaller of
       `first_delay * 2 ** (n - 1)` and `max_delay` (seconds).
-    - `max_retry_after`: a server's `Retry-After` is kept up to this many seconds; one that asks
-      for more is raised at once.
+    - `max_retry_after`: a `Retry-After` header of at most this many seconds is obeyed; with a
+      longer one the error is raised at once.
+    - `budget`: the retries of all calls of a client share this many tokens. A retry costs 5, one
+      that obeys `Retry-After` costs nothing, and a success gives 1 back. The size is that of the
+      client's own `retry`; None for no limit, also for a single call.
 
     Raises `ConfigurationError` for a value out of range.
     """
@@ -117,14 +159,14 @@ class Retry:
     first_delay: float = 0.5
     max_delay: float = 8
     max_retry_after: float = 60
+    budget: int | None = 500
 
     def __post_init__(self) -> None:
-        _check_count("retry.attempts", self.attempts)
+        check_count("retry.attempts", self.attempts)
+        if self.budget is not None:
+            check_count("retry.budget", self.budget)
         for name in ("first_delay", "max_delay", "max_retry_after"):
-            value = getattr(self, name)
-            _check_number(f"retry.{name}", value, "a number of seconds, 0 or more")
-            if value < 0:
-                raise ConfigurationError(f"retry.{name}: {value!r} is below 0")
+            check_seconds(f"retry.{name}", getattr(self, name))
 
 
 DEFAULT_TIMEOUT = Timeout()
@@ -132,7 +174,7 @@ DEFAULT_RETRY = Retry()
 
 
 class CallOptions(TypedDict, total=False):
-    """What one call may set for itself: the client's options of the same names."""
+    """The options of one call, which override those of the client."""
 
     timeout: float | Timeout | None
     retry: Retry
@@ -142,14 +184,14 @@ class CallOptions(TypedDict, total=False):
 
 
 class ViewOptions(CallOptions, total=False):
-    """What `with_options` may set: a call's options, and the token."""
+    """The options of `with_options`: those of a call, and the token."""
 
     token: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a call needs to know, checked."""
+    """The checked options of a call."""
 
     endpoint: Endpoint
     token: Secret
@@ -171,7 +213,7 @@ class Options:
         strict: bool,
         headers: Mapping[str, str] | None,
     ) -> Options:
-        """A client's options; what is None comes from the environment, else is the default.
+        """The options of a client. None stands for the environment variable, else the default.
 
         Raises `ConfigurationError`, which names the option or the environment variable.
         """
@@ -183,15 +225,15 @@ class Options:
             token=find_token(token),
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
-            max_reply_bytes=_check_count("max_reply_bytes", max_reply_bytes),
+            max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
             strict=check_flag("strict", strict),
             headers=_check_headers({} if headers is None else headers),
         )
 
     def with_call_options(self, options: Mapping[str, Any]) -> Options:
-        """These options with those that a call or a view sets for itself.
+        """These options, overridden by those of a call.
 
-        Headers are added to the ones there are. Raises `ConfigurationError`.
+        Headers are merged. Raises `ConfigurationError`.
         """
         if not options:
             return self
@@ -200,20 +242,23 @@ class Options:
             if name == "headers":
                 changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
             elif name == "timeout":
-                changes[name] = check_timeout(value, total=self.timeout.total)
+                changes[name] = check_timeout(value, base=self.timeout)
             elif name in _CHECKS:
                 changes[name] = _CHECKS[name](value)
             else:
                 known = ", ".join(CallOptions.__annotations__)
-                raise ConfigurationError(f"{name}: a call has no such option; it has {known}")
+                raise ConfigurationError(
+                    "a call has no such option", option=name, hint=f"the options are {known}"
+                )
         return replace(self, **changes)
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
-        """These options with those that `with_options` sets. Raises `ConfigurationError`."""
+        """These options, overridden by those of a view. Raises `ConfigurationError`."""
         for name in options.keys() & _CONNECTION_OPTIONS:
             raise ConfigurationError(
-                f"{name}: it belongs to the connections, which with_options() shares; "
-                "make a new client for it"
+                "it belongs to the connections, which with_options() shares",
+                option=name,
+                hint="create a new client",
             )
         own = dict(options)
         token = own.pop("token", self.token)
@@ -222,7 +267,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionOptions:
-    """What a client's connections need to know, checked as far as that goes without httpx."""
+    """The options of a client's connections, checked as far as possible without httpx."""
 
     max_connections: int
     proxy: Any = field(repr=False)
@@ -236,141 +281,137 @@ class ConnectionOptions:
         max_connections: int | None,
         proxy: object,
         verify: object,
-        transport: object,
         http_client: object,
         base_url: object = None,
     ) -> ConnectionOptions:
-        """`base_url` is only held against that of `http_client`, which would not be used.
+        """The options of a client. `base_url` is compared with that of `http_client`.
 
         Raises `ConfigurationError`, which names the option.
         """
-        if transport is not None:
-            raise ConfigurationError(
-                f"transport: {transport!r} is not available: there is only the built-in transport; "
-                "leave it out"
-            )
         if http_client is not None:
             given = {"max_connections": max_connections, "proxy": proxy}
             for name in (name for name, value in given.items() if value is not None):
-                raise ConfigurationError(f"{name}: set it on your own http_client instead")
+                raise ConfigurationError("set it on your own http_client instead", option=name)
             if verify is not True:
-                raise ConfigurationError("verify: set it on your own http_client instead")
+                raise ConfigurationError("set it on your own http_client instead", option="verify")
             if base_url is None and str(getattr(http_client, "base_url", "")):
-                # It is not used, and the prompt would go somewhere else.
-                raise ConfigurationError("base_url: pass it here, not to your own http_client")
+                # The client ignores it, and would send the prompt to another server.
+                raise ConfigurationError(
+                    "pass it here, not to your own http_client", option="base_url"
+                )
         return cls(
             max_connections=DEFAULT_MAX_CONNECTIONS
             if max_connections is None
-            else _check_count("max_connections", max_connections),
+            else check_count("max_connections", max_connections),
             proxy=proxy,
             verify=verify,
             http_client=http_client,
         )
 
     def check_picklable(self) -> None:
-        """Raise `ConfigurationError` where an option only lives in this process."""
+        """Raise `ConfigurationError` for an option that cannot be pickled."""
         if self.http_client is not None:
-            raise ConfigurationError("http_client: a client that was given one can't be pickled")
+            raise ConfigurationError(
+                "a client with its own http_client cannot be pickled", option="http_client"
+            )
         if self.verify is not True:
-            raise ConfigurationError("verify: a client with an SSLContext can't be pickled")
+            raise ConfigurationError(
+                "a client with an SSLContext cannot be pickled", option="verify"
+            )
         if getattr(self.proxy, "ssl_context", None) is not None:
-            raise ConfigurationError("proxy: one with an SSLContext can't be pickled")
+            raise ConfigurationError("a proxy with an SSLContext cannot be pickled", option="proxy")
 
 
 def find_token(token: Secret | None) -> Secret:
-    """The token that is given, else the environment's, else the well-known one, checked."""
+    """The checked token: the option, else the environment variable, else the well-known token."""
     if token is not None:
         return check_token("token", token)
-    # An empty variable is how a shell says "not set".
+    # Shells set a variable to nothing to unset it for one command.
     if os.environ.get("CROMICLE_TOKEN"):
         return check_token("$CROMICLE_TOKEN", Secret(os.environ["CROMICLE_TOKEN"]))
     return Secret(DEFAULT_TOKEN)
 
 
 def check_token(name: str, token: Secret) -> Secret:
-    """Raise `ConfigurationError`, without the value, unless it can be sent and compared."""
+    """A token that can be sent. Raises `ConfigurationError`, which never quotes it."""
     problem = _token_problem(token)
     if problem is not None:
-        raise ConfigurationError(f"{name}: {problem}")
+        raise ConfigurationError(problem, option=name)
     return token
 
 
 def _token_problem(token: Secret) -> str | None:
-    # Nothing is raised from here: `text` is the token in clear.
+    # Nothing is raised here: a traceback with locals would print `text`.
     text = cast("object", token.reveal())
     if not isinstance(text, str):
         return f"expected a str, not {_kind(text)}"
     if not text:
         return "it is empty; leave it out for the default"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "it has a lone surrogate, which UTF-8 cannot carry"
+    if find_lone_surrogate(text) is not None:
+        return LONE_SURROGATE
     return None
 
 
-def check_timeout(value: object, *, total: float | None = DEFAULT_TIMEOUT.total) -> Timeout:
+def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:
     """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
 
-    `total` is the one that stays where `value` is a number, which does not speak of it.
+    A number sets every limit but `total` and `pool`, which are those of `base`.
     """
     if isinstance(value, Timeout):
         return value
     if value is None:
-        return Timeout(connect=None, first_byte=None, stall=None, total=None)
+        return Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(
-            f"timeout: expected a number of seconds, a Timeout or None, not {_kind(value)}"
+            f"expected a number of seconds, a Timeout or None, not {_kind(value)}",
+            option="timeout",
         )
-    return Timeout(connect=value, first_byte=value, stall=value, total=total)
+    return replace(base, connect=value, first_byte=value, stall=value)
 
 
 def _check_retry(value: object) -> Retry:
     if not isinstance(value, Retry):
         raise ConfigurationError(
-            f"retry: expected a Retry, not {_kind(value)}; Retry(attempts=1) is none"
+            f"expected a Retry, not {_kind(value)}",
+            option="retry",
+            hint="Retry(attempts=1) disables retries",
         )
     return value
 
 
-def check_flag(name: str, value: object) -> bool:
-    """Raise `ConfigurationError` unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name}: expected True or False, not {_kind(value)}")
-    return value
-
-
 def _check_headers(value: object) -> dict[str, str]:
-    """Headers by lower-case name. Errors never quote a value: it may be a secret."""
+    """The headers by lower-case name. Errors never quote a value, which may be a secret."""
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"headers: expected a mapping of str to str, not {_kind(value)}")
+        raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
     for name, text in cast("Mapping[object, object]", value).items():
         if not isinstance(name, str) or not _HEADER_NAME.match(name):
-            raise ConfigurationError(f"headers: {name!r} is not a header name")
+            raise _invalid_headers(f"{name!r} is not a header name")
         lowered = name.lower()
         if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
-            raise ConfigurationError(f"headers: {name} is set by the protocol, not by the caller")
+            raise _invalid_headers(f"{name} is set by the protocol and cannot be overridden")
         if lowered in checked:
-            raise ConfigurationError(f"headers: {name} is given twice")
+            raise _invalid_headers(f"{name} is given twice")
         if not isinstance(text, str) or not _HEADER_VALUE.match(text):
-            raise ConfigurationError(
-                f"headers: the value of {name} must be a str of visible ASCII characters, "
+            raise _invalid_headers(
+                f"the value of {name} must be a str of visible ASCII characters, "
                 "with spaces and tabs inside only"
             )
         checked[lowered] = text
     return checked
 
 
-_CONNECTION_OPTIONS = frozenset(
-    {"base_url", "max_connections", "proxy", "verify", "transport", "http_client"}
-)
+def _invalid_headers(problem: str) -> ConfigurationError:
+    return ConfigurationError(problem, option="headers")
 
-# The framing is ours; `accept-encoding` is the protocol's, since a compressed reply is refused.
+
+_CONNECTION_OPTIONS = frozenset({"base_url", "max_connections", "proxy", "verify", "http_client"})
+
+# The client sets the framing; the protocol sets `accept-encoding`, as it has no compressed replies.
 _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
 
 _CHECKS: dict[str, Callable[[object], object]] = {
     "retry": _check_retry,
-    "max_reply_bytes": partial(_check_count, "max_reply_bytes"),
+    "max_reply_bytes": partial(check_count, "max_reply_bytes"),
     "strict": partial(check_flag, "strict"),
 }

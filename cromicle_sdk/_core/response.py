@@ -48,7 +48,7 @@ _NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
 
 _ADVICE = {
     400: "The server could not read the request: check that base_url is a Cromicle endpoint.",
-    401: "Check the token: the option token or $CROMICLE_TOKEN.",
+    401: "Check the token: the option token, or $CROMICLE_TOKEN.",
     403: "This token is not allowed to do that.",
     404: "Check base_url: requests go to its path plus /chat.",
     405: "Check base_url: what answers there does not take POST requests.",
@@ -59,6 +59,10 @@ _ADVICE = {
 }
 
 _SERVER_FAILED = "The server failed; try again later, or tell who runs it."
+_REDIRECTED = (
+    "Redirects are not followed, because the body holds the token: "
+    "set base_url to the right address."
+)
 
 
 class Headers(Mapping[str, str]):
@@ -236,17 +240,16 @@ class ReplyReceiver:
         error.partial_text = self.text
         # It quotes the line that it could not read.
         error.detail = self._redact(error.detail)
-        error.args = (self._redact(str(error)),)
+        error.args = (self._redact(error.problem),)
         if self._status_code is None or isinstance(error, APITimeoutError):
             return error
-        broken = IncompleteReplyError(
-            f"The reply from {self._url} broke off after {self._received} bytes: {error.detail}. "
-            "The text so far is in partial_text.",
+        return IncompleteReplyError(
+            f"The reply from {self._url} broke off after {self._received} bytes: {error.detail}.",
             partial_text=self.text,
             attempts=self._attempt,
+            hint="The text so far is in partial_text.",
+            is_final=error.is_final,
         )
-        broken.is_final = error.is_final
-        return broken
 
     def build_reply(self, *, now: float) -> Reply:
         """The whole reply, after `receive_eof`."""
@@ -289,10 +292,10 @@ class ReplyReceiver:
             return self._accept(text, now)
         self._accept(good, now)
         raise ReplyDecodeError(
-            f"The reply from {self._url} is not UTF-8: {problem}. "
-            "The text before that is in partial_text; strict=False puts U+FFFD for such bytes.",
+            f"The reply from {self._url} is not UTF-8: {problem}.",
             partial_text=self.text,
             attempts=self._attempt,
+            hint="The text before that is in partial_text; strict=False accepts such bytes.",
         )
 
     def _accept(self, text: str, now: float) -> str:
@@ -333,41 +336,38 @@ class ReplyReceiver:
         said = shorten(self._redact(_excerpt(body, self._headers.get("content-type", "")))).rstrip(
             "."
         )
-        advice = _ADVICE.get(status_code)
+        problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
+        hint = _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
         if 300 <= status_code < 400:
-            target = shorten(self._headers.get("location", "nowhere"))
-            advice = (
-                "Redirects are not followed, since the body holds the token; "
-                f"it points to {target}: set base_url to the right address."
-            )
-        elif advice is None:
-            advice = _SERVER_FAILED if status_code >= 500 else ""
+            problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."
+            hint = _REDIRECTED
         if retry_after is not None:
-            advice = f"It asks to wait {retry_after:g} s. {'' if status_code == 429 else advice}"
-        message = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
+            problem += f" It asks to wait {retry_after:g} s."
+            hint = "" if status_code == 429 else hint
         return status_error_class(status_code)(
-            f"{message} {advice}".rstrip(),
+            problem,
             status_code=status_code,
             headers=self._headers,
             body=body,
             retry_after=retry_after,
             attempts=self._attempt,
+            hint=hint,
         )
 
     def _unexpected(self, problem: str, body: str = "") -> UnexpectedContentError:
         return UnexpectedContentError(
-            f"What {self._url} answered is not a reply: {problem}. "
-            "Check that base_url is a Cromicle endpoint.",
+            f"What {self._url} answered is not a reply: {problem}.",
             body=body,
             attempts=self._attempt,
+            hint="Check that base_url is a Cromicle endpoint.",
         )
 
     def _too_large(self) -> ReplyError:
         return ReplyTooLargeError(
-            f"The reply from {self._url} is longer than max_reply_bytes ({self._max_bytes}). "
-            "Raise that option if such a reply is wanted.",
+            f"The reply from {self._url} is longer than max_reply_bytes ({self._max_bytes}).",
             partial_text=self.text,
             attempts=self._attempt,
+            hint="Raise that option if such a reply is wanted.",
         )
 
 

@@ -1,9 +1,10 @@
-"""An attempt failed: how long to wait before the next one, or stop."""
+"""Retries: after a failed attempt, the delay before the next one, or the error to raise."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .errors import (
     APIConnectionError,
@@ -11,47 +12,65 @@ from .errors import (
     APITimeoutError,
     CromicleError,
     IncompleteReplyError,
+    add_sentence,
 )
 from .options import LONGEST_WAIT, Retry
 
-__all__ = ["Attempts", "RetryBudget"]
+__all__ = ["Attempts", "Decision", "RetryBudget"]
 
 _RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
+_OUT_OF_BUDGET = "It was not retried, because the budget of the client is used up (retry.budget)."
+
 
 class RetryBudget:
-    """What keeps many calls from hammering a server that is down.
+    """Keeps the calls of a client from retrying against a server that is down.
 
-    Source: the retry quota of the AWS SDKs' standard mode: 500 tokens, a retry takes 5, a
-    success gives 1 back. Shared by a client's threads without a lock: an update that is lost
-    to a race is one token.
+    Source: the retry quota of the AWS SDKs' standard mode: a retry costs 5 tokens, a success
+    gives 1 back. `capacity` is the number of tokens at the start and at most, None for no limit.
+    Threads share it without a lock: an update lost to a race is one token.
     """
 
-    __slots__ = ("_tokens",)
+    __slots__ = ("_capacity", "_tokens")
 
-    _CAPACITY = 500
     _COST = 5
 
-    def __init__(self) -> None:
-        self._tokens = self._CAPACITY
+    def __init__(self, capacity: int | None) -> None:
+        self._capacity = capacity
+        self._tokens = 0 if capacity is None else capacity
 
     def take(self) -> bool:
-        """Pay for one retry; False where there is not enough left."""
+        """Pay for one retry; False if too few tokens are left."""
+        if self._capacity is None:
+            return True
         if self._tokens < self._COST:
             return False
         self._tokens -= self._COST
         return True
 
     def give_back(self) -> None:
-        """A call has succeeded."""
-        self._tokens = min(self._CAPACITY, self._tokens + 1)
+        """Return the token of a successful call."""
+        if self._capacity is not None:
+            self._tokens = min(self._capacity, self._tokens + 1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows a failed attempt.
+
+    `wait` is the delay before the next attempt in seconds, None to raise `error`, which is the
+    error of the attempt, and says so if it was not retried for lack of budget.
+    """
+
+    wait: float | None
+    error: CromicleError
 
 
 class Attempts:
     """The attempts of one call.
 
-    `whole` says that nothing is handed over before the end (`chat`), so that a reply that broke
-    off can be asked for again. `count` is how many requests were begun.
+    `whole` is true if nothing is yielded before the end of the reply (`chat`), so that a reply
+    that was truncated can be retried. `count` is the number of requests begun.
     """
 
     __slots__ = ("_budget", "_random", "_retry", "_whole", "count")
@@ -71,25 +90,31 @@ class Attempts:
         self.count: int = 0
 
     def begin(self) -> None:
+        """Count an attempt."""
         self.count += 1
 
-    def wait_after(self, error: CromicleError, *, time_left: float) -> float | None:
-        """Seconds to wait before the next attempt, or None: raise the error.
+    def decide(self, error: CromicleError, *, time_left: float) -> Decision:
+        """Whether to retry after this error.
 
-        `time_left` is what is left of the call's total, in seconds; a wait that would use it
-        up is not begun.
+        `time_left` is the rest of the call's total in seconds: a delay that would use it up is
+        not begun.
         """
-        if self.count >= self._retry.attempts or not self._may_retry(error):
-            return None
-        wait = self._wait(error)
-        if wait is None or wait >= time_left or not self._budget.take():
-            return None
-        return wait
+        if self.count >= self._retry.attempts or not self._is_retried(error):
+            return Decision(None, error)
+        asked = error.retry_after if isinstance(error, APIStatusError) else None
+        wait = self._draw_delay() if asked is None else asked
+        if wait >= time_left or (asked is not None and asked > self._retry.max_retry_after):
+            return Decision(None, error)
+        # A server that asks for a retry is not overloaded by it.
+        if asked is None and self._retry.budget is not None and not self._budget.take():
+            return Decision(None, add_sentence(error, _OUT_OF_BUDGET))
+        return Decision(wait, error)
 
     def succeed(self) -> None:
+        """The call has succeeded."""
         self._budget.give_back()
 
-    def _may_retry(self, error: CromicleError) -> bool:
+    def _is_retried(self, error: CromicleError) -> bool:
         if isinstance(error, APIStatusError):
             return error.status_code in _RETRIED_STATUSES
         if isinstance(error, APITimeoutError):
@@ -102,10 +127,7 @@ class Attempts:
             return (self._whole or not error.partial_text) and not error.is_final
         return False
 
-    def _wait(self, error: CromicleError) -> float | None:
-        asked = error.retry_after if isinstance(error, APIStatusError) else None
-        if asked is not None:
-            return asked if asked <= self._retry.max_retry_after else None
-        # Past 2 ** 1000 any delay has reached its maximum, but for one of 0, which stays.
+    def _draw_delay(self) -> float:
+        # Past 2 ** 1000 any delay has reached its maximum, except one of 0, which stays.
         longest = self._retry.first_delay * 2.0 ** min(self.count - 1, 1000)
         return self._random() * min(longest, self._retry.max_delay, LONGEST_WAIT)

@@ -66,8 +66,9 @@ def build_route(endpoint: Endpoint, options: ConnectionOptions) -> Route:
     verify = options.verify
     if verify is not True and not isinstance(verify, ssl.SSLContext):
         raise ConfigurationError(
-            f"verify: expected True or an ssl.SSLContext, not {verify!r}; for a certificate "
-            "authority of your own pass ssl.create_default_context(cafile=...)"
+            f"expected True or an ssl.SSLContext, not {verify!r}",
+            option="verify",
+            hint="for a private certificate authority, pass ssl.create_default_context(cafile=...)",
         )
     given = options.proxy
     proxy = _find_proxy(endpoint) if given is None else _build_proxy("proxy", given)
@@ -79,8 +80,9 @@ def check_http_client(client: object, name: str) -> None:
     kinds = [getattr(module, name) for module in _modules()]
     if not isinstance(client, tuple(kinds)):
         raise ConfigurationError(
-            f"http_client: expected an httpx.{name} or an httpx2.{name}, "
-            f"not {type(client).__module__}.{type(client).__qualname__}"
+            f"expected an httpx.{name} or an httpx2.{name}, "
+            f"not {type(client).__module__}.{type(client).__qualname__}",
+            option="http_client",
         )
 
 
@@ -156,19 +158,21 @@ def translate_error(error: Exception, *, url: str, limits: Limits) -> APIConnect
         if isinstance(cause, ssl.SSLCertVerificationError):
             what, advice = f"The certificate of {url} can't be trusted", _CERTIFICATE_ADVICE
             said = getattr(cause, "verify_message", "") or str(cause)
-            return _failed(what, said, advice, is_final=True)
+            return _failed(what, said, advice, option="verify", is_final=True)
         if isinstance(cause, UnicodeError):
             what = f"The host of {url} can't be a name in DNS"
-            return _failed(what, str(cause), "Check base_url.", is_final=True)
+            return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
     if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
-        return _failed(f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE)
+        return _failed(
+            f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE, option="proxy"
+        )
     if isinstance(error, (OSError, *_kinds(*_NETWORK_ERRORS))):
         came = "No sound answer" if isinstance(error, _kinds("ProtocolError")) else "No answer"
-        return _failed(f"{came} came from {url}", _detail(error), _ADVICE)
+        return _failed(f"{came} came from {url}", _detail(error), _ADVICE, option="base_url")
     return None
 
 
-_CERTIFICATE_ADVICE = "For a certificate authority of your own, pass verify=ssl_context."
+_CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_context."
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
 _ADVICE = "Check that the server runs and that base_url is right."
 # httpcore's, then the bases of httpx's.
@@ -234,32 +238,39 @@ def _timed_out(error: Exception, url: str, limits: Limits) -> APITimeoutError:
         phase = "connect"
     elif phase != "total" and isinstance(error, _kinds("PoolTimeout")):
         phase = "pool"
-    return APITimeoutError(f"{_WAITED[phase].format(url=url)} {_RAISE[phase]}", phase=phase)
+    seconds: float | None = getattr(limits.timeout, phase, None)
+    within = "in time" if seconds is None else f"within {seconds:g} s"
+    problem = _WAITED[phase].format(url=url, within=within)
+    return APITimeoutError(problem, hint=_RAISE[phase], phase=phase)
 
 
 _WAITED: dict[TimeoutPhase, str] = {
-    "connect": "No connection to {url} within timeout.connect.",
-    "first_byte": "{url} did not begin its reply within timeout.first_byte.",
-    "stall": "{url} sent nothing more for timeout.stall.",
-    "total": "The call to {url} was not done within timeout.total.",
-    "pool": "No connection to {url} became free within timeout.total.",
+    "connect": "No connection to {url} was established {within}.",
+    "first_byte": "{url} did not respond {within}.",
+    "stall": "{url} sent nothing more {within}.",
+    "total": "The call to {url} did not finish {within}.",
+    "pool": "No connection to {url} became free {within}.",
 }
 _RAISE: dict[TimeoutPhase, str] = {
     "connect": _ADVICE,
-    "first_byte": "Raise that limit if the server is known to be slow.",
-    "stall": "Raise that limit if the server is known to be slow.",
-    "total": "Raise that limit if the reply is long.",
-    "pool": "Close streams that are not needed any more, or raise max_connections.",
+    "first_byte": "Raise timeout.first_byte if the server is known to be slow.",
+    "stall": "Raise timeout.stall if the server is known to be slow.",
+    "total": "Raise timeout.total if the reply is long.",
+    "pool": "Close streams that are no longer needed, or raise max_connections.",
 }
 
 
 def _failed(
-    what: str, detail: str, advice: str = "", *, is_final: bool = False
+    what: str,
+    detail: str,
+    advice: str = "",
+    *,
+    option: str | None = None,
+    is_final: bool = False,
 ) -> APIConnectionError:
-    error = APIConnectionError(f"{what}: {detail}. {advice}".rstrip())
-    error.detail = detail
-    error.is_final = is_final
-    return error
+    return APIConnectionError(
+        f"{what}: {detail}.", hint=advice, option=option, detail=detail, is_final=is_final
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -280,7 +291,7 @@ def _detail(error: BaseException) -> str:
 
 def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     """The environment's proxy for this endpoint; never one for this machine itself."""
-    if endpoint.is_loopback:
+    if endpoint.is_local:
         return None
     # An IPv6 address may stand in `no_proxy` with brackets or without.
     if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
@@ -289,9 +300,7 @@ def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     for name in (endpoint.scheme, "all"):
         if proxies.get(name):
             url = proxies[name]
-            return _build_proxy(
-                f"the proxy variable {name}_proxy", url if "://" in url else f"http://{url}"
-            )
+            return _build_proxy(f"${name}_proxy", url if "://" in url else f"http://{url}")
     return None
 
 
@@ -299,21 +308,21 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
     """Errors name the option and never quote the URL: it may hold a password."""
     if not isinstance(value, (str, httpx.URL, httpx.Proxy)):
         raise ConfigurationError(
-            f"{name}: expected a URL or an httpx.Proxy, not {type(value).__name__}"
+            f"expected a URL or an httpx.Proxy, not {type(value).__name__}", option=name
         )
     if isinstance(value, str) and not _PROXY_URL.match(value):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
+        raise _not_a_proxy(name)
     try:
         proxy = value if isinstance(value, httpx.Proxy) else httpx.Proxy(value)
     except (ValueError, httpx.InvalidURL, UnicodeError):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}") from None
+        raise _not_a_proxy(name) from None
     url = proxy.url
     if (
         url.scheme not in _PROXY_SCHEMES
         or not url.host
         or (url.port is not None and not 1 <= url.port <= 65535)
     ):
-        raise ConfigurationError(f"{name}: not a proxy URL; {_PROXY_FORMS}")
+        raise _not_a_proxy(name)
     if url.scheme.startswith("socks"):
         _check_socks(name, proxy)
     return httpcore.Proxy(
@@ -332,14 +341,22 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
 def _check_socks(name: str, proxy: httpx.Proxy) -> None:
     if not _has_socksio():
         raise ConfigurationError(
-            f'{name}: a SOCKS proxy needs an extra: pip install "cromicle-sdk[socks]"'
+            "a SOCKS proxy needs an extra",
+            option=name,
+            hint='pip install "cromicle-sdk[socks]"',
         )
     # RFC 1929, 2: each has a length of one byte.
     if proxy.raw_auth is not None and max(map(len, proxy.raw_auth)) > 255:
-        raise ConfigurationError(f"{name}: SOCKS takes user and password of 255 bytes at most")
+        raise ConfigurationError(
+            "the user and the password of a SOCKS proxy have at most 255 bytes", option=name
+        )
 
 
-_PROXY_FORMS = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
+def _not_a_proxy(name: str) -> ConfigurationError:
+    return ConfigurationError("not a proxy URL", option=name, hint=_PROXY_FORMS)
+
+
+_PROXY_FORMS = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
 _PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 

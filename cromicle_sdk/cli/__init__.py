@@ -1,4 +1,4 @@
-"""The command `cromicle`: the SDK and its embedded server from a shell.
+"""The command `cromicle`: the client and the embedded server in a shell.
 
 Needs the extra `cli`: `pip install "cromicle-sdk[cli]"`.
 """

@@ -1,8 +1,10 @@
-"""One call: from the command's options to a reply on stdout."""
+"""`cromicle ask`: one call, and its reply on stdout."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,16 +14,18 @@ from cromicle_sdk._core.options import Retry, Timeout
 from cromicle_sdk._core.response import Reply
 from cromicle_sdk._sync.client import Client
 
-from .local import serve_for_one_call
 from .output import open_output
-from .stats import format_json
+from .serve import load_server
 
-__all__ = ["Target", "build_messages", "print_json", "print_stream"]
+__all__ = ["FLAGS", "Target", "build_messages", "format_stats", "print_json", "print_stream"]
+
+# The flags by the names of the SDK's options.
+FLAGS = {"base_url": "--base-url", "headers": "--header", "token": "--token"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Whom to ask, and how patiently: the options of `cromicle ask`, None where not given."""
+    """The options of `cromicle ask` that make the client, None where not given."""
 
     base_url: str | None
     token: str | None = field(repr=False)
@@ -33,24 +37,24 @@ class Target:
 
     @contextlib.contextmanager
     def open(self) -> Generator[Client]:
-        """A client for it. Raises `ConfigurationError`, and `ClickException` for `local`."""
+        """A client. Raises `ConfigurationError`, and `ClickException` for `local`."""
         with contextlib.ExitStack() as stack:
             base_url, token = self.base_url, self.token
             if self.local:
-                base_url, token = stack.enter_context(serve_for_one_call(token))
+                base_url, token = stack.enter_context(_serve_echo(token))
             yield stack.enter_context(
                 Client(
                     base_url=base_url,
                     token=token,
                     timeout=_build_timeout(self.timeout, self.total),
-                    retry=Retry() if self.retries is None else Retry(attempts=self.retries + 1),
+                    retry=_build_retry(self.retries),
                     headers=self.headers,
                 )
             )
 
 
 def build_messages(text: str, system: str | None) -> Messages:
-    """The text alone, or as a turn after the system's; an empty `system` is none."""
+    """The text alone, or the user's message after the system's if that is not empty."""
     return Conversation(system).user(text) if system else text
 
 
@@ -65,7 +69,7 @@ def print_stream(client: Client, messages: Messages) -> Reply:
                 printed += len(text)
             return stream.reply
     except CromicleError as error:
-        # The last bytes may have held some more text before what is wrong with them.
+        # The chunk in which the error was found may begin with valid text.
         output.write(error.partial_text[printed:])
         raise
     finally:
@@ -80,6 +84,34 @@ def print_json(client: Client, messages: Messages) -> Reply:
     return reply
 
 
+def format_json(reply: Reply) -> str:
+    """A JSON object in one line of ASCII, which every terminal and code page can show."""
+    return json.dumps(
+        {
+            "text": reply.text,
+            "status_code": reply.status_code,
+            "request_id": reply.request_id,
+            "attempts": reply.attempts,
+            "chunks": reply.chunks,
+            "first_text_after": reply.first_text_after,
+            "elapsed": reply.elapsed,
+        }
+    )
+
+
+def format_stats(reply: Reply) -> str:
+    """One line: chunks, characters, seconds to the first text and in total, attempts, speed."""
+    characters = len(reply.text)
+    first = "none" if reply.first_text_after is None else f"{reply.first_text_after:.3f} s"
+    # On a clock with a coarse tick, a call may take no time.
+    speed = characters / reply.elapsed if reply.elapsed else 0.0
+    return (
+        f"chunks: {reply.chunks}, characters: {characters}, first text after: {first}, "
+        f"elapsed: {reply.elapsed:.3f} s, attempts: {reply.attempts}, "
+        f"characters per second: {speed:.0f}"
+    )
+
+
 def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
     limits: dict[str, float] = {}
     if seconds is not None:
@@ -87,3 +119,17 @@ def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
     if total is not None:
         limits.update(total=total)
     return Timeout(**limits)
+
+
+def _build_retry(retries: int | None) -> Retry:
+    # The budget protects a server from many calls; this is one.
+    return Retry() if retries is None else Retry(attempts=retries + 1, budget=None)
+
+
+@contextlib.contextmanager
+def _serve_echo(token: str | None) -> Generator[tuple[str, str]]:
+    """A server that echoes: its base URL and its token, a random one if none is given."""
+    server = load_server()
+    own_token = secrets.token_hex(16) if token is None else token
+    with server.LocalServer(token=own_token) as local:
+        yield local.base_url, own_token

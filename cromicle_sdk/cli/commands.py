@@ -1,4 +1,4 @@
-"""The command line: commands, their options and their help."""
+"""The command line: the commands with their options and help."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
-from .ask import Target, build_messages, print_json, print_stream
-from .input import read_text
-from .local import serve_in_foreground
-from .parameters import parse_delay, parse_headers, parse_limit
-from .report import report
-from .serve import Service, check_combination
-from .stats import format_stats
+from .ask import FLAGS as ASK_FLAGS
+from .ask import Target, build_messages, format_stats, print_json, print_stream
+from .errors import errors_for_the_shell
+from .input import parse_delay, parse_headers, parse_limit, read_text
+from .output import report
+from .serve import FLAGS as SERVE_FLAGS
+from .serve import Service, check_combination, serve_in_foreground
 
 __all__ = ["cromicle"]
 
@@ -36,7 +36,7 @@ Examples:
 )
 @click.version_option(__version__, prog_name="cromicle", message="%(prog)s %(version)s")
 def cromicle() -> None:
-    """Chat endpoints that speak the Cromicle protocol: ask one, or serve one."""
+    """A client and a server for chat endpoints that speak the Cromicle protocol."""
 
 
 @cromicle.command(
@@ -52,7 +52,7 @@ Examples:
 @click.option(
     "--base-url",
     metavar="URL",
-    help="Where to ask.  [default: $CROMICLE_BASE_URL, else https://cromicle.top]",
+    help="The endpoint.  [default: $CROMICLE_BASE_URL, else https://cromicle.top]",
 )
 @click.option(
     "--token",
@@ -63,20 +63,20 @@ Examples:
     "--timeout",
     type=parse_limit,
     metavar="SECONDS",
-    help="How long to wait for a connection, for the first text, and from each text to the next."
-    "  [default: 5, 60 and 60]",
+    help="The time limit for a connection, for the first text, and between two texts."
+    "  [default: 5, 300 and 120]",
 )
 @click.option(
     "--total",
     type=parse_limit,
     metavar="SECONDS",
-    help="How long the whole call may take, retries included.  [default: 600]",
+    help="The time limit for the whole call, retries included.  [default: 600]",
 )
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
     metavar="N",
-    help="How often to try again after the first attempt.  [default: 2]",
+    help="The number of retries after the first attempt.  [default: 2]",
 )
 @click.option(
     "--header",
@@ -84,12 +84,14 @@ Examples:
     multiple=True,
     callback=parse_headers,
     metavar="NAME:VALUE",
-    help="Send this header too; may be given several times.",
+    help="An additional header; may be given several times.",
 )
-@click.option("--system", metavar="TEXT", help="Send this as the system's message before TEXT.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead.")
-@click.option("--stats", is_flag=True, help="Print one line of figures on stderr at the end.")
-@click.option("--local", is_flag=True, help="Ask an embedded server that echoes, for a first try.")
+@click.option("--system", metavar="TEXT", help="A system message before TEXT.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text."
+)
+@click.option("--stats", is_flag=True, help="Print one line of statistics on stderr at the end.")
+@click.option("--local", is_flag=True, help="Use an embedded server that echoes, for a first try.")
 def ask(
     words: tuple[str, ...],
     base_url: str | None,
@@ -105,18 +107,18 @@ def ask(
 ) -> None:
     """Send TEXT and print the reply while it arrives.
 
-    The text may also be piped in; with TEXT as well, what was piped comes first, then a blank line
-    and TEXT. Standard input is read whenever it is no terminal: where it must not be, in a shell
-    loop for one, add </dev/null.
+    The text may also be piped in; if TEXT is given too, standard input comes first, then a blank
+    line and TEXT. Standard input is read whenever it is not a terminal: add </dev/null where it
+    must not be, for example in a shell loop.
 
-    Into a file or a pipe goes the reply exactly as it arrived, in UTF-8, and nothing else, no line
-    break at its end either. On a terminal it ends in one, and control characters are replaced.
+    A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
+    end. On a terminal the reply ends in a line break, and control characters are replaced.
 
-    Exit codes: 0 success, 1 failure, 2 wrong use, 130 Ctrl-C, 141 output closed.
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
     if local and base_url is not None:
         raise click.UsageError("--local and --base-url exclude each other.")
-    messages = build_messages(read_text(words), system)
+    text = read_text(words)
     target = Target(
         base_url=base_url,
         token=token,
@@ -126,8 +128,10 @@ def ask(
         headers=headers,
         local=local,
     )
-    with target.open() as client:
-        reply = print_json(client, messages) if as_json else print_stream(client, messages)
+    with errors_for_the_shell(ASK_FLAGS):
+        messages = build_messages(text, system)
+        with target.open() as client:
+            reply = print_json(client, messages) if as_json else print_stream(client, messages)
     if stats:
         report(format_stats(reply))
 
@@ -148,46 +152,46 @@ Examples:
     default=8000,
     show_default=True,
     metavar="PORT",
-    help="The port to listen on; 0 is any free one.",
+    help="The port to listen on; 0 for any free one.",
 )
 @click.option(
     "--token",
     envvar="CROMICLE_TOKEN",
     metavar="TOKEN",
-    help=f"What callers must send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
+    help=f"The token that callers must send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
 )
 @click.option(
     "--tokens-file",
     metavar="FILE",
-    help="Take each of the tokens in this file instead, one on a line; a line that begins with # is"
-    " a comment. SIGHUP has it read again.",
+    help="Accept each of the tokens in this file instead, one on a line; lines that begin with #"
+    " are comments. SIGHUP reloads it.",
 )
 @click.option(
     "--upstream",
     metavar="URL",
-    help="The OpenAI-compatible model server that answers; its URL usually ends in /v1."
-    "  [default: none, an echo]",
+    help="The OpenAI-compatible model server; its URL usually ends in /v1."
+    "  [default: none, the server echoes]",
 )
-@click.option("--model", metavar="NAME", help="The model to ask it for.")
+@click.option("--model", metavar="NAME", help="The model that the model server runs.")
 @click.option(
     "--upstream-key",
     envvar="CROMICLE_UPSTREAM_KEY",
     metavar="KEY",
-    help="The key that it wants. Other users of this machine can see it in the list of processes;"
-    " prefer $CROMICLE_UPSTREAM_KEY.  [default: $CROMICLE_UPSTREAM_KEY, else none]",
+    help="The key of the model server. Other users of this machine can see it in the list of"
+    " processes; prefer $CROMICLE_UPSTREAM_KEY.  [default: $CROMICLE_UPSTREAM_KEY, else none]",
 )
 @click.option(
     "--upstream-timeout",
     type=parse_limit,
     metavar="SECONDS",
-    help="How long to wait for a connection to it, for its first bytes, and from each to the next."
-    "  [default: 5, 60 and 60; 600 for a whole answer]",
+    help="The time limit for a connection to the model server, for its first bytes, and between"
+    " two reads.  [default: 5, 300 and 120; 600 for a whole response]",
 )
-@click.option("--system", metavar="TEXT", help="Put this before each prompt, as the system's.")
+@click.option("--system", metavar="TEXT", help="A system message before each prompt.")
 @click.option(
     "--parse-roles",
     is_flag=True,
-    help="Send a prompt made of several messages as those messages, not as one of the user's.",
+    help="Send a prompt that consists of several messages as these, not as one user message.",
 )
 @click.option(
     "--delay",
@@ -195,14 +199,14 @@ Examples:
     default=0.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long the echo waits before each word but the first.",
+    help="The delay of the echo before each word but the first.",
 )
 @click.option(
     "--max-concurrent",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many replies may be under way at once; one more is told to come back."
-    "  [default: any number]",
+    help="The number of concurrent replies; further requests get a 503 with Retry-After."
+    "  [default: unlimited]",
 )
 @click.option(
     "--max-request-bytes",
@@ -210,7 +214,7 @@ Examples:
     default=1024 * 1024,
     show_default=True,
     metavar="N",
-    help="The longest request that is read.",
+    help="The size limit of a request.",
 )
 @click.option(
     "--grace",
@@ -218,19 +222,19 @@ Examples:
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long replies that have begun may go on after Ctrl-C or SIGTERM.",
+    help="The time for unfinished replies after Ctrl-C or SIGTERM.",
 )
 @click.option(
     "--metrics/--no-metrics",
     default=True,
     show_default=True,
-    help="Whether GET /metrics tells Prometheus, and whoever asks, how much is going on.",
+    help="Serve metrics for Prometheus at GET /metrics, without a token.",
 )
 @click.option(
     "--access-log/--no-access-log",
     default=True,
     show_default=True,
-    help="Whether each request is a line on stderr.",
+    help="Log each request on stderr.",
 )
 @click.pass_context
 def serve(
@@ -246,9 +250,9 @@ def serve(
 ) -> None:
     """Run a server until Ctrl-C: an echo, or a gateway in front of a model server.
 
-    Its address, and a line to ask it with, are printed on stderr once it listens; then its log.
-    Ctrl-C (exit code 130) and SIGTERM let replies that have begun end first, for --grace seconds
-    at most; a second Ctrl-C does not.
+    Once the server listens, its address and an example are printed on stderr, then its log.
+    Ctrl-C (exit code 130) and SIGTERM wait for unfinished replies, for --grace seconds at most; a
+    second Ctrl-C ends the server at once.
     """
     check_combination(context)
     service = Service(
@@ -256,6 +260,7 @@ def serve(
         upstream_key=None if upstream_key is None else Secret(upstream_key),
         **options,
     )
-    serve_in_foreground(service, host=host, port=port, grace=grace, access_log=access_log)
-    # It has returned, so it was interrupted; `run` says what that comes to.
+    with errors_for_the_shell(SERVE_FLAGS):
+        serve_in_foreground(service, host=host, port=port, grace=grace, access_log=access_log)
+    # It returns after Ctrl-C only, for which `run` has an exit code.
     raise KeyboardInterrupt

@@ -1,23 +1,26 @@
-"""The text to send: the words of the command line, standard input, or both."""
+"""What the user passes: the text to send, and the values of options."""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
-__all__ = ["read_text"]
+from cromicle_sdk._core.messages import find_lone_surrogate
+
+__all__ = ["parse_delay", "parse_headers", "parse_limit", "read_text"]
 
 
 def read_text(words: Sequence[str]) -> str:
-    """The text that the words and stdin, where that is no terminal, make together.
+    """The text that the words and stdin, unless that is a terminal, make together.
 
-    Words are joined by spaces. Either alone is sent as it is; of both, what was piped comes
-    first, then a blank line and the words, since a question is best put after its document (llm
-    and ollama have the same order). Blank counts as not there.
+    Words are joined by spaces. Either alone is sent as it is; of both, stdin comes first, then a
+    blank line and the words, since a question is best placed after its document (as in llm and
+    ollama). Blank text is ignored.
 
-    Raises `click.UsageError` where there is no text, or one that is not UTF-8.
+    Raises `click.UsageError` if there is no text, or if it is not UTF-8.
     """
     typed = _check_typed(" ".join(words))
     piped = _decode(_read_stdin())
@@ -29,11 +32,47 @@ def read_text(words: Sequence[str]) -> str:
     return text
 
 
+def parse_limit(value: object) -> float:
+    """The type of an option that is a limit: seconds, above 0."""
+    seconds = _parse_number(value)
+    if not 0 < seconds < math.inf:
+        raise click.BadParameter(f"{value!r} is not a number of seconds above 0.")
+    return seconds
+
+
+def parse_delay(value: object) -> float:
+    """The type of an option that is a delay: seconds, 0 or more."""
+    seconds = _parse_number(value)
+    if not 0 <= seconds < math.inf:
+        raise click.BadParameter(f"{value!r} is not a number of seconds, 0 or more.")
+    return seconds
+
+
+def parse_headers(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> Mapping[str, str]:
+    """The callback of `--header NAME:VALUE`.
+
+    Errors never quote a value, which may be a secret. Raises `click.BadParameter`.
+    """
+    headers: dict[str, str] = {}
+    for number, text in enumerate(values, start=1):
+        name, colon, value = text.partition(":")
+        name = name.strip()
+        if not colon or not name:
+            raise click.BadParameter(
+                f"number {number} is not of the form NAME:VALUE.", context, parameter
+            )
+        if name.lower() in (other.lower() for other in headers):
+            raise click.BadParameter(f"{name} is given twice.", context, parameter)
+        headers[name] = value.strip()
+    return headers
+
+
 def _check_typed(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise click.UsageError("TEXT holds bytes that are not UTF-8.") from None
+    # Python decodes arguments that are not UTF-8 to lone surrogates (PEP 383).
+    if find_lone_surrogate(text) is not None:
+        raise click.UsageError("TEXT holds bytes that are not UTF-8.")
     return text
 
 
@@ -43,16 +82,23 @@ def _read_stdin() -> bytes:
     try:
         return sys.stdin.buffer.read()
     except OSError:
-        # nohup gives its program a stdin that can't be read, which is none.
+        # nohup gives its program a stdin that cannot be read.
         return b""
 
 
 def _decode(data: bytes) -> str:
     try:
-        # Windows tools begin a file with a byte order mark, which is no part of the text.
+        # Windows tools begin a file with a byte order mark, which is not part of the text.
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise click.UsageError(
             f"Standard input is not UTF-8 (byte {error.start}). "
-            "Convert it first, with iconv for one."
+            "Convert it first, for example with iconv."
         ) from None
+
+
+def _parse_number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return math.nan

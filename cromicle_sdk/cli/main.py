@@ -1,4 +1,4 @@
-"""One run of the command: how it ends, as an exit code and at most one error on stderr."""
+"""One run of the command: its exit code, and at most one error on stderr."""
 
 from __future__ import annotations
 
@@ -6,28 +6,23 @@ from collections.abc import Sequence
 
 import click
 
-from cromicle_sdk._core.errors import ConfigurationError, CromicleError, InvalidMessageError
-
 from .commands import cromicle
-from .output import abandon_stdout
-from .report import report_error
-from .words import describe_error
+from .output import abandon_stdout, report_error
 
 __all__ = ["run"]
 
 FAILED = 1
-MISUSED = 2
-# 128 and the number of the signal is what shells make of a program that a signal ended: SIGINT
-# here, and SIGPIPE, as for cat and grep, so that `set -o pipefail` takes it for what it is.
+# Shells report 128 and the number of the signal for a program that a signal ended: SIGINT, and
+# SIGPIPE, as for cat and grep, so that `set -o pipefail` sees a closed pipe.
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `cromicle` with these arguments and return its exit code; it raises nothing.
+    """Run `cromicle` with these arguments and return its exit code; raises nothing.
 
-    0 is success, 1 a failure and 2 a wrong use, each with its reason on stderr; 130 is Ctrl-C and
-    141 an output that nobody reads any more, both in silence.
+    0 is success, 1 a failure and 2 wrong usage, with the reason on stderr; 130 is Ctrl-C and 141 a
+    closed pipe at stdout, both without a message.
     """
     try:
         with cromicle.make_context("cromicle", list(arguments)) as context:
@@ -45,11 +40,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         report_error(error.format_message())
         return error.exit_code
-    except CromicleError as error:
-        report_error(describe_error(error))
-        return MISUSED if isinstance(error, (ConfigurationError, InvalidMessageError)) else FAILED
     except OSError as error:
         abandon_stdout()
-        report_error(f"The system says: {error.strerror or error}. Check where the output goes to.")
+        report_error(f"The output cannot be written: {error.strerror or error}.")
         return FAILED
     return 0

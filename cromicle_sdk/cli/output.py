@@ -1,36 +1,57 @@
-"""Standard output: the exact text for a program, a harmless one for a terminal."""
+"""What the command prints: replies on stdout, errors and logs on stderr."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
+import time
+from collections.abc import Generator
 from typing import BinaryIO, Protocol, TextIO
 
 import click
 
-from .terminal import make_harmless
+__all__ = [
+    "Output",
+    "RawOutput",
+    "TerminalOutput",
+    "abandon_stdout",
+    "log_to_stderr",
+    "open_output",
+    "report",
+    "report_error",
+]
 
-__all__ = ["Output", "RawOutput", "TerminalOutput", "abandon_stdout", "open_output"]
+# The controls of ECMA-48, C0, DEL and C1: an escape sequence can retitle the window, write to the
+# clipboard or overwrite what is on the screen. U+FFFD shows where one was; carriage returns are
+# dropped, because they are half of a line break in too many texts to mark each.
+_HARMLESS = {
+    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}"),
+    ord("\r"): "",
+    ord("\n"): "\n",
+    ord("\t"): "\t",
+}
 
 
 class Output(Protocol):
-    """Where a reply goes, piece by piece; each is on its way when `write` returns.
+    """Where a reply is printed. `write` returns once the text is passed to the system.
 
-    Both raise `OSError`, `BrokenPipeError` where nobody reads any more.
+    Both methods raise `OSError`, and `BrokenPipeError` if the reader has closed the pipe.
     """
 
     def write(self, text: str) -> None: ...
 
     def end_line(self) -> None:
-        """Make what is printed next, by whomever, begin on a line of its own."""
+        """Make the next output of any process begin on a line of its own."""
         ...
 
 
 class RawOutput:
     """For a file or a pipe: the text as it arrived, in UTF-8, with nothing added.
 
-    The encoding is the protocol's, not the locale's: a program that reads it gets the same bytes
-    everywhere, and no character that is missing in a code page is lost.
+    The encoding is that of the protocol, not of the locale: a program that reads the reply gets
+    the same bytes everywhere, and no character is lost that a code page does not have.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -38,27 +59,27 @@ class RawOutput:
 
     def write(self, text: str) -> None:
         data = text.encode()
-        # With PYTHONUNBUFFERED, as in many containers, it is a file that may take but a part.
+        # With PYTHONUNBUFFERED, common in containers, the stream may write only a part.
         while data:
             data = data[self._stream.write(data) :]
         self._stream.flush()
 
     def end_line(self) -> None:
-        """Nothing: a line break that the reply does not have would be part of the file."""
+        """Nothing: a line break that is not in the reply would be part of the file."""
 
 
 class TerminalOutput:
-    """For people: control characters are replaced, and so is what the terminal can't encode."""
+    """For people: replaces control characters and characters that the terminal cannot encode."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._at_line_start = True
 
     def write(self, text: str) -> None:
-        shown = make_harmless(text)
+        shown = _remove_controls(text)
         if not shown:
             return
-        # Ctrl-C may come as soon as the text is seen, and finds the cursor behind it.
+        # Ctrl-C may come as soon as the text is visible, when the cursor is behind it.
         self._at_line_start = False
         encoding = self._stream.encoding
         self._stream.write(shown.encode(encoding, "replace").decode(encoding))
@@ -71,19 +92,86 @@ class TerminalOutput:
 
 
 def open_output() -> Output:
-    """The output that fits what stdout is. Raises `ClickException` where it is closed."""
-    # Python has no stdout at all where the shell has closed it: `cromicle ask … >&-`.
+    """The output for this stdout. Raises `ClickException` if it is closed."""
+    # Python has no stdout at all if the shell has closed it: `cromicle ask … >&-`.
     if sys.stdout is None:
         raise click.ClickException("There is no standard output to write to.")
     return TerminalOutput(sys.stdout) if sys.stdout.isatty() else RawOutput(sys.stdout.buffer)
 
 
 def abandon_stdout() -> None:
-    """Give up on what stdout has not taken.
+    """Discard what stdout has not accepted.
 
-    Python tries to write it once more as it exits and complains when that fails; this is the way
-    out that its documentation shows for SIGPIPE.
+    Python writes it once more at exit and reports when that fails; the documentation of the
+    `signal` module recommends this for SIGPIPE.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def report(line: str, *, label: str = "", style: str = "bold") -> None:
+    """Print a line on stderr, after a label, which has a style of rich on a terminal.
+
+    Line breaks become spaces and control characters are replaced: the line may quote a server.
+    """
+    line = _remove_controls(" ".join(line.split()))
+    # If stderr fails, there is no other place to report it.
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None and sys.stderr.isatty():
+            _print_styled(line, label, style)
+        else:
+            click.echo(label + line, err=True)
+
+
+def report_error(message: str) -> None:
+    """Print `Error: …` on stderr."""
+    report(message, label="Error: ", style="bold red")
+
+
+@contextlib.contextmanager
+def log_to_stderr(*, access: bool) -> Generator[None]:
+    """Print the server's log at INFO and above; `access` includes a line for each request."""
+    logger = logging.getLogger("cromicle_sdk.server")
+    access_logger = logger.getChild("access")
+    levels = logger.level, access_logger.level
+    handler = _StderrHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    if not access:
+        access_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(levels[0])
+        access_logger.setLevel(levels[1])
+
+
+class _StderrHandler(logging.Handler):
+    """Prints a line for each record: UTC time, level, message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        formatter = logging.Formatter(
+            "%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
+        )
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            click.echo(_remove_controls(self.format(record)), err=True)
+
+
+def _print_styled(line: str, label: str, style: str) -> None:
+    # Imported here because only a terminal needs it.
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble((label, style), line), soft_wrap=True)
+
+
+def _remove_controls(text: str) -> str:
+    """The text with U+FFFD for control characters, less "\\r"; "\\n" and "\\t" stay."""
+    return text.translate(_HARMLESS)

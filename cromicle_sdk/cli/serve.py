@@ -1,21 +1,32 @@
-"""What `cromicle serve` serves: its options become an app, or the reason why they can't."""
+"""`cromicle serve`: its options become an app, which is served in the foreground."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import click
 
-from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import Timeout
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
-__all__ = ["Service", "check_combination"]
+from .output import log_to_stderr, report
 
-# The flags that say something of the model server, by their parameters' names.
+__all__ = ["FLAGS", "Service", "check_combination", "load_server", "serve_in_foreground"]
+
+# The flags by the names of the SDK's options.
+FLAGS = {
+    "api_key": "--upstream-key",
+    "base_url": "--upstream",
+    "host": "--host",
+    "model": "--model",
+    "system": "--system",
+    "token": "--token",
+    "tokens": "--tokens-file",
+}
+
+# The flags that need --upstream, by the names of their parameters.
 _OF_UPSTREAM = {
     "model": "--model",
     "upstream_key": "--upstream-key",
@@ -24,23 +35,13 @@ _OF_UPSTREAM = {
     "parse_roles": "--parse-roles",
 }
 
-# The options of the package, by which its errors speak, as flags.
-_FLAGS = {
-    "api_key": "--upstream-key",
-    "base_url": "--upstream",
-    "model": "--model",
-    "system": "--system",
-    "token": "--token",
-    "tokens": "--tokens-file",
-}
-
-# What a whole answer may take at least, in seconds, as in the clients.
+# The total timeout is never below that of the clients, in seconds.
 _TOTAL_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The options of `cromicle serve` that say who answers whom; None where not given."""
+    """The options of `cromicle serve` that make the app, None where not given."""
 
     token: Secret | None
     tokens_file: str | None
@@ -56,8 +57,8 @@ class Service:
     metrics: bool
 
     @property
-    def how_to_sign(self) -> str | None:
-        """Which token callers need, if it is not the one that they send by default."""
+    def required_token(self) -> str | None:
+        """A description of the token that callers need, None for the well-known one."""
         if self.tokens_file is not None:
             return f"one of the tokens in {self.tokens_file}, in $CROMICLE_TOKEN or in --token."
         if self.token is not None and self.token.reveal() != DEFAULT_TOKEN:
@@ -65,18 +66,14 @@ class Service:
         return None
 
     def build_app(self, server: ModuleType) -> Any:
-        """The app, by `cromicle_sdk.server`. Raises `ConfigurationError` in the words of flags."""
-        try:
-            return server.create_app(
-                self._build_backend(server),
-                **self._choose_tokens(server),
-                max_request_bytes=self.max_request_bytes,
-                max_concurrent=self.max_concurrent,
-                metrics=self.metrics,
-            )
-        except ConfigurationError as error:
-            message = re.sub(r"^\w+", lambda word: _FLAGS.get(word[0], word[0]), str(error))
-        raise ConfigurationError(message)
+        """The app. `server` is the package `cromicle_sdk.server`. Raises `ConfigurationError`."""
+        return server.create_app(
+            self._build_backend(server),
+            **self._choose_tokens(server),
+            max_request_bytes=self.max_request_bytes,
+            max_concurrent=self.max_concurrent,
+            metrics=self.metrics,
+        )
 
     def _build_backend(self, server: ModuleType) -> Any:
         if self.upstream is None:
@@ -97,23 +94,65 @@ class Service:
 
 
 def check_combination(context: click.Context) -> None:
-    """Raise `click.UsageError` for options that contradict each other, and say what to do."""
+    """Raise `click.UsageError` for options that exclude each other."""
     typed = {
         name
         for name in context.params
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     if "upstream" in typed and not context.params["model"]:
-        raise click.UsageError("--upstream needs --model NAME: the model to ask it for.")
+        raise click.UsageError("--upstream needs --model NAME.")
     if "upstream" in typed and "delay" in typed:
         raise click.UsageError("--delay slows down the echo, which --upstream replaces.")
     if "upstream" not in typed:
         for name in (name for name in _OF_UPSTREAM if name in typed):
             raise click.UsageError(
-                f"{_OF_UPSTREAM[name]} is for a model server: pass its --upstream URL, too."
+                f"{_OF_UPSTREAM[name]} is for a model server: pass its --upstream URL as well."
             )
     if "tokens_file" in typed and "token" in typed:
         raise click.UsageError("--token and --tokens-file exclude each other.")
+
+
+def serve_in_foreground(
+    service: Service, *, host: str, port: int, grace: float, access_log: bool
+) -> None:
+    """Serve until Ctrl-C, with the server's log on stderr.
+
+    Raises `ConfigurationError`, and `ClickException` if the extra is not installed or the address
+    is not available.
+    """
+    server = load_server()
+    app = service.build_app(server)
+
+    def report_address(base_url: str) -> None:
+        report(base_url, label="Serving at ")
+        report(f'cromicle ask --base-url {base_url} "Hello, how are you?"', label="Try it with ")
+        if service.required_token is not None:
+            report(service.required_token, label="Callers need ")
+
+    try:
+        with log_to_stderr(access=access_log):
+            server.serve(app, host=host, port=port, grace=grace, on_ready=report_address)
+    except OSError as error:
+        raise click.ClickException(
+            f"The server cannot listen on {host} port {port}: {_describe(error)}. "
+            "Choose another --port, or another --host."
+        ) from None
+
+
+def load_server() -> ModuleType:
+    """The package `cromicle_sdk.server`. Raises `ClickException` if its extra is not installed."""
+    # Its import takes as long as all others together, and `ask` rarely needs it.
+    try:
+        from cromicle_sdk import server
+    except ImportError as error:
+        raise click.ClickException(str(error)) from None
+    return server
+
+
+def _describe(error: OSError) -> str:
+    # `socket.create_server` adds the address as a Python tuple.
+    return str(error.strerror).partition(" (while attempting")[0]
 
 
 def _build_timeout(seconds: float | None) -> Timeout:

@@ -13,19 +13,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.errors import ConfigurationError
-from cromicle_sdk._core.options import check_flag
+from cromicle_sdk._core.options import check_count, check_flag
 
 from .backends import Backend, echo_backend
 from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
 from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware
 from .observability import AccessLog, Metrics, RequestObserver
 from .openapi import build_openapi
-from .options import (
-    DEFAULT_MAX_REQUEST_BYTES,
-    check_callable,
-    check_max_concurrent,
-    check_max_request_bytes,
-)
+from .options import DEFAULT_MAX_REQUEST_BYTES, check_callable
 from .request import receive_prompt
 from .response import ConcurrencyLimit, StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
@@ -79,8 +74,9 @@ def create_app(
     accepted = build_tokens(given)
     backend = echo_backend() if backend is None else backend
     check_callable("backend", backend)
-    check_max_request_bytes(max_request_bytes)
-    check_max_concurrent(max_concurrent)
+    check_count("max_request_bytes", max_request_bytes)
+    if max_concurrent is not None:
+        check_count("max_concurrent", max_concurrent)
     check_flag("metrics", metrics)
     concurrency = ConcurrencyLimit(max_concurrent)
     registry = Metrics() if metrics else None
@@ -123,7 +119,9 @@ def resolve_app(
     defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES)
     if (backend, token, max_request_bytes) != defaults:
         raise ConfigurationError(
-            "app: it has its own backend, token and max_request_bytes; pass those to create_app()"
+            "it has its own backend, token and max_request_bytes",
+            option="app",
+            hint="pass those to create_app()",
         )
     return app
 

@@ -10,8 +10,7 @@ from typing import TypeAlias
 import anyio
 
 from cromicle_sdk._core.messages import PROMPT_END
-
-from .options import check_seconds
+from cromicle_sdk._core.options import check_seconds
 
 __all__ = ["Backend", "BackendError", "echo_backend", "last_user_message"]
 

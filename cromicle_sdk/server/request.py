@@ -10,6 +10,7 @@ from typing import Any, cast
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
+from cromicle_sdk._core.messages import find_lone_surrogate
 from cromicle_sdk._core.request import hash_prompt
 
 from .errors import RequestRejected
@@ -152,10 +153,8 @@ def _get_text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise _bad_request(f"the field {name!r} is required and must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _bad_request(f"the field {name!r} has a lone surrogate") from None
+    if find_lone_surrogate(value) is not None:
+        raise _bad_request(f"the field {name!r} has a lone surrogate")
     return value
 
 

@@ -76,7 +76,8 @@ class TokenFile(Tokens):
             tokens = Tokens(_read_tokens(self._path))
             if tokens.has_well_known and not allow_well_known:
                 raise ConfigurationError(
-                    f"tokens: {self._path} holds the well-known token, which admits everybody"
+                    f"{self._path} holds the well-known token, which admits everybody",
+                    option="tokens",
                 )
         except ConfigurationError as error:
             logger.error("%s; the previous tokens stay valid", error)
@@ -117,14 +118,16 @@ def build_tokens(given: GivenTokens) -> Tokens:
     if given.several is None:
         return Tokens([find_token(given.token)])
     if given.token is not None:
-        raise ConfigurationError("tokens: pass token or tokens, not both")
+        raise ConfigurationError("pass token or tokens, not both", option="tokens")
     if isinstance(given.several, Tokens):
         return given.several
     if isinstance(given.several, type):
         kind = given.several.__name__
-        raise ConfigurationError(f"tokens must be an iterable of str or a TokenFile, not {kind}")
+        raise ConfigurationError(
+            f"expected an iterable of str or a TokenFile, not {kind}", option="tokens"
+        )
     if not given.several:
-        raise ConfigurationError("tokens must hold at least one token")
+        raise ConfigurationError("expected at least one token", option="tokens")
     for each in given.several:
         check_token("tokens", each)
     return Tokens(given.several)
@@ -136,9 +139,9 @@ def _read_tokens(path: Path) -> list[Secret]:
             data = file.read(_LONGEST_FILE_BYTES + 1)
     except OSError as error:
         problem = error.strerror or type(error).__name__
-        raise ConfigurationError(f"tokens: {path} cannot be read: {problem}") from None
+        raise ConfigurationError(f"{path} cannot be read: {problem}", option="tokens") from None
     if len(data) > _LONGEST_FILE_BYTES:
-        raise ConfigurationError(f"tokens: {path} is too long for a token file")
+        raise ConfigurationError(f"{path} is too long for a token file", option="tokens")
     return _parse_tokens(path, data)
 
 
@@ -150,16 +153,18 @@ def _parse_tokens(path: Path, data: bytes) -> list[Secret]:
             continue
         if _TRAILING_COMMENT.search(stripped):
             raise ConfigurationError(
-                f"tokens: line {number} of {path} ends in a comment; a comment needs its own line"
+                f"line {number} of {path} ends in a comment",
+                option="tokens",
+                hint="a comment needs its own line",
             )
         try:
             tokens.append(Secret(stripped.decode()))
         except UnicodeDecodeError:
-            problem = f"tokens: line {number} of {path} is not UTF-8"
+            problem = f"line {number} of {path} is not UTF-8"
         else:
             continue
         # Raised here, so that the UnicodeDecodeError, which holds the line, is not its context.
-        raise ConfigurationError(problem)
+        raise ConfigurationError(problem, option="tokens")
     if not tokens:
-        raise ConfigurationError(f"tokens: {path} holds no token")
+        raise ConfigurationError(f"{path} holds no token", option="tokens")
     return tokens

@@ -28,7 +28,6 @@ from cromicle_sdk import (
     APITimeoutError,
     AsyncClient,
     Client,
-    ConfigurationError,
     CromicleError,
     IncompleteReplyError,
     Reply,
@@ -766,9 +765,3 @@ class TestInterrupted:
         faults.clear()
         assert isinstance(client.chat("Hi"), Reply)
         client.close()
-
-
-class TestConfiguration:
-    def test_transport_fast_is_not_there(self) -> None:
-        with pytest.raises(ConfigurationError, match="transport"):
-            Client(transport="fast")

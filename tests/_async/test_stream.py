@@ -40,6 +40,7 @@ from cromicle_sdk import (
 )
 from cromicle_sdk._async import concurrency as _async_io
 from cromicle_sdk._async import pool as _async_transport
+from cromicle_sdk._core.retry import Decision
 from cromicle_sdk._http import sockets as _transport
 from cromicle_sdk._sync import concurrency as _sync_io
 from cromicle_sdk._sync import pool as _sync_transport
@@ -126,17 +127,17 @@ def test_a_stream_that_was_closed_on_the_way_to_its_pause_does_not_rest(
         client = runtime.client(base_url=faults.base_url)
         stream = client.stream("Hi")
         inner: Any = getattr(stream, "inner", stream)
-        wait_after = inner._attempts.wait_after
+        decide = inner._attempts.decide
 
         class Attempts:
             count = 1
 
             def begin(self) -> None: ...
 
-            def wait_after(self, error: CromicleError, *, time_left: float) -> float | None:
+            def decide(self, error: CromicleError, *, time_left: float) -> Decision:
                 inner._state = "closed"
-                seconds: float | None = wait_after(error, time_left=time_left)
-                return 50.0 if type(error) is not APIConnectionError else seconds
+                decision: Decision = decide(error, time_left=time_left)
+                return decision if type(error) is APIConnectionError else Decision(50.0, error)
 
         inner._attempts = Attempts()
         assert "closed" in str(await outcome(stream.read()))

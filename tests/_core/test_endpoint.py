@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.endpoint import Endpoint, is_local_destination, is_loopback
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.secrets import Secret
 
@@ -236,5 +236,35 @@ def test_any_url_is_sound_or_refused(scheme: str, rest: str) -> None:
         ("http://8.8.8.8.", False),
     ],
 )
-def test_loopback(base_url: str, expected: bool) -> None:
-    assert Endpoint.parse("base_url", base_url).is_loopback is expected
+def test_an_endpoint_on_this_machine(base_url: str, expected: bool) -> None:
+    assert Endpoint.parse("base_url", base_url).is_local is expected
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LocalHost", "localhost.", "a.localhost", "a.localhost."),
+        *("127.0.0.1", "127.9.9.9", "127.0.0.1.", "::1", "::1%lo", "::ffff:127.0.0.1"),
+    ],
+)
+def test_a_loopback_host(host: str) -> None:
+    assert is_loopback(host)
+    assert is_local_destination(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0", "0.0.0.0."])
+def test_all_interfaces_are_a_local_destination_but_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+    assert is_local_destination(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", ".", "localhost.example", "notlocalhost", "localhost..", "[::1]", "127.1"),
+        *("10.0.0.1", "::2", "fe80::1", "::ffff:10.0.0.1", "example.com", "128.0.0.1"),
+    ],
+)
+def test_another_host_is_not_local(host: str) -> None:
+    assert not is_loopback(host)
+    assert not is_local_destination(host)

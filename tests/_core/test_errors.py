@@ -1,4 +1,4 @@
-"""Every error: its place in the tree, its facts, equality, copies and pickles."""
+"""Every error: its base classes, its facts, equality, copies and pickles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from cromicle_sdk._core.errors import (
     status_error_class,
 )
 
-# Each error and all that it is.
+# Each error and its base classes.
 TREE: dict[type[CromicleError], tuple[type[BaseException], ...]] = {
     CromicleError: (Exception,),
     ConfigurationError: (CromicleError, ValueError),
@@ -76,25 +76,24 @@ HEADERS = Headers([("X-Request-Id", "r-1"), ("Location", "/there")])
 
 def build_error(kind: type[CromicleError]) -> CromicleError:
     """An error of this class, with a value for each of its facts."""
-    if issubclass(kind, InvalidMessageError):
-        return kind("it is wrong", index=3)
+    facts: dict[str, Any] = {"hint": "do otherwise"}
+    if issubclass(kind, ConfigurationError):
+        facts |= {"option": "timeout.total"}
+    elif issubclass(kind, InvalidMessageError):
+        facts |= {"index": 3}
+    elif issubclass(kind, APIStatusError):
+        facts |= {"status_code": 418, "headers": HEADERS, "body": "no 😀", "retry_after": 1.5}
+    elif issubclass(kind, UnexpectedContentError):
+        facts |= {"body": "<html>", "attempts": 2}
+    else:
+        facts |= {"partial_text": "täxt", "attempts": 2}
     if issubclass(kind, APITimeoutError):
-        timeout = kind("too slow", phase="stall", partial_text="täxt", attempts=2)
-        timeout.detail = "no bytes"
-        return timeout
-    if issubclass(kind, APIStatusError):
-        return kind(
-            "refused", status_code=418, headers=HEADERS, body="no 😀", retry_after=1.5, attempts=2
-        )
-    if issubclass(kind, UnexpectedContentError):
-        return kind("a page", body="<html>", attempts=2)
-    error = kind("it failed", partial_text="täxt", attempts=2)
-    if isinstance(error, APIConnectionError):
-        error.detail = "reset by peer"
-        error.is_final = True
-    if isinstance(error, IncompleteReplyError):
-        error.is_final = True
-    return error
+        facts |= {"phase": "stall"}
+    elif issubclass(kind, APIConnectionError):
+        facts |= {"detail": "reset by peer", "is_final": True}
+    elif issubclass(kind, IncompleteReplyError):
+        facts |= {"is_final": True}
+    return kind("it failed", **facts)
 
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
@@ -102,7 +101,7 @@ def test_tree(kind: type[CromicleError]) -> None:
     assert kind.__bases__ == TREE[kind]
 
 
-def test_the_tree_has_every_error_of_the_room() -> None:
+def test_the_tree_has_every_error_of_the_module() -> None:
     names = {name for name in _errors.__all__ if name.endswith("Error")}
     assert names == {kind.__name__ for kind in TREE}
 
@@ -112,8 +111,8 @@ def test_every_error_has_what_all_errors_have(kind: type[CromicleError]) -> None
     error = build_error(kind)
     assert isinstance(error.partial_text, str)
     assert isinstance(error.attempts, int)
-    assert str(error) == error.args[0]
-    assert len(error.args) == 1
+    assert str(error) == f"{error.problem}; do otherwise"
+    assert error.args == (error.problem,)
 
 
 @pytest.mark.parametrize("how", ["copy", "deepcopy", *range(2, pickle.HIGHEST_PROTOCOL + 1)])
@@ -148,6 +147,50 @@ def test_errors_differ_by_each_fact(kind: type[CromicleError]) -> None:
     assert reworded != error
 
 
+@pytest.mark.parametrize(
+    ("problem", "hint", "text"),
+    [
+        ("it is empty", "", "it is empty"),
+        ("it is empty", "leave it out", "it is empty; leave it out"),
+        ("No answer.", "Check the URL.", "No answer. Check the URL."),
+        ("", "", ""),
+    ],
+)
+def test_the_text_of_an_error_is_the_problem_and_the_hint(
+    problem: str, hint: str, text: str
+) -> None:
+    error = CromicleError(problem, hint=hint)
+    assert str(error) == text
+    assert (error.problem, error.hint) == (problem, hint)
+
+
+@pytest.mark.parametrize("sent", ["täxt 😀".encode(), bytearray("täxt 😀".encode()), "täxt 😀"])
+def test_partial_text_is_a_str_whatever_the_reply_was_kept_as(sent: Any) -> None:
+    build: Any
+    for build in (CromicleError, ReplyError, APIConnectionError, IncompleteReplyError):
+        error = build("cut", partial_text=sent)
+        text = build("cut", partial_text="täxt 😀")
+        assert error == text
+        assert pickle.loads(pickle.dumps(build("cut", partial_text=sent))) == text
+        assert copy.copy(build("cut", partial_text=sent)).partial_text == "täxt 😀"
+        assert error.partial_text == "täxt 😀"
+        assert error.partial_text is error.partial_text
+        assert repr(error) == repr(text)
+
+
+def test_an_error_does_not_copy_the_reply_before_it_is_read() -> None:
+    received = bytearray(b"a" * 1000)
+    error = APITimeoutError("slow", phase="total", partial_text=received)
+    assert vars(error)["_partial_text"] is received
+    assert error.partial_text == "a" * 1000
+
+
+def test_partial_text_can_be_assigned() -> None:
+    error = ReplyError("cut")
+    error.partial_text = "so far"
+    assert error.partial_text == "so far"
+
+
 def test_errors_of_two_classes_are_not_equal() -> None:
     errors = [build_error(kind) for kind in TREE]
     for place, error in enumerate(errors):
@@ -156,21 +199,21 @@ def test_errors_of_two_classes_are_not_equal() -> None:
 
 
 @pytest.mark.parametrize("other", ["it failed", None, Exception("it failed"), 1])
-def test_an_error_is_not_equal_to_what_is_none(other: object) -> None:
+def test_an_error_is_not_equal_to_another_object(other: object) -> None:
     assert build_error(CromicleError) != other
 
 
 def test_notes_are_kept_but_do_not_count() -> None:
     error, noted = build_error(ReplyError), build_error(ReplyError)
     # `add_note` came with Python 3.11.
-    vars(noted)["__notes__"] = ["seen in the night"]
+    vars(noted)["__notes__"] = ["seen by the caller"]
     assert noted == error
     twin = pickle.loads(pickle.dumps(noted))
     assert twin == error
-    assert twin.__notes__ == ["seen in the night"]
+    assert twin.__notes__ == ["seen by the caller"]
 
 
-def test_a_raised_error_pickles_without_where_it_was_raised() -> None:
+def test_a_raised_error_pickles_without_its_traceback() -> None:
     token = "sk-canary-123456"
     try:
         try:
@@ -214,14 +257,26 @@ def test_the_phases() -> None:
     ("index", "message"),
     [(None, "it is bad"), (0, "message 0: it is bad"), (12, "message 12: it is bad")],
 )
-def test_invalid_message_names_its_place(index: int | None, message: str) -> None:
+def test_invalid_message_begins_with_its_index(index: int | None, message: str) -> None:
     error = InvalidMessageError("it is bad", index=index)
     assert str(error) == message
     assert error.index == index
     assert (error.partial_text, error.attempts) == ("", 0)
 
 
-def test_what_the_headers_say() -> None:
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [(None, "it is bad; fix it"), ("timeout.total", "timeout.total: it is bad; fix it")],
+)
+def test_a_configuration_error_begins_with_its_option(option: str | None, text: str) -> None:
+    error = ConfigurationError("it is bad", option=option, hint="fix it")
+    assert str(error) == text
+    assert error.option == option
+    assert (error.partial_text, error.attempts) == ("", 0)
+    assert ConfigurationError("it is bad").option is None
+
+
+def test_properties_of_headers() -> None:
     error = RedirectError("moved", status_code=301, headers=HEADERS, body="")
     assert error.request_id == "r-1"
     assert error.location == "/there"

@@ -26,6 +26,9 @@ from cromicle_sdk._core.options import (
     Options,
     Retry,
     Timeout,
+    check_count,
+    check_seconds,
+    check_text,
 )
 from cromicle_sdk._core.secrets import Secret, hide_token
 
@@ -60,7 +63,6 @@ def build_connection_options(**changes: Any) -> ConnectionOptions:
         "max_connections": None,
         "proxy": None,
         "verify": True,
-        "transport": None,
         "http_client": None,
     }
     return ConnectionOptions.build(**{**values, **changes})
@@ -75,9 +77,9 @@ def test_defaults() -> None:
     assert options.token.reveal() == "abc"
     assert options.headers == {}
     assert DEFAULT_MAX_REPLY_BYTES == 64 * 1024 * 1024
-    assert DEFAULT_TIMEOUT == Timeout(connect=5, first_byte=60, stall=60, total=600) == Timeout()
-    assert Retry(attempts=3, first_delay=0.5, max_delay=8, max_retry_after=60) == DEFAULT_RETRY
-    assert Retry() == DEFAULT_RETRY
+    assert dataclasses.astuple(DEFAULT_TIMEOUT) == (5, 300, 120, 600, 3600)
+    assert dataclasses.astuple(DEFAULT_RETRY) == (3, 0.5, 8, 60, 500)
+    assert (Timeout(), Retry()) == (DEFAULT_TIMEOUT, DEFAULT_RETRY)
     assert build_connection_options().max_connections == 1000
     assert build_connection_options(max_connections=3).max_connections == 3
 
@@ -105,7 +107,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     ("variable", "value", "says"),
     [
         ("CROMICLE_BASE_URL", "ftp://h", "$CROMICLE_BASE_URL: it must begin with http"),
-        ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it can't have a query"),
+        ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it must not have a query"),
         ("CROMICLE_TOKEN", f"{CANARY}\udcff", "$CROMICLE_TOKEN: it has a lone surrogate"),
     ],
 )
@@ -126,9 +128,9 @@ def test_a_wrong_variable_is_named(
     ("value", "expected"),
     [
         (Timeout(total=1), Timeout(total=1)),
-        (3, Timeout(connect=3, first_byte=3, stall=3, total=600)),
-        (0.25, Timeout(connect=0.25, first_byte=0.25, stall=0.25, total=600)),
-        (None, Timeout(connect=None, first_byte=None, stall=None, total=None)),
+        (3, Timeout(connect=3, first_byte=3, stall=3, total=600, pool=3600)),
+        (0.25, Timeout(connect=0.25, first_byte=0.25, stall=0.25)),
+        (None, Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)),
     ],
 )
 def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
@@ -138,7 +140,7 @@ def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
 BAD_SECONDS = [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "5", b"5", [], 1j, HUGE, -HUGE]
 
 
-@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall", "total"])
+@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall", "total", "pool"])
 @pytest.mark.parametrize("value", BAD_SECONDS, ids=lambda value: str(value)[:8])
 def test_wrong_seconds(phase: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -164,6 +166,8 @@ def test_a_wrong_timeout(value: Any) -> None:
         {"attempts": 10**9},
         {"first_delay": 0, "max_delay": 0, "max_retry_after": 0},
         {"first_delay": 1e300},
+        {"budget": 1},
+        {"budget": None},
     ],
 )
 def test_retry(value: dict[str, Any]) -> None:
@@ -176,6 +180,7 @@ def test_retry(value: dict[str, Any]) -> None:
     ("name", "value"),
     [
         *(("attempts", value) for value in (0, -1, 1.0, "1", None, True)),
+        *(("budget", value) for value in (0, -1, 1.0, "1", True)),
         *(
             (name, value)
             for name in ("first_delay", "max_delay", "max_retry_after")
@@ -188,6 +193,69 @@ def test_a_wrong_retry(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Retry(**{name: value})
     assert str(caught.value).startswith(f"retry.{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "says"),
+    [
+        (0, {}, "n: 0 is not 1 or more"),
+        (-1, {"minimum": 0}, "n: -1 is not 0 or more"),
+        (65536, {"minimum": 0, "maximum": 65535}, "n: 65536 is not 0 to 65535"),
+        (MORE_DIGITS_THAN_STR_SHOWS, {"maximum": 9}, "n: this number is not 1 to 9"),
+        ("5", {"maximum": 9}, "n: expected a whole number, 1 to 9, not str"),
+        (True, {}, "n: expected a whole number, 1 or more, not bool"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_check_count_rejects(value: Any, limits: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_count("n", value, **limits)
+    assert str(caught.value) == says
+    assert caught.value.option == "n"
+
+
+def test_check_count_returns_the_number() -> None:
+    assert check_count("n", 1) == 1
+    assert check_count("port", 0, minimum=0, maximum=65535) == 0
+    assert check_count("port", 65535, minimum=0, maximum=65535) == 65535
+
+
+def test_check_seconds_returns_the_number() -> None:
+    assert [check_seconds("s", value) for value in (0, 0.5, 3)] == [0, 0.5, 3]
+    assert check_seconds("s", 0.001, above_zero=True) == 0.001
+
+
+@pytest.mark.parametrize("value", [-1, -0.001, math.nan, math.inf, HUGE, True, "1", None])
+def test_check_seconds_rejects(value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_seconds("grace", value, hint="do this")
+    assert str(caught.value).startswith(
+        "grace: expected a finite number of seconds, 0 or more, not"
+    )
+    assert caught.value.option == "grace"
+    assert caught.value.hint == "do this"
+    with pytest.raises(ConfigurationError, match=r"above 0, not 0$"):
+        check_seconds("grace", 0, above_zero=True)
+
+
+@pytest.mark.parametrize("value", ["x", "täxt 😀", "\0"])
+def test_check_text_returns_the_text(value: str) -> None:
+    assert check_text("model", value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", "model: expected a str with at least one character"),
+        (CANARY.encode(), "model: expected a str, not bytes"),
+        (None, "model: expected a str, not NoneType"),
+        (f"{CANARY}\ud800", "model: it has a lone surrogate, which UTF-8 cannot encode"),
+    ],
+)
+def test_check_text_rejects_without_the_value(value: Any, says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_text("model", value)
+    assert str(caught.value) == says
 
 
 def test_timeout_and_retry_are_values() -> None:
@@ -216,8 +284,8 @@ def test_timeout_and_retry_are_values() -> None:
         ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),
         ({"retry": 3}, "retry: expected a Retry, not int"),
         ({"retry": None}, "retry: expected a Retry, not NoneType"),
-        ({"max_reply_bytes": 0}, "max_reply_bytes: 0 is below 1"),
-        ({"max_reply_bytes": -5}, "max_reply_bytes: -5 is below 1"),
+        ({"max_reply_bytes": 0}, "max_reply_bytes: 0 is not 1 or more"),
+        ({"max_reply_bytes": -5}, "max_reply_bytes: -5 is not 1 or more"),
         ({"max_reply_bytes": True}, "max_reply_bytes: expected a whole number"),
         ({"max_reply_bytes": 1.5}, "max_reply_bytes: expected a whole number"),
         ({"max_reply_bytes": None}, "max_reply_bytes: expected a whole number"),
@@ -233,6 +301,7 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_options(**options)
     assert str(caught.value).startswith(says)
+    assert caught.value.option == says.partition(":")[0]
     assert CANARY not in str(caught.value)
     assert isinstance(caught.value, ValueError)
 
@@ -240,9 +309,8 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_connections": 0}, "max_connections: 0 is below 1"),
+        ({"max_connections": 0}, "max_connections: 0 is not 1 or more"),
         ({"max_connections": 2.0}, "max_connections: expected a whole number"),
-        ({"transport": "fast"}, "transport: 'fast' is not available"),
         ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
         ({"http_client": "x", "max_connections": 5}, "max_connections: set it on your own"),
         ({"http_client": "x", "verify": False}, "verify: set it on your own"),
@@ -252,6 +320,7 @@ def test_wrong_connection_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_connection_options(**options)
     assert str(caught.value).startswith(says)
+    assert caught.value.option == says.partition(":")[0]
     assert "hunter2" not in str(caught.value)
 
 
@@ -374,10 +443,10 @@ def test_call_options() -> None:
     assert options == build_options(headers={"a": "1", "b": "2"})
 
 
-def test_a_number_for_one_call_does_not_speak_of_the_total() -> None:
-    options = build_options(timeout=Timeout(connect=1, total=30))
+def test_a_number_for_one_call_keeps_total_and_pool_of_the_client() -> None:
+    options = build_options(timeout=Timeout(connect=1, total=30, pool=7))
     changed = options.with_call_options({"timeout": 5}).timeout
-    assert changed == Timeout(connect=5, first_byte=5, stall=5, total=30)
+    assert changed == Timeout(connect=5, first_byte=5, stall=5, total=30, pool=7)
     assert options.with_call_options({"timeout": None}).timeout.total is None
 
 
@@ -389,13 +458,16 @@ def test_no_headers_for_one_call_are_those_of_the_client() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"timeout": -1}, "timeout.connect: -1"),
+        ({"timeout": -1}, "timeout.connect: expected a finite number"),
         ({"retry": 5}, "retry: "),
         ({"max_reply_bytes": 0}, "max_reply_bytes: "),
         ({"strict": "no"}, "strict: "),
         ({"headers": {"host": "x"}}, "headers: "),
         ({"headers": "a: b"}, "headers: "),
-        ({"token": Secret(CANARY)}, "token: a call has no such option; it has timeout, retry,"),
+        (
+            {"token": Secret(CANARY)},
+            "token: a call has no such option; the options are timeout,",
+        ),
         ({"base_url": "http://u:hunter2@h"}, "base_url: a call has no such option"),
         ({"timeuot": 1}, "timeuot: a call has no such option"),
     ],
@@ -420,7 +492,10 @@ def test_view_options() -> None:
     ("changes", "says"),
     [
         ({"token": Secret("")}, "token: it is empty"),
-        ({"timeout": -1, "token": Secret(CANARY)}, "timeout.connect: -1"),
+        (
+            {"timeout": -1, "token": Secret(CANARY)},
+            "timeout.connect: expected a finite number",
+        ),
         ({"base_url": "http://u:hunter2@h"}, "base_url: it belongs to the connections"),
         ({"proxy": "http://u:hunter2@h"}, "proxy: it belongs to the connections"),
         ({"max_connections": 5}, "max_connections: it belongs to the connections"),

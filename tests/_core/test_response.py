@@ -268,7 +268,7 @@ def test_what_is_not_utf8(body: bytes, problem: str, partial_text: str) -> None:
         assert isinstance(error, ReplyDecodeError)
         assert str(error) == (
             f"The reply from {URL} is not UTF-8: {problem}. The text before that is in "
-            "partial_text; strict=False puts U+FFFD for such bytes."
+            "partial_text; strict=False accepts such bytes."
         )
         assert error.partial_text == partial_text
         assert error.attempts == 2
@@ -630,7 +630,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             b'{"error": "no such token"}',
             (
                 "answered 401 Unauthorized: no such token. "
-                "Check the token: the option token or $CROMICLE_TOKEN."
+                "Check the token: the option token, or $CROMICLE_TOKEN."
             ),
         ),
         (
@@ -652,8 +652,8 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [(b"location", b"https://x/y")],
             b"",
             (
-                "answered 302 Found. Redirects are not followed, since the body holds the token; "
-                "it points to https://x/y: set base_url to the right address."
+                "answered 302 Found. It redirects to https://x/y. Redirects are not followed, "
+                "because the body holds the token: set base_url to the right address."
             ),
         ),
         (
@@ -661,8 +661,8 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [],
             b"",
             (
-                "answered 301 Moved Permanently. Redirects are not followed, since the body "
-                "holds the token; it points to nowhere: set base_url to the right address."
+                "answered 301 Moved Permanently. It redirects to nowhere. Redirects are not "
+                "followed, because the body holds the token: set base_url to the right address."
             ),
         ),
         (

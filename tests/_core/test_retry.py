@@ -1,10 +1,9 @@
-"""Which failures are tried again, after how long, and when it has been enough."""
+"""Which failures are retried, after which delay, and the budget of retries."""
 
 from __future__ import annotations
 
 import math
 import threading
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -42,12 +41,6 @@ def timeout_error(phase: TimeoutPhase, partial_text: str = "") -> APITimeoutErro
     return APITimeoutError("x", phase=phase, partial_text=partial_text)
 
 
-def final(error: Any) -> CromicleError:
-    error.is_final = True
-    assert isinstance(error, CromicleError)
-    return error
-
-
 def build_attempts(
     retry: Retry | None = None,
     *,
@@ -58,7 +51,7 @@ def build_attempts(
 ) -> Attempts:
     attempts = Attempts(
         Retry() if retry is None else retry,
-        RetryBudget() if budget is None else budget,
+        RetryBudget(500) if budget is None else budget,
         whole=whole,
         random=lambda: draw,
     )
@@ -68,9 +61,9 @@ def build_attempts(
 
 
 CASES: list[tuple[CromicleError, bool, bool]] = [
-    # the error; is it tried again by stream, by chat
+    # the error; whether stream retries, whether chat retries
     (APIConnectionError("refused"), True, True),
-    (final(APIConnectionError("certificate")), False, False),
+    (APIConnectionError("certificate", is_final=True), False, False),
     (timeout_error("connect"), True, True),
     (timeout_error("first_byte"), True, True),
     (timeout_error("stall"), False, True),
@@ -79,8 +72,8 @@ CASES: list[tuple[CromicleError, bool, bool]] = [
     (timeout_error("pool"), False, False),
     (IncompleteReplyError("cut"), True, True),
     (IncompleteReplyError("cut", partial_text="some"), False, True),
-    (final(IncompleteReplyError("closed")), False, False),
-    (final(IncompleteReplyError("closed", partial_text="some")), False, False),
+    (IncompleteReplyError("closed", is_final=True), False, False),
+    (IncompleteReplyError("closed", partial_text="some", is_final=True), False, False),
     (ReplyTooLargeError("long"), False, False),
     (ReplyDecodeError("bytes"), False, False),
     (UnexpectedContentError("page"), False, False),
@@ -93,16 +86,16 @@ CASES: list[tuple[CromicleError, bool, bool]] = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case[0]))
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "chat"])
-def test_what_is_tried_again(case: tuple[CromicleError, bool, bool], whole: bool) -> None:
+def test_retried_errors(case: tuple[CromicleError, bool, bool], whole: bool) -> None:
     error, by_stream, by_chat = case
-    wait = build_attempts(whole=whole).wait_after(error, time_left=600)
+    wait = build_attempts(whole=whole).decide(error, time_left=600).wait
     assert (wait is not None) == (by_chat if whole else by_stream)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "chat"])
-def test_every_status(whole: bool) -> None:
+def test_retried_statuses(whole: bool) -> None:
     for status_code in range(100, 1000):
-        wait = build_attempts(whole=whole).wait_after(status_error(status_code), time_left=600)
+        wait = build_attempts(whole=whole).decide(status_error(status_code), time_left=600).wait
         assert (wait is not None) == (status_code in RETRIED_STATUSES), status_code
 
 
@@ -113,7 +106,7 @@ def test_every_status(whole: bool) -> None:
 def test_attempts_are_counted(attempts: int, begun: int, again: bool) -> None:
     made = build_attempts(Retry(attempts=attempts), begun=begun)
     assert made.count == begun
-    assert (made.wait_after(APIConnectionError("x"), time_left=600) is not None) == again
+    assert (made.decide(APIConnectionError("x"), time_left=600).wait is not None) == again
 
 
 @pytest.mark.parametrize(
@@ -122,22 +115,22 @@ def test_attempts_are_counted(attempts: int, begun: int, again: bool) -> None:
 @pytest.mark.parametrize("draw", [0.0, 0.25, 0.999])
 def test_exponential_with_full_jitter(begun: int, longest: float, draw: float) -> None:
     attempts = build_attempts(Retry(attempts=5000), begun=begun, draw=draw)
-    wait = attempts.wait_after(APIConnectionError("x"), time_left=600)
+    wait = attempts.decide(APIConnectionError("x"), time_left=600).wait
     assert wait == pytest.approx(draw * longest)
 
 
 @pytest.mark.parametrize("begun", [1, 2, 100, 1024, 1025, 3000])
-def test_no_delay_stays_none(begun: int) -> None:
+def test_a_delay_of_0_stays_0(begun: int) -> None:
     # The smaller of `first_delay * 2 ** (n - 1)` and `max_delay` is 0 for every n.
     attempts = build_attempts(Retry(attempts=5000, first_delay=0), begun=begun)
-    assert attempts.wait_after(APIConnectionError("x"), time_left=600) == 0
+    assert attempts.decide(APIConnectionError("x"), time_left=600).wait == 0
 
 
 @pytest.mark.parametrize("begun", [1, 2, 1024, 1025, 3000])
 @pytest.mark.parametrize("first_delay", [1e-300, 0.5, 1e300])
 def test_large_numbers(begun: int, first_delay: float) -> None:
     attempts = build_attempts(Retry(attempts=5000, first_delay=first_delay), begun=begun, draw=1.0)
-    wait = attempts.wait_after(APIConnectionError("x"), time_left=600)
+    wait = attempts.decide(APIConnectionError("x"), time_left=600).wait
     assert wait is not None
     assert 0 <= wait <= 8
 
@@ -149,35 +142,35 @@ def test_large_numbers(begun: int, first_delay: float) -> None:
     st.integers(1, 2000),
     st.floats(0, 1, exclude_max=True),
 )
-def test_a_wait_is_between_0_and_the_cap(
+def test_a_delay_is_between_0_and_its_maximum(
     first_delay: float, max_delay: float, begun: int, draw: float
 ) -> None:
     retry = Retry(attempts=10**6, first_delay=first_delay, max_delay=max_delay)
     attempts = build_attempts(retry, begun=begun, draw=draw)
-    wait = attempts.wait_after(APIConnectionError("x"), time_left=math.inf)
+    wait = attempts.decide(APIConnectionError("x"), time_left=math.inf).wait
     assert wait is not None
     assert math.isfinite(wait)
     assert 0 <= wait <= max_delay
 
 
 @pytest.mark.parametrize("number", [1e10, 1e300])
-def test_a_wait_is_one_that_can_be_waited(number: float) -> None:
+def test_a_delay_is_accepted_by_threading_and_anyio(number: float) -> None:
     # More is an `OverflowError` of `threading` and `anyio`, which would leave the package.
     attempts = build_attempts(Retry(first_delay=number, max_delay=number), draw=0.999)
-    wait = attempts.wait_after(APIConnectionError("x"), time_left=math.inf)
+    wait = attempts.decide(APIConnectionError("x"), time_left=math.inf).wait
     assert wait is None or wait <= threading.TIMEOUT_MAX
     asking = build_attempts(Retry(max_retry_after=number))
-    wait = asking.wait_after(status_error(503, 1e9), time_left=math.inf)
+    wait = asking.decide(status_error(503, 1e9), time_left=math.inf).wait
     assert wait is None or wait <= threading.TIMEOUT_MAX
 
 
-def test_jitter_is_drawn_anew() -> None:
-    budget = RetryBudget()
+def test_each_delay_is_drawn_again() -> None:
+    budget = RetryBudget(500)
     waits = set()
     for _ in range(10):
         attempts = Attempts(Retry(), budget, whole=False)
         attempts.begin()
-        waits.add(attempts.wait_after(APIConnectionError("x"), time_left=600))
+        waits.add(attempts.decide(APIConnectionError("x"), time_left=600).wait)
     assert None not in waits
     assert len(waits) > 1
 
@@ -202,36 +195,36 @@ def test_retry_after(
 ) -> None:
     attempts = build_attempts(Retry(max_retry_after=limit))
     error = status_error(status_code, retry_after)
-    assert attempts.wait_after(error, time_left=math.inf) == wait
+    assert attempts.decide(error, time_left=math.inf).wait == wait
 
 
-def test_retry_after_makes_no_other_status_retried() -> None:
-    assert build_attempts().wait_after(status_error(400, 1), time_left=600) is None
+def test_retry_after_does_not_change_which_statuses_are_retried() -> None:
+    assert build_attempts().decide(status_error(400, 1), time_left=600).wait is None
 
 
 @pytest.mark.parametrize(
     ("time_left", "again"),
     [(math.inf, True), (0.26, True), (0.25, False), (0.1, False), (0, False), (-5, False)],
 )
-def test_a_wait_that_would_use_up_the_total_is_not_begun(time_left: float, again: bool) -> None:
-    wait = build_attempts().wait_after(APIConnectionError("x"), time_left=time_left)
+def test_a_delay_that_would_use_up_the_total_is_not_begun(time_left: float, again: bool) -> None:
+    wait = build_attempts().decide(APIConnectionError("x"), time_left=time_left).wait
     assert wait == (0.25 if again else None)
 
 
 # The budget
 
 
-def test_a_hundred_retries_and_then_none() -> None:
-    budget = RetryBudget()
+def test_a_budget_of_500_pays_for_100_retries() -> None:
+    budget = RetryBudget(500)
     granted = 0
     for _ in range(1000):
         attempts = build_attempts(budget=budget)
-        granted += attempts.wait_after(APIConnectionError("x"), time_left=600) is not None
+        granted += attempts.decide(APIConnectionError("x"), time_left=600).wait is not None
     assert granted == 100
 
 
 def test_five_successes_pay_for_one_retry() -> None:
-    budget = RetryBudget()
+    budget = RetryBudget(500)
     while budget.take():
         pass
     for successes in range(1, 11):
@@ -239,8 +232,8 @@ def test_five_successes_pay_for_one_retry() -> None:
         assert budget.take() is (successes % 5 == 0)
 
 
-def test_the_budget_never_holds_more_than_it_did() -> None:
-    budget = RetryBudget()
+def test_the_budget_never_exceeds_its_capacity() -> None:
+    budget = RetryBudget(500)
     for _ in range(1000):
         budget.give_back()
     assert sum(budget.take() for _ in range(1000)) == 100
@@ -256,9 +249,53 @@ def test_the_budget_never_holds_more_than_it_did() -> None:
     ],
     ids=repr,
 )
-def test_what_is_not_tried_again_costs_nothing(error: CromicleError, time_left: float) -> None:
-    budget = RetryBudget()
+def test_an_error_that_is_not_retried_costs_nothing(error: CromicleError, time_left: float) -> None:
+    budget = RetryBudget(500)
     for _ in range(1000):
-        assert build_attempts(budget=budget).wait_after(error, time_left=time_left) is None
-    assert build_attempts(Retry(attempts=1), budget=budget).wait_after(error, time_left=600) is None
+        assert build_attempts(budget=budget).decide(error, time_left=time_left).wait is None
+    assert (
+        build_attempts(Retry(attempts=1), budget=budget).decide(error, time_left=600).wait is None
+    )
     assert sum(budget.take() for _ in range(1000)) == 100
+
+
+def test_an_error_says_that_the_budget_is_used_up() -> None:
+    error = IncompleteReplyError("Cut.", partial_text=b"some", attempts=1, hint="Do it again.")
+    decision = build_attempts(budget=RetryBudget(4), whole=True).decide(error, time_left=600)
+    assert decision.wait is None
+    assert str(decision.error) == (
+        "Cut. It was not retried, because the budget of the client is used up (retry.budget). "
+        "Do it again."
+    )
+    assert type(decision.error) is IncompleteReplyError
+    assert (decision.error.partial_text, decision.error.attempts) == ("some", 1)
+    assert str(error) == "Cut. Do it again."
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_any_other_error_is_raised_as_it_is(whole: bool) -> None:
+    for error in (status_error(400), status_error(429, 61), ReplyDecodeError("x")):
+        assert build_attempts(whole=whole).decide(error, time_left=600).error is error
+    last = APIConnectionError("x")
+    assert build_attempts(Retry(attempts=1)).decide(last, time_left=600).error is last
+
+
+def test_a_retry_that_obeys_retry_after_costs_nothing() -> None:
+    budget = RetryBudget(5)
+    for _ in range(10):
+        assert build_attempts(budget=budget).decide(status_error(503, 2), time_left=600).wait == 2
+    assert budget.take()
+    # Even if there is none left.
+    assert build_attempts(budget=budget).decide(status_error(429, 2), time_left=600).wait == 2
+
+
+@pytest.mark.parametrize(
+    ("retry", "budget"),
+    [(Retry(budget=None), RetryBudget(5)), (Retry(), RetryBudget(None))],
+    ids=["of the call", "of the client"],
+)
+def test_no_budget(retry: Retry, budget: RetryBudget) -> None:
+    for _ in range(1000):
+        attempts = build_attempts(retry, budget=budget)
+        assert attempts.decide(APIConnectionError("x"), time_left=600).wait is not None
+        attempts.succeed()

@@ -1,4 +1,4 @@
-"""The command in this process: what options do, every error with its exit code, its rooms."""
+"""The command in this process: options, errors with their exit codes, output."""
 
 from __future__ import annotations
 
@@ -20,16 +20,31 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from cromicle_sdk import Client, CromicleError, Headers, Reply, Timeout, __main__, __version__
+from cromicle_sdk import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    Client,
+    ConfigurationError,
+    CromicleError,
+    Headers,
+    IncompleteReplyError,
+    InvalidMessageError,
+    Reply,
+    ReplyTooLargeError,
+    Timeout,
+    __main__,
+    __version__,
+)
 from cromicle_sdk._core.secrets import Secret
+from cromicle_sdk.cli import ask as _ask
 from cromicle_sdk.cli import commands as _commands
-from cromicle_sdk.cli import local as _local
-from cromicle_sdk.cli import report as _report
 from cromicle_sdk.cli import run
-from cromicle_sdk.cli.output import RawOutput
+from cromicle_sdk.cli import serve as _serve
+from cromicle_sdk.cli.ask import format_json, format_stats
+from cromicle_sdk.cli.errors import describe_error
+from cromicle_sdk.cli.output import RawOutput, report
 from cromicle_sdk.cli.serve import Service
-from cromicle_sdk.cli.stats import format_json, format_stats
-from cromicle_sdk.cli.words import describe_error
 from cromicle_sdk.testing import FaultyServer
 
 Capture = pytest.CaptureFixture[bytes]
@@ -141,7 +156,7 @@ def test_stats_are_one_line_on_stderr(server: FaultyServer, capsysbinary: Captur
     out, err = capsysbinary.readouterr()
     assert out == b"Hello"
     assert re.fullmatch(
-        rb"pieces: 1, characters: 5, first text after: \d+\.\d+ s, elapsed: \d+\.\d+ s, "
+        rb"chunks: 1, characters: 5, first text after: \d+\.\d+ s, elapsed: \d+\.\d+ s, "
         rb"attempts: 1, characters per second: \d+\n",
         err,
     )
@@ -193,16 +208,16 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--system", "Hi\udcff", "Hi"], "message 0: its text has a lone surrogate"),
         (["serve", "--port", "65536"], "'--port'"),
         (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
-        (["serve", "--host", "0.0.0.0"], "token of your own"),
-        (["serve", "--host", ""], "host must be"),
+        (["serve", "--host", "0.0.0.0"], "--token of your own"),
+        (["serve", "--host", ""], ": expected a host name or an IP address"),
         (["serve", "--token", ""], "--token: it is empty"),
         (["serve", "--upstream", "http://h"], "--upstream needs --model NAME"),
         (["serve", "--upstream", "http://h", "--model", ""], "--upstream needs --model NAME"),
         (["serve", "--upstream", "h:1", "--model", "m"], "--upstream: it must begin with http"),
-        (["serve", "--upstream", "http://s3cret@", "--model", "m"], "--upstream: it names no host"),
+        (["serve", "--upstream", "http://s3cret@", "--model", "m"], "--upstream: it has no host"),
         (
             ["serve", "--upstream", "http://h", "--model", "m", "--upstream-key", "s3cr\n"],
-            "--upstream-key must be",
+            "--upstream-key: expected",
         ),
         (
             ["serve", "--upstream", "http://h", "--model", "m", "--upstream-timeout", "0"],
@@ -326,8 +341,12 @@ FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
         "Check that --base-url is a Cromicle endpoint.",
         b"Hello ",
     ),
-    "first byte": (lambda server: server.stall(), "within --timeout. Raise that limit", b""),
-    "stall": (lambda server: server.stall(after="Hello"), "for --timeout.", b"Hello"),
+    "first byte": (lambda server: server.stall(), "within 0.2 s. Raise --timeout", b""),
+    "stall": (
+        lambda server: server.stall(after="Hello"),
+        "within 0.2 s. Raise --timeout",
+        b"Hello",
+    ),
 }
 
 
@@ -352,29 +371,54 @@ def test_the_whole_call_may_take_too_long(server: FaultyServer, capsysbinary: Ca
     assert ask(server, "--total", "0.2") == 1
     out, err = capsysbinary.readouterr()
     assert out == b"Hello"
-    assert b"within --total. Raise that limit" in err
+    assert b"within 0.2 s. Raise --total" in err
+
+
+STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
 
 
 @pytest.mark.parametrize(
-    ("message", "described"),
+    ("error", "described"),
     [
         (
-            "Too long. Raise that option if such a reply is wanted.",
-            "Too long. Ask for a shorter one.",
+            ConfigurationError("bad", option="token", hint="leave it out"),
+            "--token: bad; leave it out",
         ),
         (
-            "For a certificate authority of your own, pass verify=ssl_context.",
-            "For a certificate authority of your own, set $SSL_CERT_FILE to its certificate.",
+            ConfigurationError("it is wrong", option="$X"),
+            "$X: it is wrong",
+        ),
+        (ConfigurationError("token: it is wrong"), "token: it is wrong"),
+        (InvalidMessageError("bad", index=1, hint="use errors='replace'"), "message 1: bad"),
+        (ReplyTooLargeError("Too long.", hint="Raise it."), "Too long. Ask for a shorter reply."),
+        (
+            APIConnectionError("No trust.", option="verify", hint="pass verify=…"),
+            "No trust. For a private certificate authority, set $SSL_CERT_FILE to its certificate.",
         ),
         (
-            "Check the option proxy, or the proxy variables of the environment.",
-            "Check the proxy variables of the environment.",
+            APIConnectionError("No proxy.", option="proxy", hint="Check the option proxy."),
+            "No proxy. Check the proxy variables of the environment.",
         ),
-        ("http://h/base_url/chat answered 404.", "http://h/base_url/chat answered 404."),
+        (
+            APIConnectionError("base_url.", hint="Check base_url."),
+            "base_url. Check --base-url.",
+        ),
+        (
+            APITimeoutError("Late.", phase="connect", hint="Check base_url."),
+            "Late. Check --base-url.",
+        ),
+        (IncompleteReplyError("Cut."), "Cut. Ask again for the whole reply."),
+        (CromicleError("base_url"), "base_url"),
+        (
+            APIStatusError("It said: check base_url, token: timeout.total.", **STATUS),
+            "It said: check base_url, token: timeout.total.",
+        ),
     ],
 )
-def test_errors_speak_of_flags(message: str, described: str) -> None:
-    assert describe_error(CromicleError(message)) == described
+def test_errors_name_flags_and_keep_the_words_of_the_server(
+    error: CromicleError, described: str
+) -> None:
+    assert describe_error(error, _ask.FLAGS) == described
 
 
 def test_ctrl_c_is_130(server: FaultyServer, capsysbinary: Capture) -> None:
@@ -500,13 +544,13 @@ def serve_beside(
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def report(line: str, *, label: str = "") -> None:
+    def print_line(line: str, *, label: str = "") -> None:
         lines.append(label + line)
         if not threads:
             threads.append(threading.Thread(target=work, args=(line,)))
             threads[0].start()
 
-    monkeypatch.setattr(_local, "report", report)
+    monkeypatch.setattr(_serve, "report", print_line)
     code = run(["serve", "--port", "0", *arguments])
     threads[0].join()
     return code, lines
@@ -524,7 +568,7 @@ def test_serve_answers_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replies == ["Hello there"]
     serving, asking = lines
     base_url = serving.split()[-1]
-    assert asking == f'Ask it with cromicle ask --base-url {base_url} "Hello, how are you?"'
+    assert asking == f'Try it with cromicle ask --base-url {base_url} "Hello, how are you?"'
 
 
 def test_serve_waits_between_words_and_wants_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,7 +717,8 @@ def test_serve_shows_its_log(
     arguments = ["--tokens-file", str(file), *([] if access_log else ["--no-access-log"])]
     code, lines = serve_beside(user, monkeypatch, *arguments)
     assert code == 130
-    assert lines[2] == f"It wants one of the tokens in {file}, in $CROMICLE_TOKEN or in --token."
+    needed = f"one of the tokens in {file}, in $CROMICLE_TOKEN or in --token."
+    assert lines[2] == f"Callers need {needed}"
     said = capsysbinary.readouterr().err.decode()
     assert ("method=POST path=/chat status=200" in said) == access_log
     assert "s3cret" not in said
@@ -699,7 +744,7 @@ def test_without_the_server_it_says_which_extra_to_install(
     assert 'pip install "cromicle-sdk[server]"' in read_error(capsysbinary)
 
 
-# Small rooms
+# Statistics and messages
 
 
 def test_figures_of_an_empty_reply_that_took_no_time() -> None:
@@ -718,7 +763,7 @@ def test_figures_of_an_empty_reply_that_took_no_time() -> None:
 
 
 def test_a_report_is_one_harmless_line(capsysbinary: Capture) -> None:
-    _report.report("a\nb\r\n\x1b[31mc", label="Label: ")
+    report("a\nb\r\n\x1b[31mc", label="Label: ")
     assert capsysbinary.readouterr().err.decode() == "Label: a b �[31mc\n"
 
 

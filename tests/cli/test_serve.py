@@ -178,7 +178,7 @@ def test_sighup_has_the_tokens_read_again(tmp_path: Path) -> None:
     # Where others can reach it the well-known token is refused, in the file as well.
     arguments = [*SHARED, "--host", "0.0.0.0", "--tokens-file", str(file)]
     with serve(*arguments, CROMICLE_TOKEN="ignored") as command:
-        command.wait_for(f"It wants one of the tokens in {file}")
+        command.wait_for(f"Callers need one of the tokens in {file}")
         with command.connect("old-token") as client:
             assert client.chat("Hi").text == "Hi"
             file.write_text("new-token\n")
@@ -217,7 +217,7 @@ def test_others_do_not_get_in_with_the_well_known_token(tokens: str, tmp_path: P
         check=False,
     )
     assert done.returncode == 2
-    assert "token of your own" in done.stderr
+    assert "--token of your own" in done.stderr
     assert "mine" not in done.stderr
 
 

@@ -141,9 +141,9 @@ def test_an_invalid_file_leaves_the_previous_tokens_valid(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"tokens": []}, "tokens must hold"),
-        ({"tokens": "s3cret"}, "tokens must be an iterable of str or a TokenFile, not str"),
-        ({"tokens": 5}, "tokens must be"),
+        ({"tokens": []}, "tokens: expected at least one token"),
+        ({"tokens": "s3cret"}, "tokens: expected an iterable of str or a TokenFile, not str"),
+        ({"tokens": 5}, "tokens: expected"),
         ({"tokens": ["ok", ""]}, "tokens: "),
         ({"tokens": ["s3cret\ud800"]}, "tokens: it has a lone surrogate"),
         ({"tokens": ["ok", 5]}, "tokens: "),

@@ -15,10 +15,15 @@ import anyio
 
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.messages import Message
-from cromicle_sdk._core.options import DEFAULT_TIMEOUT, Timeout, check_flag, check_timeout
+from cromicle_sdk._core.options import (
+    DEFAULT_TIMEOUT,
+    Timeout,
+    check_flag,
+    check_text,
+    check_timeout,
+)
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk.server.backends import Backend, BackendError
-from cromicle_sdk.server.options import check_text
 
 from .client import Call, Upstream
 from .completion import Completion
@@ -152,7 +157,9 @@ def _log_end(completion: Completion) -> None:
 
 def _check_key(key: Secret | None) -> None:
     if key is not None and not _is_key(key):
-        raise ConfigurationError("api_key must be a str of visible ASCII characters, or None")
+        raise ConfigurationError(
+            "expected a str of visible ASCII characters without spaces, or None", option="api_key"
+        )
 
 
 def _is_key(key: Secret) -> bool:

@@ -75,7 +75,7 @@ class Upstream:
         self._endpoint = replace(chat, path=f"{chat.path}/completions")
         self._timeout = timeout
         options = ConnectionOptions.build(
-            max_connections=None, proxy=proxy, verify=verify, transport=None, http_client=None
+            max_connections=None, proxy=proxy, verify=verify, http_client=None
         )
         self._connections = AsyncConnections(
             build_route(self._endpoint, options), max_connections=options.max_connections

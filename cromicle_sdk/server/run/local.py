@@ -8,13 +8,13 @@ from types import TracebackType
 
 from starlette.types import ASGIApp
 
+from cromicle_sdk._core.options import check_count
 from cromicle_sdk.server.app import has_well_known_token, resolve_app
 from cromicle_sdk.server.backends import Backend
 from cromicle_sdk.server.options import (
     DEFAULT_MAX_REQUEST_BYTES,
     check_exposure,
     check_host,
-    check_port,
 )
 
 from .uvicorn import StoppableServer, build_server, format_base_url, listen
@@ -56,7 +56,7 @@ class LocalServer:
     ) -> None:
         self._app = resolve_app(backend, app, token=token, max_request_bytes=max_request_bytes)
         check_host(host)
-        check_port(port)
+        check_count("port", port, minimum=0, maximum=65535)
         check_exposure(host, well_known_token=has_well_known_token(self._app))
         self._host = host
         self._port = port

@@ -12,6 +12,8 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from cromicle_sdk._core.endpoint import is_loopback
+from cromicle_sdk._core.options import check_count, check_seconds
 from cromicle_sdk.server.app import find_tokens, has_well_known_token, resolve_app
 from cromicle_sdk.server.backends import Backend
 from cromicle_sdk.server.options import (
@@ -19,9 +21,6 @@ from cromicle_sdk.server.options import (
     check_callable,
     check_exposure,
     check_host,
-    check_port,
-    check_seconds,
-    is_loopback,
 )
 from cromicle_sdk.server.tokens import TokenFile
 
@@ -67,7 +66,7 @@ def serve(
     else:
         app = resolve_app(app_or_backend, None, token=token, max_request_bytes=max_request_bytes)
     check_host(host)
-    check_port(port)
+    check_count("port", port, minimum=0, maximum=65535)
     check_exposure(host, well_known_token=has_well_known_token(app))
     check_seconds("grace", grace)
     if on_ready is not None:

@@ -648,7 +648,10 @@ class TestBeforeTheFirstText:
             def drop(self) -> None:
                 """Nothing is held."""
 
-        monkeypatch.setattr(_client.AsyncConnections, "start", lambda *args: BrokenExchange())
+        monkeypatch.setattr(
+            "cromicle_sdk.server.openai.client.AsyncConnections.start",
+            lambda *args: BrokenExchange(),
+        )
         error = fail(faults)
         assert (error.status_code, get_code(error)) == (500, "backend_failed")
 
