@@ -22,7 +22,7 @@ Serve = Callable[[ASGIApp], contextlib.AbstractContextManager[str]]
 
 @contextlib.contextmanager
 def serve_with_uvicorn(app: ASGIApp) -> Generator[str]:
-    """The embedded server; the base URL."""
+    """The embedded server; yields its base URL."""
     with LocalServer(app=app) as server:
         yield server.base_url
 
@@ -65,7 +65,7 @@ def _run_in_thread(run: Callable[[Config], None], stop: Callable[[], Any]) -> Ge
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         config = Config()
-        # hypercorn closes what it is given.
+        # hypercorn closes the socket itself.
         config.bind = [f"fd://{listener.detach()}"]
         config.graceful_timeout = 0.1
         config.shutdown_timeout = 1

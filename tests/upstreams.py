@@ -1,4 +1,4 @@
-"""An OpenAI-compatible model server made of a faulty one: its events, and a gateway before it."""
+"""An OpenAI-compatible model server built from `FaultyServer`, and a gateway in front of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "sk-a-very-private-key"
 
 
 def event(data: Any) -> str:
-    """An event with this JSON, non-ASCII as it is."""
+    """An event with this JSON; non-ASCII characters are not escaped."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
@@ -31,16 +31,16 @@ STOP = event(choice({}, "stop"))
 
 
 def answer(upstream: FaultyServer, *events: str | bytes, **options: Any) -> None:
-    """The next answer is a stream of these events, each a chunk."""
+    """Respond to the next request with these events, each as a chunk."""
     upstream.reply(chunks=events, content_type=EVENTS, **options)
 
 
 def answer_texts(upstream: FaultyServer, *texts: str, **options: Any) -> None:
-    """The next answer is a sound stream of these texts."""
+    """Respond to the next request with a complete stream of these texts."""
     answer(upstream, *say(*texts), STOP, DONE, **options)
 
 
 def serve_gateway(upstream: FaultyServer, **options: Any) -> LocalServer:
-    """A gateway before the upstream, with the well-known token."""
+    """A gateway in front of the upstream, with the well-known token."""
     backend = openai_backend(f"{upstream.base_url}/v1", "a-model", **options)
     return LocalServer(app=create_app(backend))

@@ -1,4 +1,4 @@
-"""The protocol from the other side: a server for tests, first steps and gateways.
+"""The server side of the protocol: an embedded server for tests, and a gateway to model servers.
 
 ```python
 from cromicle_sdk import Client
@@ -8,9 +8,9 @@ with LocalServer() as server, Client(base_url=server.base_url) as client:
     print(client.chat("Hello!").text)
 ```
 
-With `create_app(openai_backend(...))` it is a gateway in front of a model server.
+`create_app(openai_backend(...))` is a gateway in front of an OpenAI-compatible model server.
 
-Needs the extra `server`: `pip install "cromicle-sdk[server]"`.
+It needs the extra `server`: `pip install "cromicle-sdk[server]"`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ try:
     from .tokens import TokenFile
 except ImportError as _error:
     raise ImportError(
-        "cromicle_sdk.server needs starlette, uvicorn, httpx-sse and prometheus-client; "
+        "cromicle_sdk.server requires starlette, uvicorn and prometheus-client; "
         'install them with: pip install "cromicle-sdk[server]"'
     ) from _error
 

@@ -1,4 +1,4 @@
-"""The protocol as an ASGI app: which address answers what."""
+"""The ASGI app: routes, middleware and error handlers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from starlette.types import ASGIApp
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import check_count, check_flag
 
-from .access_log import AccessLog
 from .backends import Backend, echo_backend
-from .concurrency import Admission
-from .errors import AnswerHeaders, LastAnswer, Refusal, build_error, format_retry_after
-from .middleware import Visits
-from .observability import Metrics
+from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
+from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware
+from .observability import AccessLog, Metrics, RequestObserver
 from .openapi import build_openapi
 from .options import DEFAULT_MAX_REQUEST_BYTES, check_callable
 from .request import receive_prompt
-from .response import StreamedReply
+from .response import ConcurrencyLimit, StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
 
-__all__ = ["choose_app", "create_app", "find_tokens", "has_well_known_token"]
+__all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
 
 
 def create_app(
@@ -39,78 +37,81 @@ def create_app(
     max_concurrent: int | None = None,
     metrics: bool = True,
 ) -> Starlette:
-    """An ASGI app that speaks the Cromicle protocol; runs on asyncio and trio.
+    """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
-    `POST /chat` streams what `backend` answers, by default an echo, as chunked UTF-8 text;
-    `GET /health` says `{"status": "ok"}`, `GET /openapi.json` describes them. It may be mounted
-    below any path of another ASGI app, and needs no lifespan.
+    `POST /chat` streams the reply of `backend` (an echo by default) as chunked UTF-8 text.
+    `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. The
+    app may be mounted under any path of another ASGI app and needs no lifespan.
 
-    - `token` is what clients must send: without it `$CROMICLE_TOKEN`, else `abc`, as for the
-      clients; or each must send one of `tokens`, or of a `TokenFile`.
-    - `max_request_bytes` is the longest body that is read.
-    - `max_concurrent` replies may be under way at once, None for any number.
-    - `metrics` adds `GET /metrics`, for Prometheus and whoever else can reach it: requests by
-      address, status and end, requests in flight, seconds to the first text and to the end,
-      characters. They hold no text, token or prompt.
+    - `token`: the token that clients must send; defaults to `$CROMICLE_TOKEN`, then to `abc`, as
+      in the clients. Alternatively, `tokens` is an iterable of accepted tokens or a `TokenFile`.
+    - `max_request_bytes`: the longest accepted request body.
+    - `max_concurrent`: the number of replies that may be in progress at once; None for no limit.
+    - `metrics`: add `GET /metrics` in the format of Prometheus, readable without a token: requests
+      by path, status and end; requests in progress; seconds to the first text and to the end;
+      characters. Metrics contain no text, token or prompt.
 
-    An error is `{"error": {"code": …, "message": …}}`, by the first check that fails: 404
-    address, 405 method, 505 a version before HTTP/1.1 (which has no chunks, so that a cut would
-    look like an end), 415 content type, 413 size, 400 form, 401 token, 422 hash, 503 (with
-    `Retry-After`) one too many; 500 where the backend fails before its first piece, or what its
-    `BackendError` says. A 413 closes the connection unless the body was read to its end. Every
-    answer has `x-request-id`, the request's own where it is a harmless one.
+    An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 404 path,
+    405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a truncated reply would
+    look complete), 415 content type, 413 size, 400 body, 401 token, 422 hash, 503 (with
+    `Retry-After`) too many replies; then 500 if the backend fails before its first chunk, or the
+    status of its `BackendError`. A 413 closes the connection unless the whole body was read.
+    Every response has an `x-request-id`: that of the request if it is safe to log, else a new one.
 
-    Where the backend fails later, or the client takes nothing for 60 seconds, the app raises, upon
-    which ASGI servers cut the body off without its end; most log a traceback, but `serve` and
-    `LocalServer` do not.
+    If the backend fails later, or the client reads nothing for 60 seconds, the app raises an
+    exception, and the ASGI server closes the connection without completing the body. Most servers
+    log a traceback for it; `serve` and `LocalServer` do not.
 
-    Each request is one line of the logger `cromicle_sdk.server.access`, at level INFO: method,
-    path, status, bytes, seconds to the first text and to the end, and how it ended. A failure of
-    the backend is one line of the logger `cromicle_sdk.server`: type and place, never its text.
-    Neither token, hash nor prompt is logged.
+    Each request is one INFO line of the logger `cromicle_sdk.server.access`: method, path, status,
+    bytes, seconds to the first text and to the end, and the kind of end. A failure of the backend
+    is one line of the logger `cromicle_sdk.server`: type and location of the exception, not its
+    message. Tokens, hashes and prompts are never logged.
 
-    Raises `ConfigurationError`, which names the option that is wrong.
+    Raises `ConfigurationError`, which names the invalid option.
     """
     given = hide_tokens(token, tokens)
     del token, tokens
     accepted = build_tokens(given)
-    answer = echo_backend() if backend is None else backend
-    check_callable("backend", answer)
+    backend = echo_backend() if backend is None else backend
+    check_callable("backend", backend)
     check_count("max_request_bytes", max_request_bytes)
     if max_concurrent is not None:
         check_count("max_concurrent", max_concurrent)
     check_flag("metrics", metrics)
-    admission = Admission(max_concurrent)
-    figures = Metrics() if metrics else None
+    concurrency = ConcurrencyLimit(max_concurrent)
+    registry = Metrics() if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
         prompt = await receive_prompt(request, tokens=accepted, max_request_bytes=max_request_bytes)
-        return StreamedReply(answer, prompt, admission)
+        return StreamedReply(backend, prompt, concurrency)
 
+    observers: list[RequestObserver] = [AccessLog()]
+    if registry is not None:
+        observers.append(registry)
     app = Starlette(
-        routes=[Route("/chat", chat, methods=["POST"]), *_build_documents(figures)],
+        routes=[Route("/chat", chat, methods=["POST"]), *_build_public_routes(registry)],
         middleware=[
-            Middleware(AnswerHeaders),
-            Middleware(Visits, [AccessLog(), *([] if figures is None else [figures])]),
+            Middleware(ResponseHeadersMiddleware),
+            Middleware(RequestRecordMiddleware, observers),
         ],
         exception_handlers={
-            HTTPException: _answer_unrouted,
-            Refusal: _answer_refusal,
-            ClientDisconnect: _answer_nobody,
+            HTTPException: _handle_http_exception,
+            RequestRejected: _handle_rejection,
+            ClientDisconnect: _handle_disconnect,
         },
     )
-    # A redirect would make clients send their token once more; `/chat/` is no address.
+    # A redirect would make clients send their token again; `/chat/` is a 404.
     app.router.redirect_slashes = False
     app.state.tokens = accepted
     return app
 
 
-def choose_app(
+def resolve_app(
     backend: Backend | None, app: ASGIApp | None, *, token: str | None, max_request_bytes: int
 ) -> ASGIApp:
-    """`app` if there is one, else one for the other options.
+    """`app` if it is given, otherwise a new app with the other options.
 
-    Raises `ConfigurationError` for a wrong option, and for options that `app` would ignore.
+    Raises `ConfigurationError` for an invalid option, and for options that `app` would ignore.
     """
     if app is None:
         return create_app(backend, token=token, max_request_bytes=max_request_bytes)
@@ -126,57 +127,59 @@ def choose_app(
 
 
 def find_tokens(app: ASGIApp) -> Tokens | None:
-    """What an app of `create_app` accepts; None for any other app."""
+    """The accepted tokens of an app that `create_app` built; None for any other app."""
     tokens = getattr(app.state, "tokens", None) if isinstance(app, Starlette) else None
     return tokens if isinstance(tokens, Tokens) else None
 
 
 def has_well_known_token(app: ASGIApp) -> bool:
-    """Whether it is an app of `create_app` that takes the token everyone knows."""
+    """Whether it is an app of `create_app` that accepts the well-known token."""
     tokens = find_tokens(app)
     return tokens is not None and tokens.has_well_known
 
 
-def _build_documents(figures: Metrics | None) -> list[Route]:
-    """What can be read without a token."""
-    description = build_openapi(metrics=figures is not None)
+def _build_public_routes(metrics: Metrics | None) -> list[Route]:
+    """The routes that need no token."""
+    description = build_openapi(metrics=metrics is not None)
 
-    async def report_health(request: Request) -> Response:
+    async def get_health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def describe(request: Request) -> Response:
-        # Where it is mounted is known only here.
+    async def get_description(request: Request) -> Response:
+        # The mount point is known only once a request has been received.
         servers = [{"url": request.scope.get("root_path") or "/"}]
         return JSONResponse({**description, "servers": servers})
 
-    routes = [Route("/health", report_health), Route("/openapi.json", describe)]
-    if figures is not None:
+    routes = [Route("/health", get_health), Route("/openapi.json", get_description)]
+    if metrics is not None:
 
-        async def report_figures(request: Request) -> Response:
-            return figures.answer()
+        async def get_metrics(request: Request) -> Response:
+            return metrics.build_response()
 
-        routes.append(Route("/metrics", report_figures))
+        routes.append(Route("/metrics", get_metrics))
     return routes
 
 
-async def _answer_unrouted(request: Request, error: Exception) -> Response:
-    """The answer to what the router itself turns down: 404 and 405."""
-    assert isinstance(error, HTTPException)  # it is registered for that alone
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    """The response to what Starlette's router rejects: 404 and 405."""
+    assert isinstance(error, HTTPException)  # the only type that it is registered for
     if error.status_code == 405:
-        return build_error(
-            405, "method_not_allowed", "this address takes another method", headers=error.headers
+        return ErrorResponse(
+            405,
+            "method_not_allowed",
+            "this path does not accept the method",
+            headers=error.headers,
         )
-    return build_error(404, "not_found", "there is nothing here; the address of chat is /chat")
+    return ErrorResponse(404, "not_found", "no such path; the chat endpoint is /chat")
 
 
-async def _answer_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)  # it is registered for that alone
-    if error.unread:
-        return LastAnswer(error.status, error.code, error.message)
-    headers = {} if error.retry_after is None else format_retry_after(error.retry_after)
-    return build_error(error.status, error.code, error.message, headers=headers)
+async def _handle_rejection(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestRejected)  # the only type that it is registered for
+    if error.has_unread_body:
+        return ClosingErrorResponse(error.status, error.code, error.message)
+    return ErrorResponse(error.status, error.code, error.message, retry_after=error.retry_after)
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """What to send to a client that left in the middle of its request; it goes nowhere."""
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
+    """The response to a client that disconnected during its request; it is never delivered."""
     return Response(status_code=400)

@@ -1,4 +1,4 @@
-"""What answers a prompt: the shape of a backend, its way to refuse, and one that echoes."""
+"""Backends: the type, the error that a backend may raise, and the echo."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ import anyio
 from cromicle_sdk._core.messages import PROMPT_END
 from cromicle_sdk._core.options import check_seconds
 
-__all__ = ["Backend", "BackendError", "echo_backend", "last_user_turn"]
+__all__ = ["Backend", "BackendError", "echo_backend", "last_user_message"]
 
 Backend: TypeAlias = Callable[[str], AsyncIterator[str] | Awaitable[AsyncIterator[str]]]
-"""What answers a prompt, piece by piece.
+"""Generates the reply to a prompt, chunk by chunk.
 
-Called with the prompt, it gives an async iterator of `str`: either directly, as an async
-generator function does, or once awaited, as a coroutine function that returns one. Each piece
-is sent on its own as soon as it is there; empty ones are skipped. Everything runs in one task,
-so `anyio` task groups and timeouts may span a `yield`. When the client goes away the iterator
-is cancelled where it waits; in any case its `aclose`, where it has one, is called in the end.
+Called with the prompt, it returns an async iterator of `str`: either directly, as an async
+generator function does, or as an awaitable, as a coroutine function does. Each chunk is sent on
+its own as soon as it is yielded; empty chunks are skipped. A backend runs in a single task, so
+`anyio` task groups and timeouts may span a `yield`. When the client disconnects, the iterator is
+cancelled where it waits. Its `aclose`, if it has one, is always called in the end.
 
-An exception is a failed reply: the client gets a 500, or what a `BackendError` says, if no piece
-was sent, else a reply that is visibly cut off. It must not block: the whole server waits with it.
+An exception fails the reply. Before the first chunk the client receives a 500, or the error that
+a `BackendError` describes; after that the reply is truncated, which the client detects. A backend
+must not block, since it would block the event loop of the whole server.
 """
 
 _USER_LINE = "\nUser: "
 
-# Every character is white space or not, so that the matches join to exactly the whole text. A
-# white space before the first word goes with it; a text without words is one piece.
+# Each character is either white space or not, so the matches join to exactly the original text.
+# Leading white space belongs to the first word; a text without words is one chunk.
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 
 
 class BackendError(Exception):
-    """A backend can't answer; raised by one, it says what its caller gets instead.
+    """Raised by a backend to choose the error response.
 
-    Before the first piece that is the status with `{"error": {"code": …, "message": …}}`, and
-    with a `Retry-After` of `retry_after` seconds, rounded up, where that is given. After it the
-    reply is cut off, as by any other exception.
+    Before the first chunk the caller receives `status` with the JSON
+    `{"error": {"code": …, "message": …}}`, and a `Retry-After` of `retry_after` seconds (rounded
+    up) where it is given. After the first chunk the reply is truncated, as by any other exception.
 
     `status` is an int from 400 to 599, `code` a word for programs, `message` a sentence for
-    people. The message must not quote the prompt, nor a key of the backend's. `detail` is for the
-    log alone, in place of the message; the same goes for it.
+    people. `detail` is logged instead of the message. Neither may quote the prompt or a key.
 
-    Raises `ValueError` for a status or a `retry_after` that no answer can have.
+    Raises `ValueError` for a status or a `retry_after` out of range.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class BackendError(Exception):
         detail: str | None = None,
     ) -> None:
         if not 400 <= status <= 599:
-            raise ValueError("the status of a refusal is from 400 to 599")
+            raise ValueError("status must be from 400 to 599")
         if retry_after is not None and not 0 <= retry_after < math.inf:
-            raise ValueError("retry_after is a finite number of seconds, 0 or more")
+            raise ValueError("retry_after must be a finite number of seconds, 0 or more")
         super().__init__(status, code, message)
         self.status = status
         self.code = code
@@ -73,24 +73,23 @@ class BackendError(Exception):
 
 
 def echo_backend(*, delay: float = 0.0) -> Backend:
-    """A backend that answers with the prompt's last user turn, word by word.
+    """A backend that repeats the last user message of the prompt, word by word.
 
-    Each piece is a word with the white space that follows it; joined they are exactly the
-    turn. `delay` seconds pass before every word but the first. An empty turn is echoed as an
-    empty reply, which a strict client refuses as no reply at all.
+    Each chunk is a word and the white space after it; joined, the chunks are exactly the message.
+    `delay` is the number of seconds before each word but the first. An empty message yields an
+    empty reply, which a client in strict mode rejects.
 
-    The last user turn of a prompt that was made of several messages (`format_prompt`) is what
-    stands between the last line that starts with "User: " and the "\\nAssistant:" at the end,
-    line breaks included. A prompt without either is one message, and is the turn itself. A
-    prompt doesn't say where a message ends, so a content with such lines of its own is taken
-    at its word.
+    In a prompt that `format_prompt` built from several messages, the last user message is the
+    text between the last line that starts with "User: " and the final "\\nAssistant:", line
+    breaks included. Any other prompt is a single message. A prompt does not mark where a message
+    ends, so a line of its content that starts with "User: " is taken for the start of a message.
 
-    Raises `ConfigurationError` for a `delay` that is negative or not a finite number.
+    Raises `ConfigurationError` for a `delay` that is negative or not finite.
     """
     check_seconds("delay", delay)
 
     async def echo(prompt: str) -> AsyncIterator[str]:
-        for index, word in enumerate(_WORD.finditer(last_user_turn(prompt))):
+        for index, word in enumerate(_WORD.finditer(last_user_message(prompt))):
             if index and delay:
                 await anyio.sleep(delay)
             yield word.group()
@@ -98,10 +97,10 @@ def echo_backend(*, delay: float = 0.0) -> Backend:
     return echo
 
 
-def last_user_turn(prompt: str) -> str:
-    """What the user said last, as `echo_backend` defines it."""
+def last_user_message(prompt: str) -> str:
+    """The last user message of a prompt, as `echo_backend` defines it."""
     if not prompt.endswith(PROMPT_END):
         return prompt
     lines = "\n" + prompt.removesuffix(PROMPT_END)
-    _, found, turn = lines.rpartition(_USER_LINE)
-    return turn if found else prompt
+    _, found, content = lines.rpartition(_USER_LINE)
+    return content if found else prompt

@@ -1,106 +1,52 @@
-"""Requests as they are seen from outside: what was asked, what was answered, how it ended."""
+"""ASGI middleware: the headers of every response, and a record of every request."""
 
 from __future__ import annotations
 
-import time
+import re
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import request_id
-from .response import CutMark
+from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
 
-__all__ = ["CUT", "PATHS", "Visit", "VisitObserver", "Visits"]
+__all__ = ["RequestRecordMiddleware", "ResponseHeadersMiddleware", "get_request_id"]
 
-CHAT = "/chat"
-
-# Anything else is the visitor's own text, and may be as long and as various as it likes.
-PATHS = (CHAT, "/health", "/metrics", "/openapi.json")
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-
-# What a server may set in a scope's state before it says that the client is gone: it was the
-# server that broke the connection.
-CUT = "cromicle_sdk.cut"
-
-End = Literal["whole", "cut", "left", "failed"]
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-@dataclass
-class Visit:
-    """One request and its answer, as far as they have come.
+class ResponseHeadersMiddleware:
+    """Adds `x-request-id` and `cache-control: no-store` to every response.
 
-    `path` is one of `PATHS` below the place where the app is mounted, else "other", and `method`
-    a usual one, else "other": nothing in it is free text. `status` is None where the client left
-    before there was one. `bytes` is the length of the body, `characters` that of a reply alone;
-    `first_text` and `duration` are seconds from the request's head on.
-
-    `end` is "whole"; "cut" where a reply broke off, so that the client sees it; "left" where the
-    client did not wait for the end; "failed" where the app itself did. It holds once it is over.
+    The ID is the request's own `x-request-id` where it consists of 1 to 128 letters, digits, `.`,
+    `_` and `-`, which are safe in a log; otherwise it is generated.
     """
 
-    method: str
-    path: str
-    request_id: str
-    status: int | None = None
-    bytes: int = 0
-    characters: int = 0
-    first_text: float | None = None
-    duration: float = 0.0
-    end: End | None = None
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
-    def __post_init__(self) -> None:
-        self._started = time.monotonic()
-
-    @property
-    def is_chat(self) -> bool:
-        return self.path == CHAT
-
-    def receive(self, message: Message, *, is_cut: bool) -> None:
-        """Take note of what comes from the client; `is_cut` where the server has left it."""
-        # Servers also say so when the answer has been sent, which is no leaving.
-        if message["type"] == "http.disconnect":
-            self.end = self.end or ("cut" if is_cut else "left")
-
-    def send(self, message: Message) -> None:
-        """Take note of what goes to the client, which is nobody once it has left."""
-        if self.end is not None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
             return
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            return
-        body: bytes | CutMark = message.get("body", b"")
-        if isinstance(body, CutMark):
-            self.end = "cut"
-            return
-        self.bytes += len(body)
-        if body and self.is_chat and self.status == 200:
-            # A piece holds whole characters, for a backend yields texts.
-            self.characters += len(body.decode())
-            if self.first_text is None:
-                self.first_text = time.monotonic() - self._started
-        # Noted ahead, for hypercorn reports a disconnect before its last `send` returns.
-        if not message.get("more_body", False):
-            self.end = "whole"
+        request_id = _choose_request_id(Headers(scope=scope).get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = request_id
 
-    def finish(self, end: End) -> None:
-        """It is over; `end` is how, if that is not known yet."""
-        self.duration = time.monotonic() - self._started
-        self.end = self.end or end
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["cache-control"] = "no-store"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
-class VisitObserver(Protocol):
-    """Who is told of visits; both calls must be quick and must not raise."""
+class RequestRecordMiddleware:
+    """Notifies observers of each request. It runs inside `ResponseHeadersMiddleware`."""
 
-    def begin(self, visit: Visit) -> None: ...
-    def finish(self, visit: Visit) -> None: ...
-
-
-class Visits:
-    """ASGI middleware: tells its observers of each request that has passed `AnswerHeaders`."""
-
-    def __init__(self, app: ASGIApp, observers: Sequence[VisitObserver]) -> None:
+    def __init__(self, app: ASGIApp, observers: Sequence[RequestObserver]) -> None:
         self.app = app
         self._observers = observers
 
@@ -108,35 +54,54 @@ class Visits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = _build_visit(scope)
+        record = _build_record(scope)
 
-        async def receive_noted() -> Message:
+        async def receive_and_record() -> Message:
             message = await receive()
-            visit.receive(message, is_cut=CUT in scope["state"])
+            # Servers also send this message once the response is complete.
+            if message["type"] == "http.disconnect":
+                truncated = TRUNCATED in scope["state"]
+                record.record_end("truncated" if truncated else "client_disconnected")
             return message
 
-        async def send_noted(message: Message) -> None:
-            visit.send(message)
+        async def record_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.record_start(message["status"])
+            elif TRUNCATED in scope["state"]:
+                record.record_end("truncated")
+            else:
+                body = message.get("body", b"")
+                record.record_body(body, more_body=message.get("more_body", False))
             await send(message)
 
         for observer in self._observers:
-            observer.begin(visit)
+            observer.on_start(record)
         end: End = "failed"
         try:
-            await self.app(scope, receive_noted, send_noted)
-            end = "left"
+            await self.app(scope, receive_and_record, record_and_send)
+            end = "client_disconnected"
         finally:
-            visit.finish(end)
+            record.finish(end)
             for observer in self._observers:
-                observer.finish(visit)
+                observer.on_end(record)
 
 
-def _build_visit(scope: Scope) -> Visit:
-    # ASGI: the path includes the part below which a mounted app was found.
+def get_request_id(scope: Scope) -> str:
+    """The ID of a request that has passed `ResponseHeadersMiddleware`."""
+    request_id: str = scope["state"]["request_id"]
+    return request_id
+
+
+def _choose_request_id(sent: str) -> str:
+    return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _build_record(scope: Scope) -> RequestRecord:
+    # ASGI: the path includes the prefix under which the app is mounted.
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     method = scope["method"]
-    return Visit(
-        method=method if method in _METHODS else "other",
+    return RequestRecord(
+        method=method if method in METHODS else "other",
         path=path if path in PATHS else "other",
-        request_id=request_id(scope),
+        request_id=get_request_id(scope),
     )

@@ -1,74 +1,193 @@
-"""What happens, in figures for Prometheus: one registry for each app."""
+"""The access log and the Prometheus metrics, from one record of each request."""
 
 from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from .middleware import Visit
+__all__ = [
+    "METHODS",
+    "PATHS",
+    "TRUNCATED",
+    "AccessLog",
+    "End",
+    "Metrics",
+    "RequestObserver",
+    "RequestRecord",
+]
 
-__all__ = ["Metrics"]
+CHAT = "/chat"
 
-# Seconds. A model begins within tenths of a second to a minute, and ends within ten.
+# Any other path or method is text of the client's, of any length and any number of values.
+PATHS = (CHAT, "/health", "/metrics", "/openapi.json")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+# The key of an ASGI scope's state that is set once the server has truncated the response.
+TRUNCATED = "cromicle_sdk.truncated"
+
+End = Literal["complete", "truncated", "client_disconnected", "failed"]
+
+# Seconds. Models send their first text within 0.1 s to a minute, and the last within ten minutes.
 _FIRST_TEXT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REPLY_BUCKETS = (0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-class Metrics:
-    """Counts visits. Nothing in it grows with them: the labels have few values."""
+@dataclass
+class RequestRecord:
+    """One request and its response, as far as they have been received and sent.
+
+    `path` is one of `PATHS` relative to the mount point, otherwise "other"; `method` is one of
+    `METHODS`, otherwise "other": no attribute is free text. `status` is None until the response
+    starts. `body_length` is in bytes; `characters` is the length of a reply.
+    `first_text` and `duration` are seconds since the request's headers were received.
+
+    `end` is None while the request is in progress. Then it is "complete"; "truncated", where the
+    reply broke off visibly; "client_disconnected", where the client left before the end; or
+    "failed", where the app raised an exception of its own.
+    """
+
+    method: str
+    path: str
+    request_id: str
+    status: int | None = None
+    body_length: int = 0
+    characters: int = 0
+    first_text: float | None = None
+    duration: float = 0.0
+    end: End | None = None
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def is_chat(self) -> bool:
+        return self.path == CHAT
+
+    def record_start(self, status: int) -> None:
+        """Record the status of the response."""
+        if self.end is None:
+            self.status = status
+
+    def record_body(self, body: bytes, *, more_body: bool) -> None:
+        """Record a chunk of the response body, unless the request is over."""
+        if self.end is not None:
+            return
+        self.body_length += len(body)
+        if body and self.is_chat and self.status == 200:
+            # Each chunk holds complete characters, since a backend yields str.
+            self.characters += len(body.decode())
+            if self.first_text is None:
+                self.first_text = time.monotonic() - self._started
+        # Recorded before it is sent: hypercorn reports a disconnect before its last `send` returns.
+        if not more_body:
+            self.end = "complete"
+
+    def record_end(self, end: End) -> None:
+        """Record how the request ended; the first end that is recorded stays."""
+        self.end = self.end or end
+
+    def finish(self, end: End) -> None:
+        """Stop the clock. `end` applies where no other end was recorded."""
+        self.duration = time.monotonic() - self._started
+        self.record_end(end)
+
+
+class RequestObserver(Protocol):
+    """An observer of requests. Neither method may block or raise."""
+
+    def on_start(self, record: RequestRecord) -> None: ...
+    def on_end(self, record: RequestRecord) -> None: ...
+
+
+class AccessLog:
+    """Writes one line of `key=value` pairs to `cromicle_sdk.server.access` for each request.
+
+    The level is INFO. Each value is a number, one of a fixed set of words, or the request ID;
+    "-" stands for no value. Times are in seconds.
+    """
 
     def __init__(self) -> None:
-        # Not the library's global one: an app may be made more than once in a process.
+        self._logger = logging.getLogger("cromicle_sdk.server.access")
+
+    def on_start(self, record: RequestRecord) -> None:
+        """Do nothing: the line is written at the end."""
+
+    def on_end(self, record: RequestRecord) -> None:
+        """Write the line."""
+        first_text = "-" if record.first_text is None else f"{record.first_text:.4f}"
+        self._logger.info(
+            "method=%s path=%s status=%s bytes=%d first_text=%s duration=%.4f end=%s request=%s",
+            record.method,
+            record.path,
+            record.status or "-",
+            record.body_length,
+            first_text,
+            record.duration,
+            record.end,
+            record.request_id,
+        )
+
+
+class Metrics:
+    """Prometheus metrics of one app. Their size is constant: every label has a few values."""
+
+    def __init__(self) -> None:
+        # Not the library's global registry: a process may create several apps.
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "cromicle_requests",
-            "Requests answered, by address, status and end: whole, cut, left or failed.",
+            "Requests, by path, status and end: complete, truncated, client_disconnected, failed.",
             ("path", "status", "end"),
             registry=self._registry,
         )
         self._in_flight = Gauge(
             "cromicle_requests_in_flight",
-            "Requests to /chat that are under way.",
+            "Requests to /chat in progress.",
             registry=self._registry,
         )
         self._first_text = Histogram(
             "cromicle_first_text_seconds",
-            "From a request's head to the first text of its reply.",
+            "Time from a request's headers to the first text of its reply.",
             buckets=_FIRST_TEXT_BUCKETS,
             registry=self._registry,
         )
         self._reply = Histogram(
             "cromicle_reply_seconds",
-            "From a request's head to the end of its reply.",
+            "Time from a request's headers to the end of its reply.",
             buckets=_REPLY_BUCKETS,
             registry=self._registry,
         )
         self._characters = Counter(
             "cromicle_reply_characters",
-            "Characters of replies that were sent.",
+            "Characters of replies sent.",
             registry=self._registry,
         )
 
-    def begin(self, visit: Visit) -> None:
-        """A request has come."""
-        if visit.is_chat:
+    def on_start(self, record: RequestRecord) -> None:
+        """Count a request in progress."""
+        if record.is_chat:
             self._in_flight.inc()
 
-    def finish(self, visit: Visit) -> None:
-        """It is over, however it ended."""
-        status = "none" if visit.status is None else str(visit.status)
-        self._requests.labels(visit.path, status, str(visit.end)).inc()
-        if not visit.is_chat:
+    def on_end(self, record: RequestRecord) -> None:
+        """Count a finished request."""
+        status = "none" if record.status is None else str(record.status)
+        self._requests.labels(record.path, status, str(record.end)).inc()
+        if not record.is_chat:
             return
         self._in_flight.dec()
-        if visit.first_text is not None:
-            self._first_text.observe(visit.first_text)
-            self._reply.observe(visit.duration)
-            self._characters.inc(visit.characters)
+        if record.first_text is not None:
+            self._first_text.observe(record.first_text)
+            self._reply.observe(record.duration)
+            self._characters.inc(record.characters)
 
-    def answer(self) -> Response:
-        """All figures, in Prometheus' text format."""
+    def build_response(self) -> Response:
+        """The response with all metrics, in the text format of Prometheus."""
         return Response(
             generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
         )

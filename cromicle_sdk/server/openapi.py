@@ -1,4 +1,4 @@
-"""The app in OpenAPI's words, for tools that make clients or tests of them."""
+"""The OpenAPI description of the app, for tools that generate clients or tests from it."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ _ERROR = {"$ref": "#/components/schemas/Error"}
 
 _ERRORS = {
     "400": "The body is not a JSON object with the three fields as strings.",
-    "401": "The token is not an accepted one.",
-    "408": "The request did not arrive whole in time.",
+    "401": "The token is not accepted.",
+    "408": "The request was not complete in time.",
     "413": "The body is too long.",
     "415": "The content type is not application/json.",
-    "422": "The hash is not that of the token and the message.",
-    "429": "The model server has too much to do.",
-    "500": "The backend failed before its first piece.",
-    "502": "The model server refused, can't be reached, or answered nonsense.",
-    "503": "As many replies as are allowed at once are under way.",
-    "504": "The model server did not answer in time.",
-    "505": "HTTP/1.0, in which a reply that is cut off would look like a whole one.",
+    "422": "The hash does not match the token and the message.",
+    "429": "The model server limits the rate of requests.",
+    "500": "The backend failed before its first chunk.",
+    "502": "The model server is unreachable, rejected the request, or sent an invalid response.",
+    "503": "The limit of concurrent replies is reached.",
+    "504": "The model server did not respond in time.",
+    "505": "HTTP/1.0, in which a truncated reply would look like a complete one.",
 }
 _HAVE_RETRY_AFTER = ("429", "502", "503")
 
 
 def build_openapi(*, metrics: bool) -> dict[str, Any]:
-    """The description that `GET /openapi.json` answers with; `metrics` says whether there are any.
+    """The description that `GET /openapi.json` returns, with or without `GET /metrics`.
 
-    Its paths begin where the app is mounted, which `servers` has to say.
+    Its paths are relative to the mount point of the app, which the caller adds as `servers`.
     """
     paths: dict[str, Any] = {
         "/chat": {"post": _describe_chat()},
         "/health": {
-            "get": _describe_get("Whether the server answers.", "application/json", _HEALTH)
+            "get": _describe_get("Check that the server is up.", "application/json", _HEALTH)
         },
         "/openapi.json": {
-            "get": _describe_get("This description.", "application/json", {"type": "object"})
+            "get": _describe_get("Get this description.", "application/json", {"type": "object"})
         },
     }
     if metrics:
         text = {"type": "string"}
-        paths["/metrics"] = {"get": _describe_get("Figures for Prometheus.", "text/plain", text)}
+        paths["/metrics"] = {
+            "get": _describe_get("Get metrics for Prometheus.", "text/plain", text)
+        }
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Cromicle",
             "version": __version__,
-            "description": "Chat: a prompt and its SHA-256 in, plain text out while it is made.",
+            "description": "Chat: a prompt and its SHA-256 in, a plain-text stream out.",
         },
         "paths": paths,
         "components": {"schemas": {"Chat": _CHAT, "Error": _ERROR_SCHEMA}},
@@ -67,7 +69,7 @@ _CHAT = {
     "required": ["message", "token", "hash"],
     "properties": {
         "message": {"type": "string", "description": "The prompt."},
-        "token": {"type": "string", "description": "One that the server accepts."},
+        "token": {"type": "string", "description": "A token that the server accepts."},
         "hash": {
             "type": "string",
             "pattern": "^[0-9a-f]{64}$",
@@ -93,7 +95,7 @@ def _describe_chat() -> dict[str, Any]:
     text = {"text/plain": {"schema": {"type": "string"}}}
     responses: dict[str, Any] = {
         "200": {
-            "description": "The reply, in chunks; one without its last chunk is not complete.",
+            "description": "The reply, in chunks; without its last chunk it is not complete.",
             "content": text,
         }
     }
@@ -106,7 +108,7 @@ def _describe_chat() -> dict[str, Any]:
             responses[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     schema = {"$ref": "#/components/schemas/Chat"}
     return {
-        "summary": "Ask for a reply.",
+        "summary": "Generate a reply to a prompt.",
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": responses,
     }

@@ -7,18 +7,18 @@ from cromicle_sdk._core.errors import ConfigurationError
 
 __all__ = ["DEFAULT_MAX_REQUEST_BYTES", "check_callable", "check_exposure", "check_host"]
 
-# Prompts are text: a megabyte is some 250,000 tokens of a model, longer than most contexts.
+# A megabyte of text is about 250,000 tokens of a model, longer than most context windows.
 DEFAULT_MAX_REQUEST_BYTES = 1024 * 1024
 
 
 def check_callable(name: str, value: object) -> None:
-    """Raise `ConfigurationError` unless `value` can be called."""
+    """Raise `ConfigurationError` unless `value` is callable."""
     if not callable(value):
         raise ConfigurationError(f"expected a callable, not {type(value).__name__}", option=name)
 
 
 def check_host(host: object) -> None:
-    """Raise `ConfigurationError` unless `host` can be a host name or an address."""
+    """Raise `ConfigurationError` unless `host` is a host name or an IP address."""
     if not isinstance(host, str) or not host:
         raise ConfigurationError(
             f"expected a host name or an IP address, not {host!r}", option="host"
@@ -26,10 +26,10 @@ def check_host(host: object) -> None:
 
 
 def check_exposure(host: str, *, well_known_token: bool) -> None:
-    """Raise `ConfigurationError` if other machines could send the well-known token."""
+    """Raise `ConfigurationError` if other machines could connect with the well-known token."""
     if well_known_token and not is_loopback(host):
         raise ConfigurationError(
-            f"other machines can reach {host!r}, and the token is the well-known one",
+            f"other machines can connect to {host!r}, and the token is the well-known one",
             option="host",
             hint="pass a token of your own, or a loopback host",
         )

@@ -1,4 +1,4 @@
-"""A request becomes its prompt, or a refusal: the protocol's checks, in their order."""
+"""The checks that turn a request into its prompt, in the order of the protocol."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from starlette.requests import ClientDisconnect, Request
 from cromicle_sdk._core.messages import find_lone_surrogate
 from cromicle_sdk._core.request import hash_prompt
 
-from .errors import Refusal
+from .errors import RequestRejected
 from .tokens import Tokens
 
-__all__ = ["ChatRequest", "check_signature", "parse_chat", "receive_prompt"]
+__all__ = ["ChatRequest", "check_signature", "parse_chat_request", "receive_prompt"]
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """The three fields of the protocol, as they were sent."""
+    """The three fields of the protocol, as they were received."""
 
     message: str = field(repr=False)
     token: str = field(repr=False)
@@ -29,41 +29,41 @@ class ChatRequest:
 
 
 async def receive_prompt(request: Request, *, tokens: Tokens, max_request_bytes: int) -> str:
-    """The prompt of a request that passed every check.
+    """The prompt of a request that passes every check.
 
-    Raises `Refusal` with the status of the first check that failed: 505 version, 415 content
-    type, 413 size, 400 form, 401 token, 422 hash; `ClientDisconnect` when the client left
-    meanwhile.
+    Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
+    type, 413 size, 400 body, 401 token, 422 hash. Raises `ClientDisconnect` if the client
+    disconnects during the request.
     """
     _check_version(request.scope["http_version"])
     _check_content_type(request.headers)
     _check_content_length(request.headers, max_request_bytes)
-    chat = parse_chat(await _read_body(request, max_request_bytes))
+    chat = parse_chat_request(await _read_body(request, max_request_bytes))
     check_signature(chat, tokens)
     return chat.message
 
 
-def parse_chat(body: bytes) -> ChatRequest:
-    """The fields of a request body; unknown ones are ignored. Raises `Refusal` 400."""
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """The fields of a request body; unknown fields are ignored. Raises `RequestRejected` 400."""
     fields = _parse_object(body)
     return ChatRequest(
-        message=_take_text(fields, "message"),
-        token=_take_text(fields, "token"),
-        hash=_take_text(fields, "hash"),
+        message=_get_text(fields, "message"),
+        token=_get_text(fields, "token"),
+        hash=_get_text(fields, "hash"),
     )
 
 
 def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
-    """Raise `Refusal` 401 for a token that is none of `tokens`, 422 for a hash that is not right.
+    """Raise `RequestRejected` 401 for an unknown token and 422 for an incorrect hash.
 
-    How long it takes doesn't tell how much of either was right.
+    The duration reveals nothing about how much of either was correct.
     """
     token = tokens.find(chat.token)
     if token is None:
-        raise Refusal(401, "wrong_token", "the token is not one that this server expects")
+        raise RequestRejected(401, "wrong_token", "this server does not accept the token")
     expected = hash_prompt(token.reveal(), chat.message)
     if not hmac.compare_digest(chat.hash.encode(), expected.encode()):
-        raise Refusal(
+        raise RequestRejected(
             422,
             "hash_mismatch",
             "the hash is not the lower-case hex SHA-256 of the token followed by the message",
@@ -71,87 +71,92 @@ def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
 
 
 def _check_version(http_version: str) -> None:
-    # Before it there are no chunks: the end of the connection is that of the reply, cut or not.
-    # A proxy that asks with it would hand on a cut as an end.
+    # Earlier versions have no chunked encoding: the reply ends when the connection closes, whether
+    # it is complete or not. A proxy that uses HTTP/1.0 would forward a truncated reply as complete.
     if http_version < "1.1":
-        raise Refusal(
+        raise RequestRejected(
             505,
             "http_version_not_supported",
-            "ask with HTTP/1.1: in HTTP/1.0 a reply that is cut off looks like a whole one",
-            unread=True,
+            "use HTTP/1.1: in HTTP/1.0 a truncated reply looks like a complete one",
+            has_unread_body=True,
         )
 
 
 def _check_content_type(headers: Headers) -> None:
     media_type = headers.get("content-type", "").partition(";")[0]
     if media_type.strip().lower() != "application/json":
-        raise Refusal(415, "unsupported_media_type", "the content type must be application/json")
+        raise RequestRejected(
+            415, "unsupported_media_type", "the content type must be application/json"
+        )
 
 
 def _check_content_length(headers: Headers, limit: int) -> None:
     length = headers.get("content-length", "")
-    # More digits than any length has would make `int` itself refuse them.
+    # `int` itself rejects a string of too many digits.
     if length.isdecimal() and (len(length) > 20 or int(length) > limit):
-        raise _too_large(limit, unread=True)
+        raise _too_large(limit, has_unread_body=True)
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    # Starlette's `Request.stream` would not say whether the piece that went too far was the last.
+    # Starlette's `Request.stream` does not expose whether the chunk past the limit was the last.
     body = bytearray()
-    more = True
-    while more:
+    more_body = True
+    while more_body:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        piece: bytes = message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) + len(piece) > limit:
-            raise _too_large(limit, unread=more)
-        body += piece
+        chunk: bytes = message.get("body", b"")
+        more_body = message.get("more_body", False)
+        if len(body) + len(chunk) > limit:
+            raise _too_large(limit, has_unread_body=more_body)
+        body += chunk
     return bytes(body)
 
 
-def _too_large(limit: int, *, unread: bool) -> Refusal:
-    return Refusal(
-        413, "request_too_large", f"the body must be at most {limit} bytes", unread=unread
+def _too_large(limit: int, *, has_unread_body: bool) -> RequestRejected:
+    return RequestRejected(
+        413,
+        "request_too_large",
+        f"the body must be at most {limit} bytes",
+        has_unread_body=has_unread_body,
     )
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
-    problem = "the body must be a JSON object, in UTF-8"
+    problem = "the body must be a JSON object in UTF-8"
     try:
-        # Decoded here, for `json.loads` would also take the bytes for UTF-16 and UTF-32.
+        # Decoded first, because `json.loads` also accepts bytes in UTF-16 and UTF-32.
         value = json.loads(
-            body.decode(), object_pairs_hook=_build_object, parse_constant=_refuse_constant
+            body.decode(), object_pairs_hook=_build_object, parse_constant=_reject_constant
         )
     except (ValueError, RecursionError):
-        raise _malformed(problem) from None
+        raise _bad_request(problem) from None
     if not isinstance(value, dict):
-        raise _malformed(problem)
+        raise _bad_request(problem)
     return cast("dict[str, Any]", value)
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     built = dict(pairs)
-    # "The names within an object SHOULD be unique" (RFC 8259): two readers could each take
-    # another one of two tokens.
+    # "The names within an object SHOULD be unique" (RFC 8259): of two tokens, two parsers could
+    # each use a different one.
     if len(built) != len(pairs):
         raise ValueError("duplicate names")
     return built
 
 
-def _refuse_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _take_text(fields: dict[str, Any], name: str) -> str:
+def _get_text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
-        raise _malformed(f"the field {name!r} must be there and be a string")
+        raise _bad_request(f"the field {name!r} is required and must be a string")
     if find_lone_surrogate(value) is not None:
-        raise _malformed(f"the field {name!r} has a lone surrogate")
+        raise _bad_request(f"the field {name!r} has a lone surrogate")
     return value
 
 
-def _malformed(problem: str) -> Refusal:
-    return Refusal(400, "bad_request", problem)
+def _bad_request(problem: str) -> RequestRejected:
+    return RequestRejected(400, "bad_request", problem)

@@ -1,4 +1,4 @@
-"""A backend's pieces become a streamed reply whose end can be trusted."""
+"""The streamed response: complete only where the backend ended without an exception."""
 
 from __future__ import annotations
 
@@ -6,208 +6,233 @@ import contextlib
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
 import anyio
 import anyio.lowlevel
-from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from .backends import Backend, BackendError
-from .concurrency import Admission
-from .errors import build_error, format_retry_after, request_id
+from .errors import ErrorResponse, RequestRejected
+from .middleware import get_request_id
+from .observability import TRUNCATED
 
-__all__ = ["SEND_SECONDS", "CutMark", "ReplyCut", "StreamedReply", "is_of_cut"]
+__all__ = [
+    "SEND_SECONDS",
+    "ConcurrencyLimit",
+    "ResponseTruncated",
+    "StreamedReply",
+    "UnsendableBody",
+    "is_truncation",
+]
 
-# What a backend that was interrupted may still take to clean up: time to say goodbye to a model
-# server, not enough to hold up the server's own end.
+# How long an interrupted backend may take to clean up: long enough to close a connection to a
+# model server, short enough not to delay the shutdown of this one.
 CLOSE_SECONDS = 2.0
 
-# How long a client may take for a piece, as it may for a request: 1 MiB at 140 kbit/s. Without an
-# end one that reads nothing would keep its place and the backend for good.
+# How long a client may take to read a chunk: 1 MiB at 140 kbit/s, the same rate as for requests.
+# Without a limit a client that stops reading would keep its slot and the backend for ever.
 SEND_SECONDS = 60.0
 
-# A code for programs, a sentence for people.
-_FAILED = ("backend_failed", "the backend failed before its first piece")
+# A reply takes seconds, so one of many ends soon; clients spread their retries by themselves.
+RETRY_AFTER_SECONDS = 1
 
-# Enough of the way to a failure to lead from the backend into the library that it uses.
-_LOGGED_STEPS = 8
+_FAILED = ("backend_failed", "the backend failed before its first chunk")
+
+# Enough frames to show the path from the backend into the library that it uses.
+_LOGGED_FRAMES = 8
 
 
-class ReplyCut(Exception):  # noqa: N818 - a signal to the ASGI server, reported already
-    """Tells the ASGI server to drop the connection: the reply has begun and can't be finished.
+class ConcurrencyLimit:
+    """Slots for at most `limit` replies at once; None for no limit."""
 
-    An exception after the head is the one way that ASGI has to leave a body without its end.
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._used = 0
+
+    @contextlib.contextmanager
+    def slot(self) -> Generator[None]:
+        """Hold a slot while the block runs. Raises `RequestRejected` 503 if none is free."""
+        if self._limit is not None and self._used >= self._limit:
+            raise RequestRejected(
+                503,
+                "too_busy",
+                f"the limit of {self._limit} concurrent replies is reached",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+        self._used += 1
+        try:
+            yield
+        finally:
+            self._used -= 1
+
+
+class ResponseTruncated(Exception):  # noqa: N818 - a signal to the ASGI server, already logged
+    """Makes the ASGI server drop the connection, because the reply cannot be completed.
+
+    Raising after the response has started is the only way in ASGI to leave a body without its end.
     """
 
 
-class CutMark:
-    """A body that nobody can send: whoever passes it on or takes it apart gives up the reply.
+class UnsendableBody:
+    """A response body that cannot be sent: whatever serializes it fails.
 
-    Starlette's `BaseHTTPMiddleware`, FastAPI's `@app.middleware("http")`, ends the body of an
-    app that raises and lets the exception through only then, when the cut reply is a whole one.
-    So the server above it has to be the one that fails. What is between the two must pass it on,
-    as `GZipMiddleware` does for a client that takes no gzip, like those of the protocol.
+    Starlette's `BaseHTTPMiddleware` (FastAPI's `@app.middleware("http")`) completes the body of
+    an app that raises and re-raises the exception afterwards, so that a truncated reply looks
+    complete. The server above the middleware therefore has to fail, and this body makes it fail.
+    Middleware in between has to forward the body, as `GZipMiddleware` does for clients that do
+    not accept gzip, such as those of this protocol.
     """
 
-    # Some pass over what is empty.
+    # Some servers skip an empty body.
     def __bool__(self) -> bool:
         return True
 
     def __len__(self) -> int:
-        raise ReplyCut
+        raise ResponseTruncated
 
     def __bytes__(self) -> bytes:
-        raise ReplyCut
+        raise ResponseTruncated
 
 
-def is_of_cut(error: object) -> bool:
-    """Whether this is how a reply was cut off: `ReplyCut`, or what came of the mark."""
-    # What Python itself says of the mark names its type.
-    return isinstance(error, ReplyCut) or CutMark.__name__ in str(error)
+def is_truncation(error: object) -> bool:
+    """Whether an exception results from truncating a reply on purpose."""
+    # The TypeError that Python itself raises for an `UnsendableBody` names the type.
+    return isinstance(error, ResponseTruncated) or UnsendableBody.__name__ in str(error)
 
 
-class _NotTakenError(Exception):
-    """The client has not taken what was sent in time."""
-
-
-class _BackendFailed(Exception):  # noqa: N818 - carries the answer, is no error itself
-    """The backend raised, which is logged; `answer` is for a caller that has no text yet."""
-
-    def __init__(self, answer: JSONResponse) -> None:
-        super().__init__()
-        self.answer = answer
+class _SendTimeout(Exception):  # noqa: N818 - handled here; the client is the one that failed
+    """The client did not read a chunk in time."""
 
 
 @dataclass(frozen=True)
 class StreamedReply:
-    """The ASGI response that streams what `backend` answers to `prompt`.
+    """The ASGI response that streams the reply of `backend` to `prompt`.
 
-    The head waits for the first piece, so that an early failure is an answer of its own: a 500,
-    or what a `BackendError` says. A later one raises `ReplyCut`, as does a client that takes
-    nothing for `SEND_SECONDS`. When the client leaves, the backend is cancelled at once. Raises
-    `Refusal`, before anything else, where it isn't admitted.
+    The response starts with the first chunk, so that an earlier failure has a status of its own:
+    500, or that of a `BackendError`. A later failure raises `ResponseTruncated`, as does a client
+    that reads nothing for `SEND_SECONDS`. When the client disconnects, the backend is cancelled
+    immediately. Raises `RequestRejected` if `concurrency` has no free slot.
     """
 
     backend: Backend
     prompt: str = field(repr=False)
-    admission: Admission
+    concurrency: ConcurrencyLimit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.ExitStack() as place:
-            place.enter_context(self.admission.admit())
-            await self._stream(scope, receive, send, place)
+        with contextlib.ExitStack() as slot:
+            slot.enter_context(self.concurrency.slot())
+            must_truncate = False
+            async with anyio.create_task_group() as group:
+                group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+                must_truncate = await self._respond(scope, receive, _with_timeout(send), slot)
+                group.cancel_scope.cancel()
+            if must_truncate:
+                scope["state"][TRUNCATED] = True
+                await _send_unsendable(send)
+                raise ResponseTruncated
 
-    async def _stream(
-        self, scope: Scope, receive: Receive, send: Send, place: contextlib.ExitStack
-    ) -> None:
-        cut = False
-        async with anyio.create_task_group() as group:
-            group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
-            cut = await self._answer(scope, receive, _limit(send), place)
-            group.cancel_scope.cancel()
-        if cut:
-            await _send_mark(send)
-            raise ReplyCut
-
-    async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, place: contextlib.ExitStack
+    async def _respond(
+        self, scope: Scope, receive: Receive, send: Send, slot: contextlib.ExitStack
     ) -> bool:
-        """Send the reply or the error; whether the reply has to be cut off.
+        """Send the reply or an error; returns True if the reply has to be truncated.
 
-        The place is left before the last message: the client may ask again as soon as it has it.
+        The slot is released before the last message is sent: the client may send its next request
+        as soon as it has received it.
         """
-        pieces = _Pieces(self.backend, self.prompt, request_id(scope))
+        chunks = _Chunks(self.backend, self.prompt, get_request_id(scope))
         try:
             try:
-                first = await pieces.take()
-            except _BackendFailed as failed:
-                place.close()
-                await failed.answer(scope, receive, send)
+                first = await chunks.receive()
+            except BackendError as error:
+                slot.close()
+                response = ErrorResponse(
+                    error.status, error.code, error.message, retry_after=error.retry_after
+                )
+                await response(scope, receive, send)
                 return False
-            return await _send_reply(pieces, first, send, place)
-        except _NotTakenError:
+            return await _send_reply(chunks, first, send, slot)
+        except _SendTimeout:
             return True
         except OSError:
-            # ASGI: `send` may raise it once the client is gone, and then nobody is left to tell.
+            # ASGI: `send` may raise OSError once the client has disconnected.
             return False
         finally:
-            await pieces.aclose()
-            place.close()
+            await chunks.aclose()
+            slot.close()
 
 
-class _Pieces:
-    """A backend's pieces as bytes, none of them empty; what it raises is logged and wrapped."""
+class _Chunks:
+    """The chunks of a backend as non-empty bytes. Exceptions are logged and converted."""
 
-    def __init__(self, backend: Backend, prompt: str, identifier: str) -> None:
+    def __init__(self, backend: Backend, prompt: str, request_id: str) -> None:
         self._backend = backend
         self._prompt = prompt
-        self._request_id = identifier
+        self._request_id = request_id
         self._iterator: AsyncIterator[str] | None = None
-        self._begun = False
+        self._has_started = False
 
-    async def take(self) -> bytes | None:
-        """The next piece, None at the end. Raises `_BackendFailed`."""
+    async def receive(self) -> bytes | None:
+        """The next chunk, None at the end. Raises `BackendError` for any exception."""
         try:
             if self._iterator is None:
                 self._iterator = await _open(self._backend, self._prompt)
-            async for piece in self._iterator:
-                if data := _encode(piece):
-                    self._begun = True
+            async for chunk in self._iterator:
+                if data := _encode(chunk):
+                    self._has_started = True
                     return data
         except BackendError as error:
-            _log_refusal(error, self._request_id, begun=self._begun)
-            raise _BackendFailed(_build_refusal(error)) from error
+            _log_backend_error(error, self._request_id, has_started=self._has_started)
+            raise
         except Exception as error:
-            _log_failure(error, self._request_id)
-            raise _BackendFailed(_build_failure()) from error
+            _log_exception(error, self._request_id)
+            raise BackendError(500, *_FAILED) from error
         return None
 
     async def aclose(self) -> None:
-        """Let the backend clean up; a failure in that is logged and changes nothing."""
+        """Close the backend's iterator; an exception is logged and otherwise ignored."""
         close = getattr(self._iterator, "aclose", None)
         if close is None:
             return
         try:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await close()
-        except Exception as error:  # noqa: BLE001 - a backend is other people's code
-            _log_failure(error, self._request_id)
-
-
-def _encode(piece: object) -> bytes:
-    if not isinstance(piece, str):
-        raise BackendError(
-            500, *_FAILED, detail=f"the backend gave {type(piece).__name__}, not str"
-        )
-    return str.encode(piece)
+        except Exception as error:  # noqa: BLE001 - a backend is third-party code
+            _log_exception(error, self._request_id)
 
 
 async def _open(backend: Backend, prompt: str) -> AsyncIterator[str]:
-    answer = backend(prompt)
-    if inspect.isawaitable(answer):
-        answer = await answer
-    return aiter(answer)
+    iterator = backend(prompt)
+    if inspect.isawaitable(iterator):
+        iterator = await iterator
+    return aiter(iterator)
 
 
-def _limit(send: Send) -> Send:
-    """A `send` that raises `_NotTakenError` where it takes too long."""
+def _encode(chunk: object) -> bytes:
+    if not isinstance(chunk, str):
+        kind = type(chunk).__name__
+        raise BackendError(500, *_FAILED, detail=f"the backend yielded {kind}, not str")
+    return str.encode(chunk)
 
-    async def send_in_time(message: Message) -> None:
+
+def _with_timeout(send: Send) -> Send:
+    """A `send` that raises `_SendTimeout` after `SEND_SECONDS`."""
+
+    async def send_with_timeout(message: Message) -> None:
         with anyio.move_on_after(SEND_SECONDS) as scope:
             await send(message)
         if scope.cancelled_caught:
-            raise _NotTakenError
+            raise _SendTimeout
 
-    return send_in_time
+    return send_with_timeout
 
 
 async def _send_reply(
-    pieces: _Pieces, first: bytes | None, send: Send, place: contextlib.ExitStack
+    chunks: _Chunks, first: bytes | None, send: Send, slot: contextlib.ExitStack
 ) -> bool:
-    """Send head and pieces; whether the backend failed on the way."""
+    """Send headers and chunks; returns True if the backend failed after the first chunk."""
     await send(
         {
             "type": "http.response.start",
@@ -218,62 +243,54 @@ async def _send_reply(
     data = first
     while data is not None:
         await send({"type": "http.response.body", "body": data, "more_body": True})
-        # A backend that never waits would keep the loop from seeing that the client has left.
+        # A backend that never waits would keep the event loop from noticing a disconnect.
         await anyio.lowlevel.checkpoint()
         try:
-            data = await pieces.take()
-        except _BackendFailed:
+            data = await chunks.receive()
+        except BackendError:
             return True
-    # uvicorn waits before it takes a message, not after: once this one is taken, so are the texts,
-    # and whoever leaves until then has left before the end.
+    # uvicorn waits for its buffer to drain before it accepts a message, not after. An empty chunk
+    # therefore waits until all text is written: a client that disconnects until then has left
+    # before the end.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
-    place.close()
+    slot.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     return False
 
 
-async def _send_mark(send: Send) -> None:
-    # Each server has an error of its own for it, and `ReplyCut` follows whatever that is.
+async def _send_unsendable(send: Send) -> None:
+    # Each server raises its own exception for it; `ResponseTruncated` follows in any case.
     with anyio.move_on_after(SEND_SECONDS), contextlib.suppress(Exception):
-        await send({"type": "http.response.body", "body": CutMark(), "more_body": True})
+        await send({"type": "http.response.body", "body": UnsendableBody(), "more_body": True})
 
 
-async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
 
 
-def _build_failure() -> JSONResponse:
-    return build_error(500, *_FAILED)
-
-
-def _build_refusal(error: BackendError) -> JSONResponse:
-    headers = {} if error.retry_after is None else format_retry_after(error.retry_after)
-    return build_error(error.status, error.code, error.message, headers=headers)
-
-
-def _log_refusal(error: BackendError, identifier: str, *, begun: bool) -> None:
-    # Who is told to slow down is no failure of anybody's.
+def _log_backend_error(error: BackendError, request_id: str, *, has_started: bool) -> None:
+    # Rate limiting is not a failure.
     level = logging.WARNING if error.status == 429 else logging.ERROR
     detail = " ".join(error.detail.split())
     logging.getLogger("cromicle_sdk.server").log(
         level,
         "%s: %s, %s (request %s)",
-        "reply cut off" if begun else "no answer",
+        "reply truncated" if has_started else "no reply",
         error.code,
         detail,
-        identifier,
+        request_id,
     )
 
 
-def _log_failure(error: Exception, identifier: str) -> None:
-    # Its type and its way, not its text: that may quote the prompt or a key of the backend's.
-    steps = [
+def _log_exception(error: Exception, request_id: str) -> None:
+    # The type and the frames, not the message, which may quote the prompt or a key.
+    frames = [
         f"{PurePath(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    way = " > ".join(steps[-_LOGGED_STEPS:])
+    path = " > ".join(frames[-_LOGGED_FRAMES:])
     logging.getLogger("cromicle_sdk.server").error(
-        "the backend failed: %s at %s (request %s)", type(error).__name__, way, identifier
+        "the backend failed: %s at %s (request %s)", type(error).__name__, path, request_id
     )

@@ -1,4 +1,4 @@
-"""Which tokens are accepted: given ones, or those of a file that can be read again."""
+"""The accepted tokens: given ones, or those of a file that can be reloaded."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
 __all__ = ["TokenFile", "Tokens", "build_tokens", "hide_tokens"]
 
-# A file of tokens is short; a wrong path (a disk, a log) is not to be read whole.
+# A token file is short; a wrong path (a device, a log) must not be read into memory.
 _LONGEST_FILE_BYTES = 1024 * 1024
 
-# It would be taken for a part of the token, with which nobody gets in.
-_COMMENT_BEHIND = re.compile(rb"\s#")
+# It would be part of the token, which no client would then match.
+_TRAILING_COMMENT = re.compile(rb"\s#")
 
 
 class Tokens:
-    """The accepted tokens. Its repr shows how many they are, and none of them."""
+    """A set of accepted tokens. Its repr shows their number and none of them."""
 
     def __init__(self, tokens: Iterable[Secret]) -> None:
         self._tokens = tuple(tokens)
 
     @property
     def has_well_known(self) -> bool:
-        """Whether the token that everyone knows is one of them."""
+        """Whether the well-known default token is accepted."""
         return any(token.reveal() == DEFAULT_TOKEN for token in self._tokens)
 
     def find(self, token: str) -> Secret | None:
-        """The accepted token that this is, or None.
+        """The accepted token that equals `token`, or None.
 
-        All of them are compared, each in constant time: how long it takes doesn't tell which one
-        it was, nor how much of any was right.
+        Every token is compared, each in constant time, so that the duration reveals neither which
+        one matched nor how much of any was correct.
         """
         sent, found = token.encode(), None
         for accepted in self._tokens:
@@ -52,13 +52,13 @@ class Tokens:
 
 
 class TokenFile(Tokens):
-    """The tokens in a file: UTF-8, one on each line; a line that begins with `#` is a comment.
+    """The tokens in a file: UTF-8, one per line; a line that starts with `#` is a comment.
 
-    White space around a token is not part of it. The file is read here, and again by `reload`;
-    `serve` and `cromicle serve` do that on SIGHUP.
+    White space around a token is not part of it. The constructor reads the file; `reload` reads
+    it again, which `serve` and `cromicle serve` do on SIGHUP.
 
-    Raises `ConfigurationError` where it can't be read or holds no token. Errors name the file and
-    the line, never what is in it.
+    Raises `ConfigurationError` if the file cannot be read or holds no token. Errors name the file
+    and the line, never its content.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -66,32 +66,32 @@ class TokenFile(Tokens):
         super().__init__(_read_tokens(self._path))
 
     def reload(self, *, allow_well_known: bool = True) -> bool:
-        """Read the file again; whether its tokens are the accepted ones now.
+        """Read the file again; returns True if its tokens are now the accepted ones.
 
-        Where that fails, or the file holds the well-known token and `allow_well_known` is false,
-        the tokens of before stay. Either way it is one line of the logger `cromicle_sdk.server`.
+        If that fails, or if the file holds the well-known token and `allow_well_known` is
+        false, the previous tokens stay valid. Either case logs one line to `cromicle_sdk.server`.
         """
         logger = logging.getLogger("cromicle_sdk.server")
         try:
             tokens = Tokens(_read_tokens(self._path))
             if tokens.has_well_known and not allow_well_known:
                 raise ConfigurationError(
-                    f"{self._path} holds the well-known token, which lets everybody in",
+                    f"{self._path} holds the well-known token, which admits everybody",
                     option="tokens",
                 )
         except ConfigurationError as error:
-            logger.error("%s; the tokens of before stay", error)
+            logger.error("%s; the previous tokens stay valid", error)
             return False
         self._tokens = tokens._tokens
-        logger.info("tokens: %d read from %s", len(self._tokens), self._path)
+        logger.info("tokens: %d loaded from %s", len(self._tokens), self._path)
         return True
 
 
 @dataclass(frozen=True)
 class GivenTokens:
-    """The options `token` and `tokens` of `create_app`, unchecked, and shown to nobody.
+    """The options `token` and `tokens` of `create_app`, not yet checked and hidden in any repr.
 
-    `several` is what `tokens` holds, or the type of it where it can hold none.
+    `several` holds the values of `tokens`, or its type if that is not an iterable of tokens.
     """
 
     token: Secret | None
@@ -99,9 +99,9 @@ class GivenTokens:
 
 
 def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> GivenTokens:
-    """The two options, wrapped before any of them can be wrong.
+    """Wrap both options before any check.
 
-    An error about an option leaves through frames whose locals a traceback may print.
+    A `ConfigurationError` passes through frames whose locals a traceback may print.
     """
     several: Tokens | tuple[Secret, ...] | type | None
     if tokens is None or isinstance(tokens, Tokens):
@@ -114,7 +114,7 @@ def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> Giv
 
 
 def build_tokens(given: GivenTokens) -> Tokens:
-    """The accepted tokens. Raises `ConfigurationError`, which names the option or the variable."""
+    """The accepted tokens. Raises `ConfigurationError`, which names the option or variable."""
     if given.several is None:
         return Tokens([find_token(given.token)])
     if given.token is not None:
@@ -141,7 +141,7 @@ def _read_tokens(path: Path) -> list[Secret]:
         problem = error.strerror or type(error).__name__
         raise ConfigurationError(f"{path} cannot be read: {problem}", option="tokens") from None
     if len(data) > _LONGEST_FILE_BYTES:
-        raise ConfigurationError(f"{path} is too long for a file of tokens", option="tokens")
+        raise ConfigurationError(f"{path} is too long for a token file", option="tokens")
     return _parse_tokens(path, data)
 
 
@@ -151,9 +151,9 @@ def _parse_tokens(path: Path, data: bytes) -> list[Secret]:
         stripped = line.strip()
         if not stripped or stripped.startswith(b"#"):
             continue
-        if _COMMENT_BEHIND.search(stripped):
+        if _TRAILING_COMMENT.search(stripped):
             raise ConfigurationError(
-                f"line {number} of {path} has a # in it",
+                f"line {number} of {path} ends in a comment",
                 option="tokens",
                 hint="a comment needs its own line",
             )
@@ -163,7 +163,7 @@ def _parse_tokens(path: Path, data: bytes) -> list[Secret]:
             problem = f"line {number} of {path} is not UTF-8"
         else:
             continue
-        # Raised out here so that the error above, which holds the line, is not its context.
+        # Raised here, so that the UnicodeDecodeError, which holds the line, is not its context.
         raise ConfigurationError(problem, option="tokens")
     if not tokens:
         raise ConfigurationError(f"{path} holds no token", option="tokens")

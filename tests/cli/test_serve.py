@@ -116,7 +116,7 @@ def test_it_asks_the_model_server(upstream: FaultyServer) -> None:
     assert upstream.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO method=POST path=/chat status=200 bytes=12 "
-        r"first_text=0\.\d{4} duration=0\.\d{4} end=whole request=[0-9a-f]{32}\n",
+        r"first_text=0\.\d{4} duration=0\.\d{4} end=complete request=[0-9a-f]{32}\n",
         line,
     )
     assert KEY not in said
@@ -183,7 +183,7 @@ def test_sighup_has_the_tokens_read_again(tmp_path: Path) -> None:
             assert client.chat("Hi").text == "Hi"
             file.write_text("new-token\n")
             command.process.send_signal(signal.SIGHUP)
-            command.wait_for("INFO tokens: 1 read from")
+            command.wait_for("INFO tokens: 1 loaded from")
             with pytest.raises(AuthenticationError):
                 client.chat("Hi")
             assert client.with_options(token="new-token").chat("Hi").text == "Hi"

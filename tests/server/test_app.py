@@ -1,4 +1,4 @@
-"""What the app answers to each request, right or wrong, on asyncio and trio."""
+"""The app's response to valid and invalid requests, on asyncio and trio."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def post(body: bytes, content_type: str = "application/json") -> httpx.Res
         return await client.post("/chat", content=body, headers={"content-type": content_type})
 
 
-def assert_refused(answer: httpx.Response, status: int, code: str) -> None:
+def assert_error(answer: httpx.Response, status: int, code: str) -> None:
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
@@ -66,7 +66,7 @@ async def test_the_reply_is_plain_text() -> None:
     assert answer.text == "Grüße an alle"
 
 
-async def test_the_backend_gets_the_prompt() -> None:
+async def test_the_backend_receives_the_prompt() -> None:
     async def shout(prompt: str) -> AsyncIterator[str]:
         yield prompt.upper()
 
@@ -90,9 +90,9 @@ async def test_health(method: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/chat/", "/api/chat", "/CHAT", "/health/"])
-async def test_404_for_another_address(path: str) -> None:
+async def test_an_unknown_path_is_a_404(path: str) -> None:
     async with connect() as client:
-        assert_refused(await client.post(path, json=sign("hello")), 404, "not_found")
+        assert_error(await client.post(path, json=sign("hello")), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -104,18 +104,18 @@ async def test_404_for_another_address(path: str) -> None:
         ("POST", "/health", {"GET", "HEAD"}),
     ],
 )
-async def test_405_for_another_method(method: str, path: str, allowed: set[str]) -> None:
+async def test_an_unsupported_method_is_a_405(method: str, path: str, allowed: set[str]) -> None:
     async with connect() as client:
         answer = await client.request(method, path)
-    assert_refused(answer, 405, "method_not_allowed")
+    assert_error(answer, 405, "method_not_allowed")
     assert set(answer.headers["allow"].split(", ")) == allowed
 
 
 @pytest.mark.parametrize(
     "content_type", ["", "text/plain", "application/jsonp", "application/x-www-form-urlencoded"]
 )
-async def test_415_for_another_content_type(content_type: str) -> None:
-    assert_refused(await post(b"{}", content_type), 415, "unsupported_media_type")
+async def test_a_content_type_other_than_json_is_a_415(content_type: str) -> None:
+    assert_error(await post(b"{}", content_type), 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
@@ -126,21 +126,21 @@ async def test_a_content_type_may_have_parameters(content_type: str) -> None:
     assert (await post(json.dumps(sign("hi")).encode(), content_type)).text == "hi"
 
 
-async def test_413_by_the_announced_length() -> None:
+async def test_a_content_length_above_the_limit_is_a_413() -> None:
     answer = await post(b" " * (LIMIT + 1))
-    assert_refused(answer, 413, "request_too_large")
+    assert_error(answer, 413, "request_too_large")
     assert answer.headers["connection"] == "close"
 
 
-async def test_413_by_an_absurd_length() -> None:
+async def test_a_content_length_of_thousands_of_digits_is_a_413() -> None:
     headers = {"content-type": "application/json", "content-length": "9" * 5000}
     async with connect() as client:
         answer = await client.post("/chat", content=b"{}", headers=headers)
-    assert_refused(answer, 413, "request_too_large")
+    assert_error(answer, 413, "request_too_large")
 
 
 @pytest.mark.parametrize("unread", [0, 5])
-async def test_413_by_counting(unread: int) -> None:
+async def test_a_chunked_body_above_the_limit_is_a_413(unread: int) -> None:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(11 + unread):
             yield b" " * (LIMIT // 10)
@@ -149,16 +149,16 @@ async def test_413_by_counting(unread: int) -> None:
         answer = await client.post(
             "/chat", content=body(), headers={"content-type": "application/json"}
         )
-    assert_refused(answer, 413, "request_too_large")
+    assert_error(answer, 413, "request_too_large")
 
 
-async def test_a_body_at_the_limit_is_read() -> None:
+async def test_a_body_at_the_limit_is_accepted() -> None:
     body = json.dumps(sign("hi")).encode()
     assert (await post(body.ljust(LIMIT))).text == "hi"
 
 
 GOOD = json.dumps(sign("hi"))
-NO_TEXT: list[Any] = [None, 1, True, ["hi"], {}]
+NOT_A_STRING: list[Any] = [None, 1, True, ["hi"], {}]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ NO_TEXT: list[Any] = [None, 1, True, ["hi"], {}]
     [
         b"",
         b"{",
-        b"nonsense",
+        b"not JSON",
         b"null",
         b"[]",
         b'"text"',
@@ -192,25 +192,25 @@ NO_TEXT: list[Any] = [None, 1, True, ["hi"], {}]
         *(
             json.dumps({**sign("hi"), name: value})
             for name in ("message", "token", "hash")
-            for value in NO_TEXT
+            for value in NOT_A_STRING
         ),
     ],
 )
-async def test_400_for_a_body_that_is_not_the_protocol(body: bytes | str) -> None:
-    assert_refused(await post(body.encode() if isinstance(body, str) else body), 400, "bad_request")
+async def test_an_invalid_body_is_a_400(body: bytes | str) -> None:
+    assert_error(await post(body.encode() if isinstance(body, str) else body), 400, "bad_request")
 
 
-async def test_400_for_any_depth_of_nesting() -> None:
+async def test_deeply_nested_json_is_a_400() -> None:
     app = create_app(max_request_bytes=400_000)
     async with connect(app) as client:
         for deep in (b"[" * 200_000, b'{"a":' * 50_000, b"[" * 99_999 + b"]" * 99_999):
             answer = await client.post(
                 "/chat", content=deep, headers={"content-type": "application/json"}
             )
-            assert_refused(answer, 400, "bad_request")
+            assert_error(answer, 400, "bad_request")
 
 
-async def test_400_for_a_number_of_any_length() -> None:
+async def test_a_number_of_thousands_of_digits_is_a_400() -> None:
     app = create_app(token=TOKEN)
     async with connect(app) as client:
         answer = await client.post(
@@ -218,24 +218,24 @@ async def test_400_for_a_number_of_any_length() -> None:
             content=GOOD.replace("{", '{"x": ' + "9" * 5000 + ", "),
             headers={"content-type": "application/json"},
         )
-    assert_refused(answer, 400, "bad_request")
+    assert_error(answer, 400, "bad_request")
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN + " ", TOKEN.upper(), "ü"])
-async def test_401_for_another_token(token: str) -> None:
-    assert_refused(await post(json.dumps(sign("hi", token)).encode()), 401, "wrong_token")
+async def test_an_incorrect_token_is_a_401(token: str) -> None:
+    assert_error(await post(json.dumps(sign("hi", token)).encode()), 401, "wrong_token")
 
 
 @pytest.mark.parametrize(
     "digest",
     ["", "0" * 64, sign("ho")["hash"], sign("hi")["hash"].upper(), sign("hi")["hash"] + " ", "é"],
 )
-async def test_422_for_another_hash(digest: str) -> None:
+async def test_an_incorrect_hash_is_a_422(digest: str) -> None:
     fields = {**sign("hi"), "hash": digest}
-    assert_refused(await post(json.dumps(fields).encode()), 422, "hash_mismatch")
+    assert_error(await post(json.dumps(fields).encode()), 422, "hash_mismatch")
 
 
-async def test_the_first_check_that_fails_is_the_answer() -> None:
+async def test_the_first_failed_check_decides_the_status() -> None:
     too_long = b"x" * (LIMIT + 1)
     wrong_twice = json.dumps({**sign("hi", "wrong"), "hash": "wrong"}).encode()
     async with connect() as client:
@@ -251,7 +251,7 @@ async def test_the_first_check_that_fails_is_the_answer() -> None:
 
 @pytest.mark.parametrize("sent", ["abc-123_4.5", "x" * 128])
 @pytest.mark.parametrize("path", ["/chat", "/nowhere", "/health"])
-async def test_a_harmless_request_id_comes_back(sent: str, path: str) -> None:
+async def test_a_safe_request_id_is_returned(sent: str, path: str) -> None:
     async with connect() as client:
         answer = await client.post(path, json=sign("hi"), headers={"x-request-id": sent})
     assert answer.headers["x-request-id"] == sent
@@ -259,7 +259,7 @@ async def test_a_harmless_request_id_comes_back(sent: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("sent", [None, "", "x" * 129, "a b", "a\tb", "é", "a,b", "<script>"])
-async def test_any_other_request_id_is_replaced(sent: str | None) -> None:
+async def test_an_unsafe_request_id_is_replaced(sent: str | None) -> None:
     headers = {} if sent is None else {b"x-request-id": sent.encode()}
     async with connect() as client:
         answers = [await client.post("/chat", content=b"", headers=headers) for _ in range(2)]
@@ -268,7 +268,7 @@ async def test_any_other_request_id_is_replaced(sent: str | None) -> None:
     assert first != second
 
 
-async def test_answers_and_logs_do_not_quote_the_request(
+async def test_responses_and_logs_do_not_quote_the_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(1)
@@ -281,7 +281,7 @@ async def test_answers_and_logs_do_not_quote_the_request(
     bodies = [secret, {**secret, "token": "my wrong"}, {**secret, "message": 1}, sign("my prompt")]
     async with connect(create_app(fail, token=TOKEN)) as client:
         answers = [await client.post("/chat", json=body) for body in bodies]
-        answers.append(await client.post("/chat", content=b"my nonsense"))
+        answers.append(await client.post("/chat", content=b"my rubbish"))
     assert [answer.status_code for answer in answers] == [422, 401, 400, 500, 415]
     # httpx is the client here.
     logged = [record for record in caplog.records if not record.name.startswith("http")]
@@ -292,7 +292,7 @@ async def test_answers_and_logs_do_not_quote_the_request(
 
 
 class TestAnyBody:
-    """Whatever is posted, the answer is never a failure of the server."""
+    """No request body causes a server error."""
 
     JSON: st.SearchStrategy[Any] = st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -310,7 +310,7 @@ class TestAnyBody:
         )
     )
     @settings(deadline=None)
-    def test_is_refused_with_a_4xx(self, body: bytes) -> None:
+    def test_a_random_body_is_rejected_with_a_4xx(self, body: bytes) -> None:
         answer = anyio.run(post, body)
         assert 400 <= answer.status_code < 500
         assert answer.json()["error"]["message"]
@@ -332,7 +332,7 @@ class TestAnyBody:
         ("backend", 3),
     ],
 )
-def test_a_wrong_option_is_refused_by_name(option: str, value: Any) -> None:
+def test_an_invalid_option_is_rejected_by_name(option: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=option) as caught:
         create_app(**{option: value})
     assert caught.value.__context__ is None

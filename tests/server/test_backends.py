@@ -1,4 +1,4 @@
-"""The echo: exactly the last user turn, word by word."""
+"""The echo: exactly the last user message, word by word."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ WORDY = st.lists(st.sampled_from(["word", "é", " ", "\n", "\t", "\u2003", "User
 
 
 def collect(backend: Backend, prompt: str) -> tuple[list[str], float]:
-    """The pieces, and the seconds that they took on a clock that jumps over every wait."""
+    """The chunks, and the seconds they took on a clock that skips every sleep."""
 
     async def main() -> tuple[list[str], float]:
         started = trio.current_time()
-        answer: Any = backend(prompt)
-        pieces = [piece async for piece in answer]
-        return pieces, trio.current_time() - started
+        iterator: Any = backend(prompt)
+        chunks = [chunk async for chunk in iterator]
+        return chunks, trio.current_time() - started
 
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize(
-    ("prompt", "pieces"),
+    ("prompt", "chunks"),
     [
         ("Hello, how are you?", ["Hello, ", "how ", "are ", "you?"]),
         ("  two\n\nlines \n", ["  two\n\n", "lines \n"]),
@@ -53,8 +53,8 @@ def collect(backend: Backend, prompt: str) -> tuple[list[str], float]:
         ("System: a User: b\nUser:c\nUser: d\nAssistant:", ["d"]),
     ],
 )
-def test_the_last_user_turn_comes_word_by_word(prompt: str, pieces: list[str]) -> None:
-    assert collect(echo_backend(), prompt)[0] == pieces
+def test_the_last_user_message_is_echoed_word_by_word(prompt: str, chunks: list[str]) -> None:
+    assert collect(echo_backend(), prompt)[0] == chunks
 
 
 @given(TEXT | WORDY)
@@ -66,7 +66,7 @@ def test_a_single_message_is_echoed_exactly(text: str) -> None:
     earlier=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1),
     text=TEXT | WORDY,
 )
-def test_a_conversation_gets_its_last_user_turn_back(
+def test_the_last_user_message_of_a_conversation_is_echoed(
     earlier: list[tuple[str, str]], text: str
 ) -> None:
     text = text.replace("User: ", "user: ")
@@ -75,18 +75,18 @@ def test_a_conversation_gets_its_last_user_turn_back(
 
 
 @given(WORDY)
-def test_every_piece_is_at_most_one_word(text: str) -> None:
-    assert all(len(piece.split()) <= 1 for piece in collect(echo_backend(), text)[0])
+def test_each_chunk_is_at_most_one_word(text: str) -> None:
+    assert all(len(chunk.split()) <= 1 for chunk in collect(echo_backend(), text)[0])
 
 
-def test_the_delay_stands_between_words() -> None:
-    pieces, elapsed = collect(echo_backend(delay=10), "one two three")
-    assert len(pieces) == 3
+def test_the_delay_is_between_words() -> None:
+    chunks, elapsed = collect(echo_backend(delay=10), "one two three")
+    assert len(chunks) == 3
     assert elapsed == pytest.approx(20)
 
 
 @pytest.mark.parametrize("delay", [-1, -0.001, math.nan, math.inf, "1", None, True])
-def test_a_wrong_delay_is_refused_by_name(delay: Any) -> None:
+def test_an_invalid_delay_is_rejected_by_name(delay: Any) -> None:
     with pytest.raises(ConfigurationError, match="delay"):
         echo_backend(delay=delay)
 

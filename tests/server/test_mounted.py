@@ -1,4 +1,4 @@
-"""The app in other people's servers and apps: uvicorn, hypercorn, trio; Starlette, FastAPI."""
+"""The app under other servers (uvicorn, hypercorn) and in other apps (Starlette, FastAPI)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def connect(base_url: str) -> Client:
     return Client(base_url=base_url, token="abc", retry=ONCE)
 
 
-def test_it_streams(serve: Serve, faults: FaultyServer) -> None:
+def test_chunks_are_streamed(serve: Serve, faults: FaultyServer) -> None:
     gate = threading.Event()
     answer_texts(faults, "one", "two", gate=gate)
     with (
@@ -57,7 +57,7 @@ def test_it_streams(serve: Serve, faults: FaultyServer) -> None:
         assert list(stream) == ["two"]
 
 
-def test_it_answers_every_colour(serve: Serve, runtime: Runtime, faults: FaultyServer) -> None:
+def test_every_client_gets_the_reply(serve: Serve, runtime: Runtime, faults: FaultyServer) -> None:
     answer_texts(faults, *TEXT)
 
     async def scenario() -> None:
@@ -69,7 +69,7 @@ def test_it_answers_every_colour(serve: Serve, runtime: Runtime, faults: FaultyS
         runtime.run(scenario)
 
 
-def test_a_refusal_is_passed_on(serve: Serve, faults: FaultyServer) -> None:
+def test_an_error_of_the_model_server_is_forwarded(serve: Serve, faults: FaultyServer) -> None:
     faults.fail(429, retry_after=9)
     with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
         with pytest.raises(RateLimitError) as caught:
@@ -77,7 +77,7 @@ def test_a_refusal_is_passed_on(serve: Serve, faults: FaultyServer) -> None:
     assert caught.value.retry_after == 9
 
 
-def test_a_reply_is_cut(serve: Serve, faults: FaultyServer) -> None:
+def test_a_truncated_reply_is_detected(serve: Serve, faults: FaultyServer) -> None:
     answer(faults, *say("half"))
     with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
         with pytest.raises(IncompleteReplyError) as caught:
@@ -85,7 +85,9 @@ def test_a_reply_is_cut(serve: Serve, faults: FaultyServer) -> None:
     assert caught.value.partial_text == "half"
 
 
-def test_a_caller_that_leaves_ends_the_call(serve: Serve, faults: FaultyServer) -> None:
+def test_a_disconnect_ends_the_request_to_the_model_server(
+    serve: Serve, faults: FaultyServer
+) -> None:
     answer(faults, *say("one", "never"), gate=threading.Event())
     with serve(build_gateway(faults)) as base_url, connect(base_url) as client:
         with client.stream("Hi") as stream:
@@ -93,7 +95,7 @@ def test_a_caller_that_leaves_ends_the_call(serve: Serve, faults: FaultyServer) 
         faults.wait_until_closed()
 
 
-def test_a_whole_reply_is_logged_as_one(
+def test_a_complete_reply_is_logged_as_complete(
     serve: Serve, faults: FaultyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "cromicle_sdk.server.access"
@@ -105,7 +107,7 @@ def test_a_whole_reply_is_logged_as_one(
             assert client.chat("Hi").text == TEXT
     lines = [record.getMessage() for record in caplog.records if record.name == name]
     assert len(lines) == 10
-    assert all(" end=whole " in line for line in lines)
+    assert all(" end=complete " in line for line in lines)
 
 
 def mount_in_starlette(app: ASGIApp) -> ASGIApp:
@@ -119,20 +121,20 @@ def mount_in_fastapi(app: ASGIApp) -> ASGIApp:
     return outer
 
 
-class Passing(BaseHTTPMiddleware):
+class PassThrough(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)
 
 
-# Starlette's middleware leaves a generator of its own unfinished, of which trio tells.
+# Starlette's middleware leaves a generator of its own unfinished, about which trio warns.
 @pytest.mark.filterwarnings("ignore:Async generator 'starlette:ResourceWarning")
 @pytest.mark.parametrize(
     "names", ["", "P", "PP", "G", "GP", "PG"], ids=lambda names: names or "none"
 )
-def test_a_cut_is_seen_through_middleware(
+def test_truncation_is_detected_through_middleware(
     serve: Serve, names: str, faults: FaultyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kinds = {"P": Middleware(Passing), "G": Middleware(GZipMiddleware)}
+    kinds = {"P": Middleware(PassThrough), "G": Middleware(GZipMiddleware)}
     answer_texts(faults, TEXT)
     answer(faults, *say("half"))
     routes = [Mount("/llm", build_gateway(faults))]
@@ -143,7 +145,7 @@ def test_a_cut_is_seen_through_middleware(
             client.chat("Hi")
     assert caught.value.partial_text == "half"
     gc.collect()
-    # One line tells of it, and no traceback.
+    # It is one log line without a traceback.
     ours = [record for record in caplog.records if record.name.startswith("cromicle_sdk.server")]
     assert [record.exc_info for record in ours] == [None]
 
@@ -153,7 +155,7 @@ async def _greet(request: Any) -> PlainTextResponse:
 
 
 @pytest.mark.parametrize("mount", [mount_in_starlette, mount_in_fastapi])
-def test_it_can_be_mounted(serve: Serve, mount: Any, faults: FaultyServer) -> None:
+def test_the_app_can_be_mounted(serve: Serve, mount: Any, faults: FaultyServer) -> None:
     answer_texts(faults, TEXT)
     answer(faults, *say("half"))
     with serve(mount(build_gateway(faults))) as base_url:

@@ -1,4 +1,4 @@
-"""What is told of requests: the access log and the figures for Prometheus."""
+"""The access log and the Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 
 from cromicle_sdk import Client, IncompleteReplyError, Retry
 from cromicle_sdk.server import Backend, LocalServer, create_app
-from cromicle_sdk.server import response as _replies
+from cromicle_sdk.server import response as _response
 
 PATIENCE = 20.0
 LINE = re.compile(
@@ -40,18 +40,18 @@ def sign(prompt: str, token: str = "abc") -> dict[str, str]:
 
 
 class Gate:
-    """A backend that says "one", waits until it is let on, and says "two"."""
+    """A backend that yields "one", waits for an event, and yields "two"."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
 
     async def __call__(self, prompt: str) -> AsyncIterator[str]:
-        async def pieces() -> AsyncIterator[str]:
+        async def chunks() -> AsyncIterator[str]:
             yield "one"
             await anyio.to_thread.run_sync(self.opened.wait, abandon_on_cancel=True)
             yield "two"
 
-        return pieces()
+        return chunks()
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class Log:
         self._caplog = caplog
 
     def wait(self, count: int) -> list[dict[str, str]]:
-        """So many lines, taken apart; they are written when all is over."""
+        """Wait for `count` lines and parse them; a line is written after its request has ended."""
         deadline = time.monotonic() + PATIENCE
         while len(lines := self._lines()) < count and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -97,8 +97,8 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
     return Log(caplog)
 
 
-def figures(base_url: str) -> dict[str, float]:
-    """The samples of /metrics by name and labels."""
+def get_metrics(base_url: str) -> dict[str, float]:
+    """The samples of /metrics, by name and labels."""
     answer = httpx.get(base_url + "/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return {
@@ -114,37 +114,41 @@ def post(base_url: str, prompt: str = "hi", **options: Any) -> httpx.Response:
     return httpx.post(base_url + "/chat", json=sign(prompt), **options)
 
 
-def test_a_whole_reply(log: Log) -> None:
+def test_a_complete_reply(log: Log) -> None:
     with LocalServer(shout) as server:
         post(server.base_url, headers={"x-request-id": "my-id"})
         (line,) = log.wait(1)
-        seen = figures(server.base_url)
+        seen = get_metrics(server.base_url)
     assert line["method"] == "POST"
     assert (line["path"], line["status"], line["bytes"]) == ("/chat", "200", "16")
-    assert (line["end"], line["request"]) == ("whole", "my-id")
+    assert (line["end"], line["request"]) == ("complete", "my-id")
     assert 0 <= float(line["first_text"]) <= float(line["duration"]) < PATIENCE
-    assert seen["cromicle_requests_total /chat 200 whole"] == 1
+    assert seen["cromicle_requests_total /chat 200 complete"] == 1
     assert seen["cromicle_requests_in_flight"] == 0
     assert seen["cromicle_first_text_seconds_count"] == 1
     assert seen["cromicle_reply_seconds_count"] == 1
     assert seen["cromicle_reply_characters_total"] == 12
 
 
-def test_a_reply_in_flight_and_a_caller_that_leaves(log: Log, gate: Gate) -> None:
+def test_a_reply_in_progress_and_a_client_that_disconnects(log: Log, gate: Gate) -> None:
     with LocalServer(gate) as server:
         with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
             texts = answer.iter_text()
             assert next(texts) == "one"
-            assert figures(server.base_url)["cromicle_requests_in_flight"] == 1
+            assert get_metrics(server.base_url)["cromicle_requests_in_flight"] == 1
         lines = log.wait(2)
-        seen = figures(server.base_url)
-    left = next(line for line in lines if line["path"] == "/chat")
-    assert (left["status"], left["end"], left["bytes"]) == ("200", "left", "3")
-    assert seen["cromicle_requests_total /chat 200 left"] == 1
+        seen = get_metrics(server.base_url)
+    disconnected = next(line for line in lines if line["path"] == "/chat")
+    assert (disconnected["status"], disconnected["end"], disconnected["bytes"]) == (
+        "200",
+        "client_disconnected",
+        "3",
+    )
+    assert seen["cromicle_requests_total /chat 200 client_disconnected"] == 1
     assert seen["cromicle_requests_in_flight"] == 0
 
 
-def test_a_caller_that_leaves_before_the_first_text(log: Log) -> None:
+def test_a_client_that_disconnects_before_the_first_text(log: Log) -> None:
     begun = threading.Event()
 
     async def wait(prompt: str) -> AsyncIterator[str]:
@@ -161,8 +165,11 @@ def test_a_caller_that_leaves_before_the_first_text(log: Log) -> None:
             stream.close()
             reading.join(PATIENCE)
         (line,) = log.wait(1)
-        assert figures(server.base_url)["cromicle_requests_total /chat none left"] == 1
-    assert (line["status"], line["first_text"], line["end"]) == ("-", "-", "left")
+        assert (
+            get_metrics(server.base_url)["cromicle_requests_total /chat none client_disconnected"]
+            == 1
+        )
+    assert (line["status"], line["first_text"], line["end"]) == ("-", "-", "client_disconnected")
 
 
 def _read(stream: Any) -> None:
@@ -170,7 +177,7 @@ def _read(stream: Any) -> None:
         stream.read()
 
 
-def test_a_reply_that_was_cut(log: Log) -> None:
+def test_a_truncated_reply(log: Log) -> None:
     once = Retry(attempts=1)
     with LocalServer(fail_late) as server:
         with (
@@ -179,11 +186,11 @@ def test_a_reply_that_was_cut(log: Log) -> None:
         ):
             client.chat("hi")
         (line,) = log.wait(1)
-        assert figures(server.base_url)["cromicle_requests_total /chat 200 cut"] == 1
-    assert (line["status"], line["end"], line["bytes"]) == ("200", "cut", "2")
+        assert get_metrics(server.base_url)["cromicle_requests_total /chat 200 truncated"] == 1
+    assert (line["status"], line["end"], line["bytes"]) == ("200", "truncated", "2")
 
 
-def test_a_caller_that_leaves_before_the_last_byte(log: Log) -> None:
+def test_a_client_that_disconnects_before_the_last_byte(log: Log) -> None:
     # More than the buffers of both sides take.
     async def talk(prompt: str) -> AsyncIterator[str]:
         yield "y" * 30_000_000
@@ -192,10 +199,10 @@ def test_a_caller_that_leaves_before_the_last_byte(log: Log) -> None:
         with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
             next(answer.iter_raw(1))
         (line,) = log.wait(1)
-    assert line["end"] == "left"
+    assert line["end"] == "client_disconnected"
 
 
-def test_a_reply_that_the_server_ends_as_it_stops(log: Log, gate: Gate) -> None:
+def test_a_reply_truncated_by_the_shutdown(log: Log, gate: Gate) -> None:
     with LocalServer(gate) as server:
         with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
             texts = answer.iter_text()
@@ -204,11 +211,11 @@ def test_a_reply_that_the_server_ends_as_it_stops(log: Log, gate: Gate) -> None:
             with pytest.raises(httpx.RemoteProtocolError):
                 next(texts)
     (line,) = log.wait(1)
-    assert (line["status"], line["end"]) == ("200", "cut")
+    assert (line["status"], line["end"]) == ("200", "truncated")
 
 
-def test_a_caller_that_takes_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_replies, "SEND_SECONDS", 0.1)
+def test_a_client_that_reads_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_response, "SEND_SECONDS", 0.1)
 
     async def talk(prompt: str) -> AsyncIterator[str]:
         while True:
@@ -217,7 +224,7 @@ def test_a_caller_that_takes_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) 
     with LocalServer(talk) as server:
         with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")):
             (line,) = log.wait(1)
-    assert (line["status"], line["end"]) == ("200", "cut")
+    assert (line["status"], line["end"]) == ("200", "truncated")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +239,7 @@ def test_a_caller_that_takes_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) 
         ("POST", "/chat/", ("POST", "other", "404")),
     ],
 )
-def test_nothing_that_a_visitor_wrote_is_shown(
+def test_no_text_of_the_client_is_logged(
     method: str, path: str, shown: tuple[str, str, str], log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     with LocalServer() as server:
@@ -246,17 +253,17 @@ def test_nothing_that_a_visitor_wrote_is_shown(
     ("fields", "status"),
     [({}, 400), (sign("hi", "wrong"), 401), ({**sign("hi"), "hash": ""}, 422)],
 )
-def test_a_refusal(fields: dict[str, str], status: int, log: Log) -> None:
+def test_a_rejected_request(fields: dict[str, str], status: int, log: Log) -> None:
     with LocalServer() as server:
         httpx.post(server.base_url + "/chat", json=fields)
         (line,) = log.wait(1)
-        seen = figures(server.base_url)
-    assert (line["status"], line["first_text"], line["end"]) == (str(status), "-", "whole")
-    assert seen[f"cromicle_requests_total /chat {status} whole"] == 1
+        seen = get_metrics(server.base_url)
+    assert (line["status"], line["first_text"], line["end"]) == (str(status), "-", "complete")
+    assert seen[f"cromicle_requests_total /chat {status} complete"] == 1
     assert seen["cromicle_first_text_seconds_count"] == 0
 
 
-def test_a_caller_that_leaves_in_the_middle_of_its_request(log: Log) -> None:
+def test_a_client_that_disconnects_during_its_request(log: Log) -> None:
     with LocalServer() as server:
         url = httpx.URL(server.base_url)
         with socket.create_connection((url.host, url.port or 0)) as connection:
@@ -264,14 +271,14 @@ def test_a_caller_that_leaves_in_the_middle_of_its_request(log: Log) -> None:
                 b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
                 b"content-length: 100\r\n\r\n{"
             )
-            # It is being read once the next answer is there.
+            # Once this is answered, the server has started to read the request above.
             httpx.get(server.base_url + "/health")
         lines = log.wait(2)
-    left = next(line for line in lines if line["path"] == "/chat")
-    assert (left["status"], left["end"]) == ("-", "left")
+    disconnected = next(line for line in lines if line["path"] == "/chat")
+    assert (disconnected["status"], disconnected["end"]) == ("-", "client_disconnected")
 
 
-def test_a_defect_of_the_app(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_app(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*args: Any, **options: Any) -> None:
         raise ZeroDivisionError
 
@@ -279,11 +286,13 @@ def test_a_defect_of_the_app(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalServer() as server:
         assert post(server.base_url).status_code == 500
         (line,) = log.wait(1)
-        assert figures(server.base_url)["cromicle_requests_total /chat none failed"] == 1
+        assert get_metrics(server.base_url)["cromicle_requests_total /chat none failed"] == 1
     assert line["end"] == "failed"
 
 
-def test_no_token_hash_or_prompt_is_in_either(log: Log, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_and_metrics_hold_no_token_hash_or_prompt(
+    log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
     with LocalServer(token="s3cret") as server:
         body = sign("a private prompt", "s3cret")
         httpx.post(server.base_url + "/chat", json=body)
@@ -294,15 +303,15 @@ def test_no_token_hash_or_prompt_is_in_either(log: Log, caplog: pytest.LogCaptur
         assert word not in "".join(r.getMessage() for r in caplog.records if "cromicle" in r.name)
 
 
-def test_each_app_has_figures_of_its_own(log: Log) -> None:
+def test_each_app_has_its_own_metrics(log: Log) -> None:
     with LocalServer() as one, LocalServer() as other:
         post(one.base_url)
         log.wait(1)
-        assert figures(one.base_url)["cromicle_reply_characters_total"] == 2
-        assert figures(other.base_url)["cromicle_reply_characters_total"] == 0
+        assert get_metrics(one.base_url)["cromicle_reply_characters_total"] == 2
+        assert get_metrics(other.base_url)["cromicle_reply_characters_total"] == 0
 
 
-def test_without_metrics_there_are_none() -> None:
+def test_metrics_can_be_disabled() -> None:
     app = create_app(metrics=False)
     with LocalServer(app=app) as server:
         assert httpx.get(server.base_url + "/metrics").status_code == 404
@@ -311,7 +320,7 @@ def test_without_metrics_there_are_none() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api", "/a/b"])
-def test_a_mounted_app_shows_its_own_paths(prefix: str, log: Log) -> None:
+def test_a_mounted_app_logs_its_own_paths(prefix: str, log: Log) -> None:
     inner: ASGIApp = create_app()
     app = Starlette(routes=[Mount(prefix, inner)]) if prefix else inner
     with LocalServer(app=app) as server:
@@ -321,18 +330,20 @@ def test_a_mounted_app_shows_its_own_paths(prefix: str, log: Log) -> None:
     assert [line["path"] for line in lines] == ["/health", "/chat"]
 
 
-class TestAdmission:
-    def test_one_too_many_is_told_to_come_back(self, gate: Gate, log: Log) -> None:
+class TestConcurrencyLimit:
+    def test_a_request_above_the_limit_is_a_503_with_retry_after(
+        self, gate: Gate, log: Log
+    ) -> None:
         app = create_app(gate, max_concurrent=1)
         with LocalServer(app=app) as server:
             with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
                 texts = answer.iter_text()
                 assert next(texts) == "one"
-                refused = post(server.base_url)
-                assert refused.status_code == 503
-                assert refused.headers["retry-after"] == "1"
-                assert refused.json()["error"]["code"] == "too_busy"
-                # Other addresses and wrong requests take no place.
+                rejected = post(server.base_url)
+                assert rejected.status_code == 503
+                assert rejected.headers["retry-after"] == "1"
+                assert rejected.json()["error"]["code"] == "too_busy"
+                # Other paths and invalid requests use no slot.
                 assert httpx.get(server.base_url + "/health").is_success
                 assert httpx.post(server.base_url + "/chat", json={}).status_code == 400
                 gate.opened.set()
@@ -341,7 +352,7 @@ class TestAdmission:
             assert post(server.base_url).text == "onetwo"
 
     @pytest.mark.parametrize("backend", [fail_late, shout])
-    def test_a_place_is_free_again_however_a_reply_ends(self, backend: Backend, log: Log) -> None:
+    def test_the_slot_is_released_however_a_reply_ends(self, backend: Backend, log: Log) -> None:
         app = create_app(backend, max_concurrent=1)
         with LocalServer(app=app) as server:
             for number in range(5):
@@ -349,7 +360,7 @@ class TestAdmission:
                     assert post(server.base_url).status_code == 200
                 log.wait(number + 1)
 
-    def test_a_caller_that_leaves_frees_its_place(self, gate: Gate, log: Log) -> None:
+    def test_a_disconnect_releases_the_slot(self, gate: Gate, log: Log) -> None:
         app = create_app(gate, max_concurrent=1)
         with LocalServer(app=app) as server:
             with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
@@ -358,7 +369,7 @@ class TestAdmission:
             gate.opened.set()
             assert post(server.base_url).status_code == 200
 
-    def test_a_place_is_free_before_the_answer_ends(self) -> None:
+    def test_the_slot_is_released_before_the_reply_ends(self) -> None:
         count = 20
         body = json.dumps(sign("hi")).encode()
         call = (
@@ -376,7 +387,7 @@ class TestAdmission:
                     received += data
         assert received.count(b"HTTP/1.1 200 ") == count
 
-    def test_the_client_waits_and_gets_in(self, gate: Gate) -> None:
+    def test_a_client_retries_until_a_slot_is_free(self, gate: Gate) -> None:
         app = create_app(gate, max_concurrent=1)
         with (
             LocalServer(app=app) as server,
@@ -387,7 +398,10 @@ class TestAdmission:
             replies: list[Any] = []
             waiting = threading.Thread(target=lambda: replies.append(client.chat("hi")))
             waiting.start()
-            while figures(server.base_url).get("cromicle_requests_total /chat 503 whole", 0) < 1:
+            while (
+                get_metrics(server.base_url).get("cromicle_requests_total /chat 503 complete", 0)
+                < 1
+            ):
                 pass
             gate.opened.set()
             first.read()

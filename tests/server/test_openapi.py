@@ -1,6 +1,6 @@
-"""The description of the app, and bodies made of it: whatever is posted, nothing fails.
+"""The OpenAPI description, and that no generated request body causes a server error.
 
-The figure is a tenth of the full one; `CROMICLE_STORMS=full` runs it all.
+It runs a tenth of the examples; `CROMICLE_STORMS=full` runs all of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_the_app_describes_itself() -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/openapi.json"])
-def test_what_can_be_read_is_as_described(path: str) -> None:
+def test_each_response_has_the_described_content_type(path: str) -> None:
     answer = get(path)
     (media_type,) = build_openapi(metrics=True)["paths"][path]["get"]["responses"]["200"]["content"]
     assert answer.status_code == 200
@@ -71,8 +71,8 @@ SIGNED = TEXT.map(sign)
 FIELDS = st.sampled_from(["message", "token", "hash", "model", ""])
 ALMOST = st.builds(break_field, SIGNED, FIELDS, JSON)
 AS_JSON = (SIGNED | ALMOST | JSON).map(lambda value: json.dumps(value).encode())
-CUT = st.builds(lambda body, end: body[:end], AS_JSON, st.integers(0, 200))
-BODY = AS_JSON | CUT | st.binary() | st.binary(min_size=1000, max_size=3000)
+TRUNCATED = st.builds(lambda body, end: body[:end], AS_JSON, st.integers(0, 200))
+BODY = AS_JSON | TRUNCATED | st.binary() | st.binary(min_size=1000, max_size=3000)
 CONTENT_TYPE = st.sampled_from(
     ["application/json", "application/json; charset=utf-16", "Application/JSON ;x", "text/json", ""]
 )
@@ -89,12 +89,12 @@ async def echo(prompt: str) -> AsyncIterator[str]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @pytest.mark.timeout(1200)
-def test_any_body_gets_an_answer_that_is_described(
+def test_every_body_gets_a_described_response(
     body: bytes, content_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> httpx.Response:
         app = create_app(echo, max_request_bytes=2000)
-        # What the app raises is raised here.
+        # Exceptions of the app are raised here.
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await client.post("/chat", content=body, headers={"content-type": content_type})

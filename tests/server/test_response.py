@@ -1,4 +1,4 @@
-"""How a reply streams, ends, fails and stops, seen by an ASGI server on asyncio and trio."""
+"""How a reply streams, ends and fails, as an ASGI server sees it, on asyncio and trio."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from starlette.types import Message
 
 from cromicle_sdk.server import Backend, BackendError, create_app
-from cromicle_sdk.server import response as _replies
-from cromicle_sdk.server.response import CutMark, ReplyCut, is_of_cut
+from cromicle_sdk.server import response as _response
+from cromicle_sdk.server.response import ResponseTruncated, UnsendableBody, is_truncation
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 class Exchange:
-    """One request for `prompt`, from the side of the ASGI server."""
+    """One request for `prompt`, as the ASGI server sees it."""
 
     def __init__(self, backend: Backend, prompt: str = "hi") -> None:
         self.app = create_app(backend)
@@ -38,11 +38,11 @@ class Exchange:
         self.incoming: list[Message] = [
             {"type": "http.request", "body": json.dumps(fields).encode(), "more_body": False}
         ]
-        self.gone = anyio.Event()
+        self.disconnected = anyio.Event()
         self.sent: list[Message] = []
         self.send_error: Exception | None = None
-        self.leave_after = 0
-        self.stuck_after: int | None = None
+        self.disconnect_after = 0
+        self.blocked_after: int | None = None
 
     async def run(self) -> None:
         scope = {
@@ -58,21 +58,21 @@ class Exchange:
     async def receive(self) -> Message:
         if self.incoming:
             return self.incoming.pop(0)
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         if self.send_error is not None:
             raise self.send_error
-        if self.stuck_after is not None and len(self.sent) >= self.stuck_after:
+        if self.blocked_after is not None and len(self.sent) >= self.blocked_after:
             await anyio.sleep_forever()
-        # As servers do, each in its way.
+        # Servers serialize a body with either of these.
         assert len(message.get("body", b"")) == len(bytes(message.get("body", b"")))
-        # An empty piece says nothing.
+        # An empty chunk carries nothing.
         if message.get("body") != b"" or not message.get("more_body", False):
             self.sent.append(message)
-        if len(self.sent) == self.leave_after:
-            self.gone.set()
+        if len(self.sent) == self.disconnect_after:
+            self.disconnected.set()
 
     @property
     def status(self) -> int:
@@ -80,81 +80,81 @@ class Exchange:
         return status
 
     @property
-    def pieces(self) -> list[bytes]:
+    def chunks(self) -> list[bytes]:
         return [message["body"] for message in self.sent[1:]]
 
     @property
-    def ended(self) -> bool:
+    def is_complete(self) -> bool:
         return bool(self.sent) and not self.sent[-1].get("more_body", True)
 
 
-async def test_every_piece_is_sent_by_itself_and_empty_ones_are_not() -> None:
+async def test_each_chunk_is_sent_on_its_own_and_empty_ones_are_skipped() -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
-        for piece in ("", "a", "", "é", "\n", ""):
-            yield piece
+        for chunk in ("", "a", "", "é", "\n", ""):
+            yield chunk
 
     exchange = Exchange(backend)
     await exchange.run()
-    assert exchange.pieces == [b"a", "é".encode(), b"\n", b""]
-    assert exchange.ended
+    assert exchange.chunks == [b"a", "é".encode(), b"\n", b""]
+    assert exchange.is_complete
 
 
-async def test_a_piece_is_sent_before_the_next_is_made() -> None:
+async def test_a_chunk_is_sent_before_the_next_is_generated() -> None:
     sent_before: list[int] = []
 
     async def backend(prompt: str) -> AsyncIterator[str]:
-        for piece in ("a", "b", "c"):
+        for chunk in ("a", "b", "c"):
             sent_before.append(len(exchange.sent))
-            yield piece
+            yield chunk
 
     exchange = Exchange(backend)
     await exchange.run()
     assert sent_before == [0, 2, 3]
 
 
-async def test_an_empty_reply_is_empty_and_whole() -> None:
+async def test_a_reply_without_text_is_empty_and_complete() -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
         yield ""
 
     exchange = Exchange(backend)
     await exchange.run()
     assert exchange.status == 200
-    assert exchange.pieces == [b""]
-    assert exchange.ended
+    assert exchange.chunks == [b""]
+    assert exchange.is_complete
 
 
 async def test_a_coroutine_function_may_return_the_iterator() -> None:
-    async def pieces() -> AsyncIterator[str]:
+    async def chunks() -> AsyncIterator[str]:
         yield "ready"
 
     async def backend(prompt: str) -> AsyncIterator[str]:
         await anyio.lowlevel.checkpoint()
-        return pieces()
+        return chunks()
 
     exchange = Exchange(backend)
     await exchange.run()
-    assert exchange.pieces == [b"ready", b""]
+    assert exchange.chunks == [b"ready", b""]
 
 
-class Plain:
-    """An async iterator that can't be closed, for there is nothing to close."""
+class PlainIterator:
+    """An async iterator without `aclose`."""
 
     def __init__(self, prompt: str) -> None:
-        self.pieces: Iterator[str] = iter([prompt, "!"])
+        self.chunks: Iterator[str] = iter([prompt, "!"])
 
-    def __aiter__(self) -> Plain:
+    def __aiter__(self) -> PlainIterator:
         return self
 
     async def __anext__(self) -> str:
-        for piece in self.pieces:
-            return piece
+        for chunk in self.chunks:
+            return chunk
         raise StopAsyncIteration
 
 
-async def test_an_iterator_need_not_be_a_generator() -> None:
-    exchange = Exchange(Plain)
+async def test_an_iterator_without_aclose_is_accepted() -> None:
+    exchange = Exchange(PlainIterator)
     await exchange.run()
-    assert exchange.pieces == [b"hi", b"!", b""]
+    assert exchange.chunks == [b"hi", b"!", b""]
 
 
 async def raise_at_once(prompt: str) -> AsyncIterator[str]:
@@ -171,7 +171,7 @@ def raise_when_called(prompt: str) -> AsyncIterator[str]:
     raise OSError(prompt)
 
 
-def return_nonsense(prompt: str) -> Any:
+def return_a_list(prompt: str) -> Any:
     return [prompt]
 
 
@@ -189,12 +189,12 @@ async def yield_surrogate(prompt: str) -> AsyncIterator[str]:
         (raise_at_once, "OSError"),
         (raise_when_awaited, "OSError"),
         (raise_when_called, "OSError"),
-        (return_nonsense, "TypeError"),
-        (yield_bytes, "the backend gave bytes, not str"),
+        (return_a_list, "TypeError"),
+        (yield_bytes, "the backend yielded bytes, not str"),
         (yield_surrogate, "UnicodeEncodeError"),
     ],
 )
-async def test_a_failure_before_the_first_piece_is_a_500(
+async def test_a_failure_before_the_first_chunk_is_a_500(
     backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     exchange = Exchange(backend, "very private")
@@ -202,7 +202,7 @@ async def test_a_failure_before_the_first_piece_is_a_500(
     assert exchange.status == 500
     assert (b"content-type", b"application/json") in exchange.sent[0]["headers"]
     assert (b"x-request-id", b"id-1") in exchange.sent[0]["headers"]
-    assert json.loads(exchange.pieces[0])["error"]["code"] == "backend_failed"
+    assert json.loads(exchange.chunks[0])["error"]["code"] == "backend_failed"
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("cromicle_sdk.server", "ERROR")
     line = record.getMessage()
@@ -212,13 +212,13 @@ async def test_a_failure_before_the_first_piece_is_a_500(
     assert "private" not in caplog.text
 
 
-async def test_the_log_says_where_the_backend_failed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_names_the_location_of_the_failure(caplog: pytest.LogCaptureFixture) -> None:
     await Exchange(raise_at_once).run()
-    assert "test_server_replies.py" in caplog.text
+    assert "test_response.py" in caplog.text
     assert "raise_at_once" in caplog.text
 
 
-async def test_a_failure_in_the_middle_leaves_the_reply_without_its_end(
+async def test_a_failure_after_the_first_chunk_truncates_the_reply(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
@@ -226,24 +226,24 @@ async def test_a_failure_in_the_middle_leaves_the_reply_without_its_end(
         raise RuntimeError(prompt)
 
     exchange = Exchange(backend, "very private")
-    with pytest.raises(ReplyCut):
+    with pytest.raises(ResponseTruncated):
         await exchange.run()
     assert exchange.status == 200
-    assert exchange.pieces == [b"the beginning"]
-    assert not exchange.ended
+    assert exchange.chunks == [b"the beginning"]
+    assert not exchange.is_complete
     assert "RuntimeError" in caplog.text
     assert "private" not in caplog.text
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("pieces", [[], ["one"]], ids=["before the first piece", "after it"])
-async def test_a_client_that_leaves_cancels_the_backend(pieces: list[str]) -> None:
+@pytest.mark.parametrize("chunks", [[], ["one"]], ids=["before the first chunk", "after it"])
+async def test_a_disconnect_cancels_the_backend(chunks: list[str]) -> None:
     waiting, closed = anyio.Event(), anyio.Event()
 
     async def backend(prompt: str) -> AsyncIterator[str]:
         try:
-            for piece in pieces:
-                yield piece
+            for chunk in chunks:
+                yield chunk
             waiting.set()
             await anyio.sleep_forever()
         finally:
@@ -253,23 +253,23 @@ async def test_a_client_that_leaves_cancels_the_backend(pieces: list[str]) -> No
     async with anyio.create_task_group() as group:
         group.start_soon(exchange.run)
         await waiting.wait()
-        exchange.gone.set()
+        exchange.disconnected.set()
     assert closed.is_set()
-    assert not exchange.ended
+    assert not exchange.is_complete
 
 
-async def test_what_a_client_sends_after_its_request_means_nothing() -> None:
+async def test_messages_after_the_request_are_ignored() -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
         await anyio.wait_all_tasks_blocked()
-        yield "whole"
+        yield "text"
 
     exchange = Exchange(backend)
     exchange.incoming.append({"type": "http.request", "body": b"", "more_body": False})
     await exchange.run()
-    assert exchange.pieces == [b"whole", b""]
+    assert exchange.chunks == [b"text", b""]
 
 
-async def test_a_backend_that_never_waits_is_stopped_too() -> None:
+async def test_a_disconnect_stops_a_backend_that_never_waits() -> None:
     closed = anyio.Event()
 
     async def backend(prompt: str) -> AsyncIterator[str]:
@@ -280,13 +280,13 @@ async def test_a_backend_that_never_waits_is_stopped_too() -> None:
             closed.set()
 
     exchange = Exchange(backend)
-    exchange.leave_after = 5
+    exchange.disconnect_after = 5
     await exchange.run()
     assert closed.is_set()
     assert len(exchange.sent) < 20
 
 
-async def test_a_cleanup_may_wait_although_the_client_has_left() -> None:
+async def test_the_cleanup_of_a_backend_may_wait_after_a_disconnect() -> None:
     cleaned = anyio.Event()
 
     async def backend(prompt: str) -> AsyncIterator[str]:
@@ -298,13 +298,13 @@ async def test_a_cleanup_may_wait_although_the_client_has_left() -> None:
             cleaned.set()
 
     exchange = Exchange(backend)
-    exchange.leave_after = 3
+    exchange.disconnect_after = 3
     await exchange.run()
     assert cleaned.is_set()
 
 
 async def test_a_cleanup_that_never_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_replies, "CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr(_response, "CLOSE_SECONDS", 0.01)
 
     async def backend(prompt: str) -> AsyncIterator[str]:
         try:
@@ -314,12 +314,12 @@ async def test_a_cleanup_that_never_ends_is_abandoned(monkeypatch: pytest.Monkey
             await anyio.sleep_forever()
 
     exchange = Exchange(backend)
-    exchange.leave_after = 3
+    exchange.disconnect_after = 3
     await exchange.run()
-    assert not exchange.ended
+    assert not exchange.is_complete
 
 
-async def test_a_cleanup_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_cleanup_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
         try:
             while True:
@@ -328,13 +328,13 @@ async def test_a_cleanup_that_fails_is_logged(caplog: pytest.LogCaptureFixture) 
             raise KeyError(prompt)
 
     exchange = Exchange(backend, "private")
-    exchange.leave_after = 3
+    exchange.disconnect_after = 3
     await exchange.run()
     assert "KeyError" in caplog.text
     assert "private" not in caplog.text
 
 
-async def test_a_server_that_refuses_to_send_ends_the_backend_quietly(
+async def test_an_os_error_of_send_stops_the_backend_without_a_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     closed = anyio.Event()
@@ -346,7 +346,7 @@ async def test_a_server_that_refuses_to_send_ends_the_backend_quietly(
             closed.set()
 
     exchange = Exchange(backend)
-    exchange.send_error = OSError("the client is gone")
+    exchange.send_error = OSError("the client has disconnected")
     await exchange.run()
     assert closed.is_set()
     assert not caplog.records
@@ -362,31 +362,31 @@ async def test_task_groups_and_timeouts_may_span_a_yield() -> None:
             group.cancel_scope.cancel()
 
     async def backend(prompt: str) -> AsyncIterator[str]:
-        async with aclosing(inner()) as pieces:  # type: ignore[type-var]  # it is a generator
-            async for piece in pieces:
-                yield piece
+        async with aclosing(inner()) as chunks:  # type: ignore[type-var]  # it is a generator
+            async for chunk in chunks:
+                yield chunk
 
     exchange = Exchange(backend)
     await exchange.run()
-    assert exchange.pieces == [b"one ", b"two", b""]
+    assert exchange.chunks == [b"one ", b"two", b""]
 
 
-async def test_a_client_that_leaves_while_it_posts_gets_nothing_and_no_log(
+async def test_a_disconnect_during_the_request_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     exchange = Exchange(raise_at_once)
     exchange.incoming = [{"type": "http.request", "body": b"{", "more_body": True}]
-    exchange.gone.set()
+    exchange.disconnected.set()
     await exchange.run()
     assert exchange.status == 400
     assert not caplog.records
 
 
-@pytest.mark.parametrize("stuck_after", [0, 1, 2, 3], ids=["head", "piece", "piece 2", "end"])
-async def test_a_client_that_takes_nothing_is_cut_off(
-    stuck_after: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("blocked_after", [0, 1, 2, 3], ids=["head", "chunk", "chunk 2", "end"])
+async def test_a_client_that_reads_nothing_is_disconnected(
+    blocked_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_replies, "SEND_SECONDS", 0.05)
+    monkeypatch.setattr(_response, "SEND_SECONDS", 0.05)
     closed = anyio.Event()
 
     async def backend(prompt: str) -> AsyncIterator[str]:
@@ -397,45 +397,45 @@ async def test_a_client_that_takes_nothing_is_cut_off(
             closed.set()
 
     exchange = Exchange(backend)
-    exchange.stuck_after = stuck_after
-    with pytest.raises(ReplyCut):
+    exchange.blocked_after = blocked_after
+    with pytest.raises(ResponseTruncated):
         await exchange.run()
     assert closed.is_set()
-    assert len(exchange.sent) == stuck_after
-    assert not exchange.ended
+    assert len(exchange.sent) == blocked_after
+    assert not exchange.is_complete
 
 
-@pytest.mark.parametrize("pieces", [[], ["one"]], ids=["no answer", "reply cut off"])
-async def test_the_log_tells_a_cut_from_no_answer(
-    pieces: list[str], request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("chunks", [[], ["one"]], ids=["no reply", "reply truncated"])
+async def test_the_log_tells_a_truncated_reply_from_none(
+    chunks: list[str], request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
-        for piece in pieces:
-            yield piece
+        for chunk in chunks:
+            yield chunk
         raise BackendError(502, "broken", "it broke")
 
     exchange = Exchange(backend)
-    with pytest.raises(ReplyCut) if pieces else contextlib.nullcontext():
+    with pytest.raises(ResponseTruncated) if chunks else contextlib.nullcontext():
         await exchange.run()
     (record,) = caplog.records
-    words = "reply cut off" if pieces else "no answer"
+    words = "reply truncated" if chunks else "no reply"
     assert record.getMessage().startswith(f"{words}: broken, ")
 
 
 @pytest.mark.parametrize(
     "use",
-    [len, bytes, memoryview, b"".join, lambda mark: b"" + mark, lambda mark: mark.encode()],
+    [len, bytes, memoryview, b"".join, lambda body: b"" + body, lambda body: body.encode()],
     ids=["len", "bytes", "memoryview", "join", "add", "encode"],
 )
-def test_nobody_can_make_bytes_of_the_mark(use: Any) -> None:
-    mark = CutMark()
-    assert mark
-    with pytest.raises((ReplyCut, TypeError, AttributeError)) as caught:
-        use([mark] if use == b"".join else mark)
-    assert is_of_cut(caught.value)
+def test_an_unsendable_body_cannot_be_serialized(use: Any) -> None:
+    body = UnsendableBody()
+    assert body
+    with pytest.raises((ResponseTruncated, TypeError, AttributeError)) as caught:
+        use([body] if use == b"".join else body)
+    assert is_truncation(caught.value)
 
 
-async def test_a_websocket_is_turned_down() -> None:
+async def test_a_websocket_is_rejected() -> None:
     exchange = Exchange(raise_at_once)
     scope = {"type": "websocket", "path": "/chat", "headers": []}
     await exchange.app(scope, exchange.receive, exchange.send)

@@ -1,4 +1,4 @@
-"""Which tokens get in, and how a file of them is read again."""
+"""Accepted tokens, and reloading of a token file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, data: str | bytes) -> Path:
     return path
 
 
-def gets_in(server: LocalServer, token: str) -> bool:
+def is_accepted(server: LocalServer, token: str) -> bool:
     with Client(base_url=server.base_url, token=token, retry=ONCE) as client:
         try:
             return client.chat("hi").text == "hi"
@@ -47,7 +47,7 @@ def gets_in(server: LocalServer, token: str) -> bool:
         ("a\u2028b\n", ["a\u2028b"]),
     ],
 )
-def test_a_file_has_a_token_on_each_line(path: Path, data: str, tokens: list[str]) -> None:
+def test_each_line_of_a_file_is_a_token(path: Path, data: str, tokens: list[str]) -> None:
     accepted = TokenFile(write(path, data))
     assert [token.reveal() for token in accepted._tokens] == tokens
     assert all(accepted.find(token) == Secret(token) for token in tokens)
@@ -65,7 +65,7 @@ def test_a_file_has_a_token_on_each_line(path: Path, data: str, tokens: list[str
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_that_can_not_be_used_is_named(
+def test_an_invalid_file_is_rejected_by_name(
     path: Path, data: str | bytes | None, problem: str
 ) -> None:
     if data is not None:
@@ -77,24 +77,24 @@ def test_a_file_that_can_not_be_used_is_named(
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"tokens: .*cannot be read"):
         TokenFile(tmp_path)
 
 
-def test_each_token_of_several_gets_in_and_no_other() -> None:
+def test_each_of_several_tokens_is_accepted_and_no_other() -> None:
     with LocalServer(app=create_app(tokens=["first", "clé", "third"])) as server:
-        assert all(gets_in(server, token) for token in ("first", "clé", "third"))
-        assert not any(gets_in(server, token) for token in ("abc", "firs", "first third", "x"))
+        assert all(is_accepted(server, token) for token in ("first", "clé", "third"))
+        assert not any(is_accepted(server, token) for token in ("abc", "firs", "first third", "x"))
 
 
-def test_a_hash_is_that_of_the_token_that_was_sent() -> None:
+def test_the_hash_must_match_the_sent_token() -> None:
     body = {"message": "hi", "token": "first", "hash": hashlib.sha256(b"secondhi").hexdigest()}
     with LocalServer(app=create_app(tokens=["first", "second"])) as server:
         assert httpx.post(server.base_url + "/chat", json=body).status_code == 422
 
 
-def test_all_tokens_are_compared_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
 
     def compare(one: bytes, other: bytes) -> bool:
@@ -108,24 +108,22 @@ def test_all_tokens_are_compared_whichever_it_is(monkeypatch: pytest.MonkeyPatch
     assert compared == [b"a", b"b", b"c"] * 3
 
 
-def test_a_file_read_again_changes_who_gets_in(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reloaded_file_replaces_the_tokens(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "cromicle_sdk.server")
     tokens = TokenFile(write(path, "old-token\n"))
     with LocalServer(app=create_app(tokens=tokens)) as server:
-        assert gets_in(server, "old-token")
+        assert is_accepted(server, "old-token")
         write(path, "new-token\nanother-token\n")
-        assert not gets_in(server, "new-token")
+        assert not is_accepted(server, "new-token")
         assert tokens.reload()
-        assert gets_in(server, "new-token")
-        assert not gets_in(server, "old-token")
+        assert is_accepted(server, "new-token")
+        assert not is_accepted(server, "old-token")
     (line,) = [r.getMessage() for r in caplog.records if r.name == "cromicle_sdk.server"]
-    assert line == f"tokens: 2 read from {path}"
+    assert line == f"tokens: 2 loaded from {path}"
 
 
 @pytest.mark.parametrize("data", ["", b"\xff", "good-token\nabc\n"])
-def test_a_file_that_went_bad_keeps_the_tokens_of_before(
+def test_an_invalid_file_leaves_the_previous_tokens_valid(
     path: Path, data: str | bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = TokenFile(write(path, "old-token\n"))
@@ -135,7 +133,7 @@ def test_a_file_that_went_bad_keeps_the_tokens_of_before(
     assert not tokens.find("abc")
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert "the tokens of before stay" in record.getMessage()
+    assert "the previous tokens stay valid" in record.getMessage()
     assert "old-token" not in caplog.text
     assert "good-token" not in caplog.text
 
@@ -156,7 +154,7 @@ def test_a_file_that_went_bad_keeps_the_tokens_of_before(
         ({"metrics": "yes", "tokens": ["s3cret"]}, "metrics"),
     ],
 )
-def test_a_wrong_option_is_refused_by_name_and_shows_no_token(
+def test_an_invalid_option_is_rejected_by_name_without_a_token(
     options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=problem) as caught:
@@ -165,7 +163,7 @@ def test_a_wrong_option_is_refused_by_name_and_shows_no_token(
 
 
 def show_package_frames(error: BaseException) -> str:
-    """The error as a traceback with locals prints it, without the frames of this file."""
+    """The error as a traceback with locals prints it, except for the frames of this file."""
     shown = [str(error)]
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_filename != __file__:
@@ -173,20 +171,18 @@ def show_package_frames(error: BaseException) -> str:
     return "\n".join(shown)
 
 
-def test_nothing_shows_a_token(path: Path) -> None:
+def test_a_repr_shows_no_token(path: Path) -> None:
     tokens = TokenFile(write(path, "s3cret\n"))
     assert repr(tokens) == "<TokenFile of 1>"
     assert "s3cret" not in repr(tokens.__dict__)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "is_exposable"), [(["x", "abc"], False), (["abc"], False), (["x", "y"], True)]
+    ("tokens", "may_be_public"), [(["x", "abc"], False), (["abc"], False), (["x", "y"], True)]
 )
-def test_the_well_known_token_among_others_is_found_too(
-    tokens: list[str], is_exposable: bool
-) -> None:
+def test_the_well_known_token_is_found_among_others(tokens: list[str], may_be_public: bool) -> None:
     app = create_app(tokens=tokens)
-    if is_exposable:
+    if may_be_public:
         LocalServer(app=app, host="0.0.0.0")
         return
     with pytest.raises(ConfigurationError, match="well-known"):

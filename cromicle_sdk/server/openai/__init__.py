@@ -1,1 +1,1 @@
-"""A backend in front of a model server that speaks OpenAI's API."""
+"""The backend for model servers that are compatible with the API of OpenAI."""

@@ -1,14 +1,17 @@
-"""A backend that asks a model server which speaks OpenAI's API: prompts in, deltas out."""
+"""A backend for model servers that are compatible with the API of OpenAI."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Literal, cast
+
+import anyio
 
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.messages import Message
@@ -20,34 +23,20 @@ from cromicle_sdk._core.options import (
     check_timeout,
 )
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk.server.backends import Backend
+from cromicle_sdk.server.backends import Backend, BackendError
 
 from .client import Call, Upstream
-from .completion import Completion, is_completion
-from .errors import build_invalid
+from .completion import Completion
 from .prompt import parse_prompt
-from .sse import Events
 
 if TYPE_CHECKING:
     from cromicle_sdk._http.proxies import ProxyOption
 
 __all__ = ["openai_backend"]
 
-# An answer in one piece is in memory as a whole; a million words fit.
-_MAX_WHOLE_BYTES = 16 * 1024 * 1024
-
-# Why a model ends: it has said all, or calls a tool; or it had more to say. Other reasons are a
-# server's own words, which are not repeated.
-_GOOD_ENDS = (
-    "stop",
-    "eos",
-    "eos_token",
-    "end_turn",
-    "stop_sequence",
-    "tool_calls",
-    "function_call",
-)
-_EARLY_ENDS = ("length", "model_length", "content_filter")
+# How long the rest of a response may take once the model server has given its finish reason, in
+# seconds. `[DONE]` and usage follow at once, or not at all.
+GRACE_SECONDS = 2.0
 
 # What can stand in a header after "Bearer ": visible ASCII.
 _KEY = re.compile(r"[\x21-\x7e]+\Z")
@@ -64,33 +53,43 @@ def openai_backend(
     proxy: ProxyOption | None = None,
     verify: Literal[True] | ssl.SSLContext = True,
 ) -> Backend:
-    """A backend that streams the answers of `model` from an OpenAI-compatible model server.
+    """A backend that streams the replies of `model` from an OpenAI-compatible model server.
 
-    Each prompt is one `POST {base_url}/chat/completions` with `stream: true`; each delta is a
-    piece, as soon as it has come. `base_url` usually ends in `/v1`. The prompt is one user's
-    message; with `parse_roles`, one that `format_prompt` made becomes its messages again, if it
-    parses without rest. `system`, where given, is a message before them.
+    Each prompt is one `POST {base_url}/chat/completions` with `stream: true`; each delta is yielded
+    as it arrives. `base_url` usually ends in `/v1`. The prompt is sent as one user message. With
+    `parse_roles`, a prompt that `format_prompt` built is sent as its messages, if it parses
+    completely. `system`, if given, is a message before them.
 
-    - `api_key`: sent as `Authorization: Bearer …`, and shown nowhere.
-    - `timeout`: as of the clients: seconds, for every phase but `total`, which stays at 600; or
-      a `Timeout`; None for no limit. `stall` is from one read to the next; comments that keep a
-      stream alive count.
-    - `proxy`, `verify`: as of the clients; without `proxy` the environment's, never for loopback.
+    - `api_key`: sent as `Authorization: Bearer …`, and never shown.
+    - `timeout`: as for the clients: seconds for every phase but `total`, which remains 600; or a
+      `Timeout`; None for no limit. `stall` is the time from one read to the next, so comments
+      that keep the stream alive reset it.
+    - `proxy`, `verify`: as for the clients; `proxy` defaults to that of the environment, which is
+      never used for loopback addresses.
 
-    What goes wrong before the first text is a `BackendError`: 502 where the server can't be
-    reached, refuses (its 401 too, for the key is not the caller's), or makes no sense; 429, with
-    its `Retry-After`, where it says that; 504 where it does not begin in time. After that the
-    reply is cut off. Only a clean end is one: `[DONE]`, or a finish reason and the body's end.
-    Nothing is asked twice, no redirect followed, no cookie kept.
+    An error before the first text is raised as a `BackendError`:
 
-    A caller that goes away ends its call upstream, at once; one that reads slowly slows it down.
-    More than 1,000 calls at once wait their turn, within `timeout.total`. It works on asyncio and
-    trio, on several event loops too, and needs no closing.
+    - 400, 413 and 422 of the model server, which the caller's prompt causes: the same status, with
+      a code such as `context_length_exceeded`.
+    - 429 and 503, with `Retry-After`: it limits the rate of requests, is overloaded, or is still
+      loading the model.
+    - 502: it is unreachable, fails, or sends an invalid response. The codes `upstream_denied`,
+      `upstream_redirected` and `upstream_refused` mean that the operator has to act.
+    - 504: it does not respond in time.
 
-    Raises `ConfigurationError`, which names the option that is wrong.
+    A later error truncates the reply. So does everything that may hold text or an error and is not
+    understood: a reply is complete only if it has all of the text and the model server has said
+    that it is over, by `[DONE]` or by a finish reason. Requests are not retried, redirects are not
+    followed, and cookies are not kept.
+
+    If the caller disconnects, the request to the model server is closed immediately; if it reads
+    slowly, so does the gateway. More than 1,000 calls at once are queued, within `timeout.total`.
+    The backend works on asyncio and trio, on several event loops at once, and needs no closing.
+
+    Raises `ConfigurationError`, which names the invalid option.
     """
     key = None if api_key is None else Secret(api_key)
-    # An error about another option leaves through this frame, whose locals may be printed.
+    # An error about another option passes through this frame, whose locals may be printed.
     del api_key
     _check_key(key)
     check_text("model", model)
@@ -104,48 +103,56 @@ def openai_backend(
     async def answer(prompt: str) -> AsyncIterator[str]:
         messages = _build_messages(prompt, system, parse_roles=parse_roles)
         call = upstream.start(_build_body(model, messages))
+        completion = Completion()
         try:
             await call.send()
-            async with aclosing(_read_texts(call)) as texts:
-                async for text in texts:
-                    yield text
-            await call.finish()
+            async with aclosing(_read_chunks(call, completion)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            _log_end(completion)
+            # `[DONE]` comes before the end of the body.
+            await call.finish(wait=completion.is_done)
         finally:
-            call.drop()
+            call.abandon()
 
     return answer
 
 
-async def _read_texts(call: Call) -> AsyncGenerator[str, None]:
-    """The texts of an answer whose head has come, none of them empty."""
-    completion = Completion()
-    is_empty = True
-    async with aclosing(_read_deltas(call, completion)) as deltas:
-        async for text in deltas:
-            if text:
-                is_empty = False
-                yield text
-    completion.receive_eof()
-    reason = completion.finish_reason
-    if is_empty or (reason is not None and reason not in _GOOD_ENDS):
-        logging.getLogger("cromicle_sdk.server").warning(
-            "the model ended its answer %s: %s",
-            "without a text" if is_empty else "early",
-            reason if reason in _EARLY_ENDS else "no reason that is known",
-        )
+async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str, None]:
+    """The text of the completion in a response, none of it empty."""
+    deadline = math.inf
+    while not completion.is_done:
+        data = await _read_before(deadline, call, completion)
+        texts = completion.receive_data(data) if data else completion.receive_eof()
+        for text in texts:
+            deadline = math.inf
+            yield text
+        if not data:
+            return
+        if completion.is_finished and deadline == math.inf:
+            deadline = anyio.current_time() + GRACE_SECONDS
 
 
-async def _read_deltas(call: Call, completion: Completion) -> AsyncGenerator[str, None]:
-    if not call.is_stream:
-        yield completion.receive_whole(await call.read_whole(_MAX_WHOLE_BYTES))
-        return
-    async with aclosing(Events(call.read)) as events:
-        while not completion.is_done and (event := await events.take()) is not None:
-            if event.event in ("error", "exception"):
-                raise build_invalid("it reports an error in its answer")
-            # Events of other names are not the API's, but for what they hold.
-            if event.event == "message" or is_completion(event.data):
-                yield completion.receive_event(event.data)
+async def _read_before(deadline: float, call: Call, completion: Completion) -> bytes | bytearray:
+    """The next bytes; b"" at the end of the body.
+
+    Once the completion is finished, the deadline and errors of the network are such ends as well.
+    """
+    try:
+        with anyio.CancelScope(deadline=deadline):
+            return await call.read()
+    except BackendError:
+        if not completion.is_finished:
+            raise
+    return b""
+
+
+def _log_end(completion: Completion) -> None:
+    logger = logging.getLogger("cromicle_sdk.server")
+    if completion.is_empty:
+        logger.warning("the model sent no text: %s", completion.finish_reason or "no finish reason")
+    elif completion.finish_reason in ("length", "content_filter"):
+        logger.warning("the model ended its reply early: %s", completion.finish_reason)
 
 
 def _check_key(key: Secret | None) -> None:

@@ -1,7 +1,8 @@
-"""Calls to the model server: one exchange each, over connections that are used again."""
+"""Requests to the model server: one exchange each, over reused connections."""
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,14 @@ from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.translate import strip_frames
 from cromicle_sdk.server.backends import BackendError
 
-from .errors import build_invalid, build_refused, describe_failure, find_reason
+from .errors import (
+    ErrorReport,
+    build_invalid_error,
+    build_status_error,
+    describe_failure,
+    parse_error,
+    parse_wait,
+)
 
 if TYPE_CHECKING:
     from cromicle_sdk._http.proxies import ProxyOption
@@ -30,22 +38,26 @@ __all__ = ["Call", "Upstream"]
 
 T = TypeVar("T")
 
-# How long the end of a body may lag behind the end of the answer in it, in seconds, before the
-# connection is given up instead of kept: the caller's reply ends only after that.
+# How long to wait for the end of the body after the end of the completion in it, in seconds. The
+# connection is reused only if the body ends, but the caller's reply ends only after the wait.
 FINISH_SECONDS = 0.1
 
-# What the reason for a refusal is worth waiting for, in seconds: its status is known.
-REASON_SECONDS = 2.0
+# How long to wait for the body of an error, in seconds; its status is already known.
+ERROR_SECONDS = 2.0
 
-# More than any error says of itself.
+# Longer than any error in JSON.
 _MAX_ERROR_BYTES = 64 * 1024
+
+# A compressed body would delay the text, and is not requested. Other values, such as "none" and
+# "utf-8", are mistakes of the server, and the body shows what it is.
+_COMPRESSIONS = frozenset({"br", "compress", "deflate", "gzip", "x-gzip", "zstd"})
 
 
 class Upstream:
-    """A model server: where it is, how to reach it, and the connections to it.
+    """A model server: its endpoint, its headers, and the connections to it.
 
-    The connections are those of the SDK's own clients: for any event loop, any number of calls,
-    never lost to a cancellation. Its repr shows no key.
+    The connection pool is that of the SDK's clients: it works on any event loop, and a cancelled
+    call loses no connection. The repr shows no key.
 
     Raises `ConfigurationError`, which names the option.
     """
@@ -59,7 +71,7 @@ class Upstream:
         proxy: ProxyOption | None,
         verify: Literal[True] | ssl.SSLContext,
     ) -> None:
-        # The path of every endpoint ends in /chat, as that of this API begins below its base.
+        # `Endpoint` appends /chat to the path of the base URL, as this API does.
         chat = Endpoint.parse("base_url", base_url)
         self._endpoint = replace(chat, path=f"{chat.path}/completions")
         self._timeout = timeout
@@ -74,7 +86,7 @@ class Upstream:
         self._headers = _build_headers(self._endpoint, key)
 
     def start(self, body: bytes) -> Call:
-        """A call that has yet to be sent. `drop` it in the end."""
+        """A call that is not sent yet. Call `abandon` in the end."""
         request = Request(
             endpoint=self._endpoint,
             fixed_headers=self._headers,
@@ -85,10 +97,10 @@ class Upstream:
 
 
 class Call:
-    """One request to the model server, and the bytes of its answer.
+    """One request to the model server, and the bytes of its response.
 
-    Every method raises `BackendError` for what the network or the server does, without a cause:
-    the frames below hold the key.
+    Errors of the network and of the server are raised as `BackendError`, without a cause, because
+    the frames of the cause hold the key.
     """
 
     def __init__(self, session: AsyncSession, request: Request, timeout: Timeout) -> None:
@@ -96,24 +108,22 @@ class Call:
         self._call = session.start_call(timeout)
         self._attempt = session.start_attempt(self._call)
         self._has_ended = False
-        self.is_stream = False
 
     async def send(self) -> None:
-        """Send it, and wait for the head of an answer that can be read: events, or JSON."""
+        """Send the request and wait for the headers of a successful response."""
         head = await self._run(lambda: self._attempt.send(self._request))
         headers = httpx.Headers(list(head.headers))
         if head.status_code != 200:
-            reason = await self._read_reason()
-            retry_after = headers.get("retry-after")
-            raise build_refused(
-                self._request, head.status_code, retry_after, reason, now=time.time()
+            report = await self._read_error()
+            raise build_status_error(
+                self._request.endpoint.url,
+                head.status_code,
+                report,
+                wait=parse_wait(headers, now=time.time()),
             )
-        if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise build_invalid("its answer is compressed, which was not asked for")
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type not in ("text/event-stream", "application/json"):
-            raise build_invalid("its answer is neither a stream of events nor JSON")
-        self.is_stream = media_type == "text/event-stream"
+        encodings = headers.get("content-encoding", "").lower().split(",")
+        if not _COMPRESSIONS.isdisjoint(each.strip() for each in encodings):
+            raise build_invalid_error("its response is compressed, which was not requested")
 
     async def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end."""
@@ -121,39 +131,26 @@ class Call:
         self._has_ended = not data
         return data
 
-    async def read_whole(self, limit: int) -> bytes:
-        """The rest of the body, which may be `limit` bytes long."""
-        body = bytearray()
-        while data := await self.read():
-            body += data
-            if len(body) > limit:
-                raise build_invalid(f"its answer is longer than {limit} bytes, in one piece")
-        return bytes(body)
-
-    async def finish(self) -> None:
-        """There is no more to read: keep the connection, if the body ends soon. Raises nothing."""
-        try:
-            with anyio.move_on_after(FINISH_SECONDS):
+    async def finish(self, *, wait: bool) -> None:
+        """Reuse the connection if the body has ended, or `wait` for its end. Raises nothing."""
+        if wait:
+            with contextlib.suppress(BackendError), anyio.move_on_after(FINISH_SECONDS):
                 while not self._has_ended:
                     await self.read()
-        except BackendError:
-            return
         if self._has_ended:
             await self._attempt.aclose()
 
-    def drop(self) -> None:
-        """Let go of the connection, at once and without waiting; closed unless `finish` kept it."""
+    def abandon(self) -> None:
+        """Release the connection without waiting; it is closed unless `finish` has released it."""
         self._attempt.abandon()
 
-    async def _read_reason(self) -> str | None:
-        reason = None
-        try:
-            with anyio.move_on_after(REASON_SECONDS):
-                reason = find_reason(await self.read_whole(_MAX_ERROR_BYTES))
-                await self.finish()
-        except BackendError:
-            return None
-        return reason
+    async def _read_error(self) -> ErrorReport:
+        body = bytearray()
+        with contextlib.suppress(BackendError), anyio.move_on_after(ERROR_SECONDS):
+            while len(body) < _MAX_ERROR_BYTES and (data := await self.read()):
+                body += data
+        await self.finish(wait=False)
+        return parse_error(bytes(body))
 
     async def _run(self, step: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -162,9 +159,9 @@ class Call:
             failure = describe_failure(error, self._request, self._call.timeouts)
             if failure is None:
                 raise
-        except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
-            # It is the same error still, without the frames that hold the key, and without what
-            # it came up in: a socket that was full, whose frames hold it as well.
+        except BaseException as error:  # noqa: BLE001 - a cancellation or interrupt is re-raised
+            # The same exception, without the frames that hold the key, and without its context,
+            # the error of a full socket, whose frames hold the key as well.
             raise strip_frames(error)  # noqa: B904
         raise failure
 

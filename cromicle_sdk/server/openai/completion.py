@@ -1,146 +1,328 @@
-"""A streamed chat completion as OpenAI's API has it, event by event: data in, text out."""
+"""The response to a chat completion: bytes in, text out, and an error for everything unclear.
+
+One rule decides. What is understood and holds neither text nor an error is ignored. What is not
+understood and may hold either is an error. A completion is whole only once every byte of its text
+is passed on and the server has said that it is over.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Iterator
 from typing import Any, cast
 
-from cromicle_sdk._core.messages import find_lone_surrogate
+from cromicle_sdk.server.backends import BackendError
 
-from .errors import build_invalid
+from .choices import Choices, Part
+from .errors import build_invalid_error, build_reported_error, parse_error
+from .fields import check_unread, is_failure, is_heartbeat
+from .sse import MAX_EVENT_BYTES, Event, EventParser
 
-__all__ = ["Completion", "is_completion"]
+__all__ = ["Completion"]
 
 _DONE = "[DONE]"
 
-# What servers call the end of an answer that they could not finish: OpenRouter, vLLM and SGLang,
-# DeepSeek.
-_INTERRUPTIONS = ("error", "abort", "cancelled", "insufficient_system_resource")
+# Why an answer ends, in lower case: the model has said all, or it had more to say. Any other
+# reason, such as "error" or "timeout", means that the answer is not whole.
+_FINISH_REASONS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("complete", "completed", "done", "end", "end_turn", "endoftext", "eos", "eos_token"),
+            *("finish_reason_stop", "finished", "normal", "stop", "stop_sequence", "stop_token"),
+        ),
+        "stop",
+    ),
+    **dict.fromkeys(("function_call", "tool_call", "tool_calls", "tool_use"), "tool_calls"),
+    **dict.fromkeys(
+        (
+            *("length", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens"),
+            *("finish_reason_max_tokens", "model_context_window_exceeded", "model_length"),
+            *("context_length", "context_length_exceeded", "context_window_exceeded"),
+        ),
+        "length",
+    ),
+    **dict.fromkeys(
+        (
+            *("blocklist", "content_filter", "content_filtered", "finish_reason_safety"),
+            *("guardrail_intervened", "image_safety", "prohibited_content", "recitation"),
+            *("refusal", "safety", "sensitive", "spii"),
+        ),
+        "content_filter",
+    ),
+}
+_NO_REASON = ("", "null", "none")
 
-# Parts of a content that are text, and thoughts and references, which are no part of the answer.
-_TEXT_PARTS = ("text", "output_text")
+# JSON that holds nothing.
+_EMPTY = ("", "null", "{}", "[]", '""')
+
+# The types of the parts of a content: text, and what is not part of the answer.
+_TEXT_PARTS = ("text", "output_text", None)
 _OTHER_PARTS = ("thinking", "reasoning", "reference")
+
+_READ_IN_EVENT = frozenset({"choices"})
+_READ_IN_CHOICE = frozenset({"delta", "index", "message", "text"})
+_READ_IN_DELTA = frozenset({"content", "refusal", "role"})
+_READ_IN_PART = frozenset({"refusal", "text"})
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# A byte order mark and white space, which say nothing about the format.
+_PREFIX = b"\xef\xbb\xbf \t\r\n"
 
 
 class Completion:
-    """One answer of a model. Feed it events until `is_done`, then or at the end `receive_eof`.
+    """One completion, as events or as one JSON object: the first bytes decide.
 
-    Only the choice 0 counts, and of that the content, and a refusal in its place; reasoning, tool
-    calls, roles and usage are no part of the answer. Whatever is no completion raises
-    `BackendError`, which never quotes it.
+    Call `receive_data` with each chunk of the body until `is_done`, and `receive_eof` at the end of
+    the body; both yield the text in order. They raise `BackendError`, which never quotes the body.
+    The text is the content of the answer, or the refusal in its place; reasoning, tool calls and
+    usage are not part of it.
     """
 
     def __init__(self) -> None:
-        self.is_done = False
-        self.finish_reason: str | None = None
+        self._body = bytearray()
+        self._is_json = False
+        self._events: EventParser | None = None
+        self._choices = Choices()
+        self._is_done = False
+        self._has_delta = False
+        self._half = ""
+        self._length = 0
+        self._digest = hashlib.sha256()
 
-    def receive_event(self, data: str) -> str:
-        """The text that an event's data adds, "" for none."""
-        if data.strip() == _DONE:
-            self.is_done = True
-            return ""
-        # An event of nothing but an id or a time to reconnect.
-        return self._receive(_parse(data), "delta") if data else ""
+    @property
+    def is_done(self) -> bool:
+        """Whether the server has said that nothing follows."""
+        return self._is_done
 
-    def receive_whole(self, body: bytes) -> str:
-        """The text of an answer in one piece, from a server that does not stream."""
-        text = self._receive(_parse(body), "message")
-        self.is_done = True
-        return text
+    @property
+    def is_finished(self) -> bool:
+        """Whether the server has said why the answer ended; usage or `[DONE]` may follow."""
+        return self._is_done or self._choices.is_finished
 
-    def receive_eof(self) -> None:
-        """The answer has ended. Raises `BackendError` where it was not complete."""
-        if not self.is_done and self.finish_reason is None:
-            raise build_invalid("its answer ended without a finish_reason, so it is not complete")
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop`, `length`, `content_filter` or `tool_calls`; None where the server gives none."""
+        return _FINISH_REASONS.get(self._choices.finish_reason or "")
 
-    def _receive(self, event: dict[str, Any], name: str) -> str:
-        _check_error(event)
-        choices = event.get("choices")
-        if not isinstance(choices, list):
-            raise build_invalid("it sends an event without choices")
-        texts = [self._read_choice(choice, name) for choice in cast("list[object]", choices)]
-        return "".join(texts)
+    @property
+    def is_empty(self) -> bool:
+        """Whether no text has been yielded."""
+        return not self._length
 
-    def _read_choice(self, choice: object, name: str) -> str:
+    def receive_data(self, data: bytes | bytearray) -> Iterator[str]:
+        """Yield the texts that these bytes complete, none of them empty."""
+        if self._events is None:
+            self._body += data
+            if len(self._body) > MAX_EVENT_BYTES:
+                raise build_invalid_error(f"it sent more than {MAX_EVENT_BYTES} bytes of JSON")
+            if not self._is_json:
+                first = bytes(self._body.lstrip(_PREFIX)[:1])
+                self._is_json = first in (b"{", b"[")
+                if first and not self._is_json:
+                    self._events = EventParser()
+                    data, self._body = self._body, bytearray()
+        if self._events is not None:
+            yield from self._receive_events(self._events.receive_data(data))
+
+    def receive_eof(self) -> Iterator[str]:
+        """Yield the text that is left. Raises `BackendError` if the completion is not whole."""
+        if self._is_done:
+            return
+        if self._events is not None:
+            yield from self._receive_events(self._events.receive_eof())
+        elif self._is_json:
+            yield from self._receive_fields(_parse_object(self._body), "message", is_whole=True)
+            self._is_done = True
+        yield from self._end()
+        if not self._is_done and self._choices.finish_reason is None:
+            raise build_invalid_error("its response ended without a finish_reason")
+
+    def _receive_events(self, events: Iterator[Event]) -> Iterator[str]:
+        for event in events:
+            yield from self._receive_event(event.name, event.data.strip())
+            if self._is_done:
+                yield from self._end()
+                return
+
+    def _receive_event(self, name: str, data: str) -> Iterator[str]:
+        if is_failure(name):
+            raise build_reported_error(parse_error(data.encode()))
+        if data.upper() == _DONE:
+            self._is_done = True
+        elif data in _EMPTY or is_heartbeat(data) or (is_heartbeat(name) and not _is_json(data)):
+            return
+        elif "\n" in data and not _is_json(data):
+            # Some servers leave out the empty line between two events.
+            for line in data.split("\n"):
+                if not self._is_done:
+                    yield from self._receive_event(name, line.strip())
+        else:
+            yield from self._receive_fields(_parse_object(data), name, is_whole=False)
+
+    def _receive_fields(
+        self, fields: dict[str, object], kind: str, *, is_whole: bool
+    ) -> Iterator[str]:
+        check_unread(fields, read=_READ_IN_EVENT, kind=kind)
+        choices = fields.get("choices")
+        if choices and not isinstance(choices, list):
+            raise build_invalid_error("it sent choices that are not a list")
+        if is_whole and not choices:
+            raise build_invalid_error("it sent a JSON object without choices")
+        parts = [self._read_choice(each) for each in cast("list[object]", choices or []) if each]
+        yield from self._emit(self._choices.receive(parts))
+        reason = self._choices.finish_reason
+        if reason is not None and reason not in _FINISH_REASONS:
+            raise build_invalid_error("it ended its answer with an unknown finish_reason")
+
+    def _read_choice(self, choice: object) -> Part:
         if not isinstance(choice, dict):
-            raise build_invalid("it sends a choice that is no object")
-        fields = cast("dict[str, Any]", choice)
-        _check_error(fields)
-        if not _is_first(fields):
-            return ""
-        self._note_reason(fields.get("finish_reason"))
-        delta: Any = fields.get(name) or {}
-        # The older completions have a text instead; dropped, it would not be missed.
-        if not isinstance(delta, dict) or fields.get("text"):
-            raise build_invalid(f"it sends a choice without a {name}")
-        parts = cast("dict[str, Any]", delta)
-        return _read_content(parts.get("content")) + _read_content(parts.get("refusal"))
+            raise build_invalid_error("it sent a choice that is not an object")
+        fields = cast("dict[str, object]", choice)
+        check_unread(fields, read=_READ_IN_CHOICE)
+        delta, message = _get_object(fields, "delta"), _get_object(fields, "message")
+        text = _read_text(delta)
+        self._has_delta = self._has_delta or bool(text)
+        whole = _read_text(message)
+        if whole and not self._has_delta:
+            text = whole
+        elif whole and whole != text and not self._is_sent(text, whole):
+            raise build_invalid_error("it sent a message that differs from its deltas")
+        # Together sends the text of a delta twice; the older completions have nothing else.
+        if fields.get("text") and fields["text"] != text:
+            raise build_invalid_error("it sent a choice whose text is not in a delta")
+        return Part(
+            index=_read_index(fields.get("index")),
+            text=text,
+            finish_reason=_read_finish_reason(fields.get("finish_reason")),
+            has_role=bool(delta.get("role") or message.get("role")),
+        )
 
-    def _note_reason(self, reason: object) -> None:
-        if reason in _INTERRUPTIONS:
-            raise build_invalid("it says that its answer was interrupted")
-        if isinstance(reason, str) and reason not in ("", "null"):
-            self.finish_reason = reason
+    def _is_sent(self, text: str, whole: str) -> bool:
+        """Whether `whole` is all text so far and `text` after it."""
+        digest = self._digest.copy()
+        digest.update(_encode(text))
+        return digest.digest() == hashlib.sha256(_encode(whole)).digest()
+
+    def _emit(self, texts: list[str]) -> Iterator[str]:
+        for text in texts:
+            joined = self._join_surrogates(text)
+            if joined:
+                self._length += len(joined)
+                self._digest.update(joined.encode())
+                yield joined
+
+    def _end(self) -> Iterator[str]:
+        yield from self._emit(self._choices.receive_eof())
+        if self._half:
+            raise _half_character()
+
+    def _join_surrogates(self, text: str) -> str:
+        """The text with its surrogate pairs as characters.
+
+        JSON may escape a character as two surrogates, and a server may split the two. So the first
+        half of a pair at the end waits for the second half.
+        """
+        if not self._half and not _SURROGATE.search(text):
+            return text
+        text = self._half + text
+        self._half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        try:
+            return _encode_utf16(text.removesuffix(self._half)).decode("utf-16-le")
+        except UnicodeDecodeError:
+            pass
+        # Raised here, so that the UnicodeDecodeError, which holds the text, is not its context.
+        raise _half_character()
 
 
-def is_completion(data: str) -> bool:
-    """Whether an event's data is of a completion, whatever the event is called."""
+def _half_character() -> BackendError:
+    return build_invalid_error("it sent half a character, an escape of a lone surrogate")
+
+
+def _encode(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _encode_utf16(text: str) -> bytes:
+    return text.encode("utf-16-le", errors="surrogatepass")
+
+
+def _is_json(data: str) -> bool:
     try:
-        event = json.loads(data)
+        json.loads(data)
     except (ValueError, RecursionError):
         return False
-    return isinstance(event, dict) and ("choices" in event or "error" in event)
+    return True
 
 
-def _check_error(fields: dict[str, Any]) -> None:
-    if fields.get("error") is not None:
-        raise build_invalid("it reports an error in its answer")
-
-
-def _is_first(choice: dict[str, Any]) -> bool:
-    """Whether it is the choice that counts; one without an index is the only one."""
-    index = choice.get("index")
-    if index is not None and type(index) is not int:
-        raise build_invalid("it sends a choice whose index is no number")
-    return not index
-
-
-def _parse(data: str | bytes) -> dict[str, Any]:
+def _parse_object(data: str | bytes | bytearray) -> dict[str, object]:
     try:
-        event = json.loads(data)
+        # Decoded here, because `json.loads` also accepts bytes in UTF-16 and UTF-32.
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        event = None
-    if not isinstance(event, dict):
-        # Out here, for the error above quotes what it can't read.
-        raise build_invalid("it sends an event that is no JSON object")
-    return cast("dict[str, Any]", event)
+        value = None
+    if not isinstance(value, dict):
+        # Raised here, so that the ValueError, which holds the data, is not its context.
+        raise build_invalid_error("it sent data that is not a JSON object")
+    return cast("dict[str, object]", value)
+
+
+def _get_object(choice: dict[str, object], name: str) -> dict[str, object]:
+    value: object = choice.get(name) or {}
+    if not isinstance(value, dict):
+        raise build_invalid_error(f"it sent a {name} that is not an object")
+    return cast("dict[str, object]", value)
+
+
+def _read_index(index: object) -> int | None:
+    if index is not None and type(index) is not int:
+        raise build_invalid_error("it sent a choice whose index is not a number")
+    return index
+
+
+def _read_finish_reason(reason: object) -> str | None:
+    """The reason in lower case, None for none."""
+    if reason is None or reason is False:
+        return None
+    if not isinstance(reason, str):
+        return "not a word"
+    lowered = reason.strip().lower()
+    return None if lowered in _NO_REASON else lowered
+
+
+def _read_text(delta: dict[str, object]) -> str:
+    """The content of a delta or a message, and the refusal that may stand in its place."""
+    check_unread(delta, read=_READ_IN_DELTA)
+    return _read_content(delta.get("content")) + _read_content(delta.get("refusal"))
 
 
 def _read_content(content: object) -> str:
-    """A text, or the text parts of a list; None is none."""
+    """A text, or the text parts of a list; None is no text."""
     if content is None:
         return ""
     if isinstance(content, str):
-        return _check_text(content)
+        return content
     if isinstance(content, list):
-        parts = cast("list[object]", content)
-        return "".join(_read_part(part) for part in parts)
-    raise build_invalid("it sends a content that is no text")
+        return "".join(_read_part(part) for part in cast("list[object]", content))
+    raise build_invalid_error("it sent a content that is not text")
 
 
 def _read_part(part: object) -> str:
     if isinstance(part, str):
-        return _check_text(part)
-    fields = cast("dict[str, Any]", part if isinstance(part, dict) else {})
-    text = fields.get("text")
-    if fields.get("type") in _TEXT_PARTS and isinstance(text, str):
-        return _check_text(text)
-    if fields.get("type") not in _OTHER_PARTS:
-        raise build_invalid("it sends a part of a content that may be a text, and may be none")
-    return ""
-
-
-def _check_text(text: str) -> str:
-    if find_lone_surrogate(text) is not None:
-        raise build_invalid("it sends half a character, an escape of a lone surrogate")
-    return text
+        return part
+    if not isinstance(part, dict):
+        raise build_invalid_error("it sent a part of a content that may be text")
+    fields = cast("dict[str, object]", part)
+    kind = fields.get("type")
+    if kind in _OTHER_PARTS:
+        return ""
+    check_unread(fields, read=_READ_IN_PART)
+    texts = [fields.get("text"), fields.get("refusal")]
+    if kind not in _TEXT_PARTS and kind != "refusal" and any(texts):
+        raise build_invalid_error("it sent a part of a content that may be text")
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise build_invalid_error("it sent a part of a content that is not text")
+    return "".join(text for text in texts if isinstance(text, str))

@@ -1,4 +1,4 @@
-"""A prompt that `format_prompt` made becomes its messages again."""
+"""Parsing of a prompt that `format_prompt` built, back into its messages."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from cromicle_sdk._core.messages import PROMPT_END, Message
 __all__ = ["parse_prompt"]
 
 
-# The roles that a text alone makes a message of; a tool's needs the call that it answers.
+# The roles of messages that consist of text. A message of a tool also needs the ID of its call.
 _ROLE_LINE = re.compile(r"^(System|Developer|User|Assistant): ", re.MULTILINE)
 
 
 def parse_prompt(prompt: str) -> list[Message] | None:
-    """The messages that `format_prompt` turns into exactly this prompt; None where there are none.
+    """The messages that `format_prompt` formats as exactly this prompt; None if there are none.
 
-    The prompt must begin with a line `Role: …` and end with the line `Assistant:`, and hold at
-    least two messages: one alone is sent without its role. The roles are System, Developer, User
-    and Assistant.
+    The prompt must start with a line `Role: …`, end with the line `Assistant:`, and hold at least
+    two messages, because a single message is formatted without its role. The roles are System,
+    Developer, User and Assistant.
 
-    A prompt doesn't say where a message ends, so a content with such a line of its own is taken
-    for two messages. Joined again they are the same prompt all the same, to the byte.
+    A prompt does not mark where a message ends, so a content with such a line is parsed as two
+    messages. Formatted again, they are the same prompt, byte for byte.
     """
     if not prompt.endswith(PROMPT_END):
         return None

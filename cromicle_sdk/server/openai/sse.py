@@ -1,88 +1,123 @@
-"""The bytes of an upstream's answer become server-sent events, within bounds."""
+"""Server-sent events: bytes in, events out, and nothing skipped that is not understood.
+
+The format is that of the HTML standard, section 9.2.6, with one difference: a line that is neither
+a known field nor a comment is an error instead of being ignored. Proxies and model servers write
+errors in such lines.
+"""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
 
-import httpx
-from httpx_sse import EventSource, ServerSentEvent
+from .errors import build_invalid_error
 
-from .errors import build_invalid
+__all__ = ["MAX_EVENT_BYTES", "Event", "EventParser"]
 
-__all__ = ["Events"]
+# Everything before the end of an event is kept in memory. Events with a token are a few hundred
+# bytes; an event with an image, or with a whole answer, may be some megabytes.
+MAX_EVENT_BYTES = 16 * 1024 * 1024
 
-# An event is a few hundred bytes; one with the log-probabilities of a token may be some thousand.
-# Whatever comes before the next event is kept in memory, so there must be an end to it.
-MAX_EVENT_BYTES = 1024 * 1024
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
-class Events:
-    """The events in the bytes that `read` gives, b"" at their end.
+@dataclass(frozen=True)
+class Event:
+    """One event; `name` is "message" unless the event has another. Its repr shows no data."""
 
-    Raises `BackendError` for what is not UTF-8 and for `MAX_EVENT_BYTES` without an event, and
-    what `read` raises. Call `aclose` in the end.
+    name: str
+    data: str
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self.data)} characters>"
+
+
+class EventParser:
+    """Parses a stream of events.
+
+    Call `receive_data` with each chunk of bytes, and `receive_eof` at the end; both yield the
+    events in order. They raise `BackendError`, which never quotes the stream, where it is not
+    UTF-8, has a line that is not understood, or has no event in `MAX_EVENT_BYTES`.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[bytes | bytearray]]) -> None:
-        self._texts = _Texts(read)
-        self._events = EventSource(_Response(self._texts)).aiter_sse()
+    def __init__(self) -> None:
+        # "utf-8-sig" drops one leading byte order mark, as the standard requires.
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        # Not a list of str, which would take 50 bytes for each that the network delivers.
+        self._line = StringIO()
+        self._ends_in_cr = False
+        self._name = ""
+        self._data: list[str] = []
+        self._pending_bytes = 0
 
-    async def take(self) -> ServerSentEvent | None:
-        """The next event, None at the end."""
-        async for event in self._events:
-            self._texts.seen = 0
-            return event
+    def receive_data(self, data: bytes | bytearray) -> Iterator[Event]:
+        """Yield the events that these bytes complete."""
+        self._pending_bytes += len(data)
+        yield from self._decode(data, final=False)
+        if self._pending_bytes > MAX_EVENT_BYTES:
+            raise build_invalid_error(f"it sent {MAX_EVENT_BYTES} bytes without an event")
+
+    def receive_eof(self) -> Iterator[Event]:
+        """Yield the last event if there is no empty line after it.
+
+        The standard drops such an event. It may hold text, so it is not dropped here.
+        """
+        yield from self._decode(b"", final=True)
+        yield from self._receive_text("\n\n")
+
+    def _decode(self, data: bytes | bytearray, *, final: bool) -> Iterator[Event]:
+        is_utf8 = True
+        try:
+            text = self._decoder.decode(data, final)
+        except UnicodeDecodeError as error:
+            is_utf8 = False
+            text = error.object[: error.start].decode()
+        yield from self._receive_text(text)
+        if not is_utf8:
+            # Raised here, so that the UnicodeDecodeError, which holds bytes, is not its context.
+            raise build_invalid_error("it sent bytes that are not UTF-8")
+
+    def _receive_text(self, text: str) -> Iterator[Event]:
+        if not text:
+            return
+        # The two characters of CR LF may arrive separately.
+        if self._ends_in_cr:
+            text = text.removeprefix("\n")
+        *lines, rest = _LINE_END.split(text)
+        self._ends_in_cr = text.endswith("\r")
+        for line in lines:
+            if self._line.tell():
+                self._line.write(line)
+                line = self._line.getvalue()  # noqa: PLW2901 - the line is now complete
+                self._line = StringIO()
+            event = self._receive_line(line)
+            if event is not None:
+                self._pending_bytes = 0
+                yield event
+        self._line.write(rest)
+
+    def _receive_line(self, line: str) -> Event | None:
+        if not line:
+            return self._end_event()
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._name = value
+        # "" is the name of a comment. The ID and the time to reconnect are not used.
+        elif name not in ("", "id", "retry") and not line.isspace():
+            raise build_invalid_error("it sent a line that is not part of an event")
         return None
 
-    async def aclose(self) -> None:
-        """Let go of the parser; it waits for nothing."""
-        await self._events.aclose()
-
-
-class _Response(httpx.Response):
-    """What httpx-sse reads: an answer of httpx's with texts of our own.
-
-    httpx decodes by the charset of the header, which events don't have, and turns bad bytes into
-    U+FFFD, which nobody would notice.
-    """
-
-    def __init__(self, texts: AsyncIterator[str]) -> None:
-        super().__init__(200, headers={"content-type": "text/event-stream"})
-        self._texts = texts
-
-    def aiter_text(self, chunk_size: int | None = None) -> AsyncIterator[str]:
-        return self._texts
-
-
-class _Texts:
-    """Bytes as text, strictly; `seen` counts the bytes since it was last set to 0."""
-
-    def __init__(self, read: Callable[[], Awaitable[bytes | bytearray]]) -> None:
-        self._read = read
-        # The standard has one byte order mark dropped.
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._is_over = False
-        self.seen = 0
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        while not self._is_over:
-            data = await self._read()
-            self._is_over = not data
-            self.seen += len(data)
-            if self.seen > MAX_EVENT_BYTES:
-                raise build_invalid(f"it sent {MAX_EVENT_BYTES} bytes without an event in them")
-            if text := self._decode(data):
-                return text
-        raise StopAsyncIteration
-
-    def _decode(self, data: bytes | bytearray) -> str:
-        try:
-            return self._decoder.decode(data, final=not data)
-        except UnicodeDecodeError:
-            pass
-        # Out here, for the error above holds the bytes.
-        raise build_invalid("its answer is not UTF-8")
+    def _end_event(self) -> Event | None:
+        # The standard drops an event without data. Its name may be that of an error.
+        if not self._name and not self._data:
+            return None
+        event = Event(self._name or "message", "\n".join(self._data))
+        self._name = ""
+        self._data = []
+        return event

@@ -1,1 +1,1 @@
-"""How the app is served: in a thread, in the foreground, by uvicorn."""
+"""Running an app: in a thread of this process, or in the foreground."""

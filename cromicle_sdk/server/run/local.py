@@ -9,7 +9,7 @@ from types import TracebackType
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.options import check_count
-from cromicle_sdk.server.app import choose_app, has_well_known_token
+from cromicle_sdk.server.app import has_well_known_token, resolve_app
 from cromicle_sdk.server.backends import Backend
 from cromicle_sdk.server.options import (
     DEFAULT_MAX_REQUEST_BYTES,
@@ -17,11 +17,12 @@ from cromicle_sdk.server.options import (
     check_host,
 )
 
-from .uvicorn import CuttingServer, build_server, format_base_url, listen
+from .uvicorn import StoppableServer, build_server, format_base_url, listen
 
 __all__ = ["LocalServer"]
 
-# To stop takes 0.02 s, and 1 s more if a backend resists; after this long one blocks the loop.
+# Stopping takes 0.02 s, or 1 s more if a backend ignores cancellation. After this long, a backend
+# must be blocking the event loop.
 STOP_SECONDS = 5.0
 
 
@@ -33,14 +34,14 @@ class LocalServer:
         print(server.base_url)      # http://127.0.0.1:49152, a free port
     ```
 
-    `backend`, `token` and `max_request_bytes` are those of `create_app`; or `app` is an ASGI
-    app to serve instead. `host` and `port` say where to listen, port 0 on any free one.
+    `backend`, `token` and `max_request_bytes` are the options of `create_app`; alternatively,
+    `app` is any ASGI app. `host` and `port` are the address to listen on; port 0 is any free port.
 
-    It has its own event loop, so that blocking, asyncio and trio clients in the same process
-    can use it. Stopping takes a fraction of a second: replies in flight are cut off. It may be
-    started again after that, by `start` or another `with`, and port 0 then is another one.
+    The server has its own event loop, so blocking, asyncio and trio clients in the same process
+    can connect to it. Stopping takes a fraction of a second and truncates replies in progress.
+    A stopped server can be started again, by `start` or another `with`; port 0 is then a new port.
 
-    Raises `ConfigurationError`, which names the option that is wrong.
+    Raises `ConfigurationError`, which names the invalid option.
     """
 
     def __init__(
@@ -53,35 +54,36 @@ class LocalServer:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self._app = choose_app(backend, app, token=token, max_request_bytes=max_request_bytes)
+        self._app = resolve_app(backend, app, token=token, max_request_bytes=max_request_bytes)
         check_host(host)
         check_count("port", port, minimum=0, maximum=65535)
         check_exposure(host, well_known_token=has_well_known_token(self._app))
         self._host = host
         self._port = port
         self._base_url: str | None = None
-        self._server: CuttingServer | None = None
+        self._server: StoppableServer | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     @property
     def base_url(self) -> str:
-        """Where clients find it, without a slash at the end; kept after it has stopped.
+        """The base URL for clients, without a trailing slash; it stays set after `stop`.
 
         Raises `RuntimeError` before the first start.
         """
         if self._base_url is None:
-            raise RuntimeError("the server has no address before it is started")
+            raise RuntimeError("the server has no address until it is started")
         return self._base_url
 
     def start(self) -> LocalServer:
-        """Start serving and return, once requests are accepted, the server itself.
+        """Start serving; returns the server itself once it accepts connections.
 
-        Raises `OSError` where it can't listen there, `RuntimeError` if it is running already
-        or does not start, with the reason as its cause. Call `stop` in the end.
+        Raises `OSError` if the address cannot be bound. Raises `RuntimeError` if the server is
+        already running, or if it fails to start, with the reason as the cause. Call `stop` in
+        the end.
         """
         if self._thread is not None:
-            raise RuntimeError("the server is running already; call stop() first")
+            raise RuntimeError("the server is already running; call stop() first")
         ready = threading.Event()
         server = build_server(self._app, grace=0, on_started=ready.set)
         listener = listen(self._host, self._port)
@@ -100,10 +102,10 @@ class LocalServer:
         return self
 
     def stop(self) -> None:
-        """Stop serving and free the port; does nothing if it isn't running.
+        """Stop serving and release the port. Does nothing if the server is not running.
 
-        Raises `RuntimeError` if the server has failed, with the reason as its cause, or if it
-        does not stop within 5 seconds, because a backend blocks its thread.
+        Raises `RuntimeError` if the server has failed, with the reason as the cause, or if it does
+        not stop within 5 seconds because a backend blocks its thread.
         """
         if self._server is None or self._thread is None:
             return
@@ -127,10 +129,12 @@ class LocalServer:
     ) -> None:
         self.stop()
 
-    def _run(self, server: CuttingServer, listener: socket.socket, ready: threading.Event) -> None:
+    def _run(
+        self, server: StoppableServer, listener: socket.socket, ready: threading.Event
+    ) -> None:
         try:
             server.run(sockets=[listener])
-        except BaseException as error:  # noqa: BLE001 - raised where the server is used
+        except BaseException as error:  # noqa: BLE001 - re-raised by `stop`
             self._failure = error
         finally:
             listener.close()

@@ -1,4 +1,4 @@
-"""A server in the foreground, which is all that its process does."""
+"""The server in the foreground: signals, reload and shutdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.options import check_count, check_seconds
-from cromicle_sdk.server.app import choose_app, find_tokens, has_well_known_token
+from cromicle_sdk.server.app import find_tokens, has_well_known_token, resolve_app
 from cromicle_sdk.server.backends import Backend
 from cromicle_sdk.server.options import (
     DEFAULT_MAX_REQUEST_BYTES,
@@ -28,7 +28,7 @@ from .uvicorn import build_server, format_base_url, listen
 
 __all__ = ["serve"]
 
-# What Ctrl-C leaves to replies in flight; whoever waits at a terminal presses it again.
+# How long replies in progress may take after Ctrl-C; a second Ctrl-C ends them earlier.
 GRACE_SECONDS = 5.0
 
 
@@ -44,27 +44,27 @@ def serve(
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
 
-    `app_or_backend` is an app of `create_app`, which brings its own token and limits, or a
-    backend, by default an echo; with it, `token` and `max_request_bytes` are those of
-    `create_app`. `port` 0 is any free one. `on_ready` is called once with the base URL, as
-    soon as clients can connect to it.
+    `app_or_backend` is an app of `create_app`, which has its own token and limits, or a backend
+    (an echo by default), for which `token` and `max_request_bytes` are the options of
+    `create_app`. Port 0 is any free port. `on_ready` is called once with the base URL, as soon as
+    clients can connect.
 
-    After Ctrl-C no connection is accepted any more; replies in flight have `grace` seconds to
-    end, or until a second Ctrl-C, and are then cut off. SIGTERM does the same and then ends the
-    process, as it does by default. SIGHUP has the app's `TokenFile` read again, where it has one;
-    one that is wrong, or that would let everybody in from elsewhere, changes nothing. Call it
-    from the main thread, for signals go there.
+    After Ctrl-C no new connection is accepted. Replies in progress have `grace` seconds to
+    complete, or until a second Ctrl-C; then they are truncated. SIGTERM does the same and then
+    ends the process, as it does by default. SIGHUP reloads the app's `TokenFile`, if it has one;
+    an invalid file, or one that would make the server public, is ignored. Call `serve` from the
+    main thread, which receives the signals.
 
-    A request must arrive whole: 10 seconds for its head, 60 more for its body; then it is a 408
-    and the connection is closed.
+    A request must be complete within 10 seconds for its headers and 60 more for its body.
+    Otherwise it is answered with a 408, and the connection is closed.
 
-    Raises `ConfigurationError`, which names the option that is wrong, before anything else,
-    and `OSError` where it can't listen there.
+    Raises `ConfigurationError`, which names the invalid option, before anything else, and
+    `OSError` if the address cannot be bound.
     """
     if isinstance(app_or_backend, Starlette):
-        app = choose_app(None, app_or_backend, token=token, max_request_bytes=max_request_bytes)
+        app = resolve_app(None, app_or_backend, token=token, max_request_bytes=max_request_bytes)
     else:
-        app = choose_app(app_or_backend, None, token=token, max_request_bytes=max_request_bytes)
+        app = resolve_app(app_or_backend, None, token=token, max_request_bytes=max_request_bytes)
     check_host(host)
     check_count("port", port, minimum=0, maximum=65535)
     check_exposure(host, well_known_token=has_well_known_token(app))
@@ -76,7 +76,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         stack.enter_context(_hangup_ignored(when=reload is not None))
-        # uvicorn hands Ctrl-C on once it has stopped, which is what was asked for.
+        # uvicorn raises the signal again once it has stopped.
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         if on_ready is not None:
             on_ready(format_base_url(listener))
@@ -84,7 +84,7 @@ def serve(
 
 
 def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:
-    """What SIGHUP does for this app; None for the default, which ends the process."""
+    """The handler of SIGHUP for this app; None for the default, which ends the process."""
     tokens = find_tokens(app)
     if isinstance(tokens, TokenFile) and sys.platform != "win32":
         return partial(tokens.reload, allow_well_known=is_loopback(host))
@@ -92,14 +92,14 @@ def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:
 
 
 def _handle_hangup(reload: Callable[[], object] | None) -> None:
-    """Called from the server's loop, which then calls `reload` between two of its tasks."""
+    """Install `reload`; called from the server's event loop, which then runs it on SIGHUP."""
     if reload is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 @contextlib.contextmanager
 def _hangup_ignored(*, when: bool) -> Generator[None]:
-    """SIGHUP does nothing before the loop handles it, and what it did before afterwards."""
+    """Ignore SIGHUP until the event loop handles it; restores the previous handler afterwards."""
     if not when:
         yield
         return

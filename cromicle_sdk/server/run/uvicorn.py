@@ -1,4 +1,4 @@
-"""How uvicorn serves an app here: one listening socket, no global state, an end that comes."""
+"""uvicorn's server: on one listening socket, without global state, with a bounded shutdown."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from .protocol import Protocol
+from .connection import Connection
 
-__all__ = ["CuttingServer", "build_server", "format_base_url", "listen"]
+__all__ = ["StoppableServer", "build_server", "format_base_url", "listen"]
 
-# Longer than clients keep an idle connection (httpx: 5 s), so that it is always the client that
-# drops it; when both do at once a request is lost.
+# Longer than clients keep an idle connection (httpx: 5 s), so that the client closes it first. If
+# both close it at the same time, a request is lost.
 KEEP_ALIVE_SECONDS = 75
 
-# What a backend may take to clean up after its client is gone, before it is cancelled.
-RESIST_SECONDS = 1.0
+# How long a backend may take to clean up after an abort, before its task is cancelled.
+CLEANUP_SECONDS = 1.0
 
 _POLL_SECONDS = 0.01
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes any free one. Raises `OSError`."""
+    """A listening TCP socket; port 0 binds to any free port. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
 
 
 def format_base_url(listener: socket.socket) -> str:
-    """The URL under which a client on this machine reaches the socket."""
+    """The URL under which a client on this machine can connect to the socket."""
     host, port = listener.getsockname()[:2]
-    # The addresses for "every interface" are none that a client can go to everywhere.
+    # On some systems clients cannot connect to the addresses that stand for all interfaces.
     if host == "0.0.0.0":  # noqa: S104 - compared, not bound
         host = "127.0.0.1"
     elif host == "::":
@@ -43,17 +43,17 @@ def format_base_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) -> CuttingServer:
-    """A uvicorn server for `app`; run it with `run(sockets=[listener])`.
+def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) -> StoppableServer:
+    """A uvicorn server for `app`; start it with `run(sockets=[listener])`.
 
-    Once stopped it lets replies in flight go on for `grace` seconds and then cuts them off.
-    `on_started` is called from its loop as soon as it accepts.
+    When it stops, replies in progress have `grace` seconds to complete before they are aborted.
+    `on_started` is called from its event loop as soon as it accepts connections.
     """
     config = uvicorn.Config(
         app,
-        # Not uvloop where that happens to be installed: the same server everywhere.
+        # Not uvloop, even if it is installed: the server behaves the same everywhere.
         loop="asyncio",
-        http=Protocol,
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -61,14 +61,14 @@ def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) 
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    return CuttingServer(config, grace=grace, on_started=on_started)
+    return StoppableServer(config, grace=grace, on_started=on_started)
 
 
-class CuttingServer(uvicorn.Server):
-    """uvicorn's server, except that it stops when it is told to, and says when it has started.
+class StoppableServer(uvicorn.Server):
+    """uvicorn's server with a bounded shutdown and a callback once it accepts connections.
 
-    uvicorn by itself waits for the replies in flight, and on Python 3.12 and later for idle
-    connections too, even when it is told to exit by force.
+    uvicorn itself waits for replies in progress, and on Python 3.12 and later for idle
+    connections as well, even if it is told to exit by force.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class CuttingServer(uvicorn.Server):
         self._wake: Callable[[], object] | None = None
 
     def stop(self) -> None:
-        """Begin to stop; from any thread, at any time."""
+        """Start the shutdown. Thread-safe."""
         self.should_exit = True
         if self._wake is not None:
-            # A loop that is closed already needs no waking.
+            # A closed event loop raises RuntimeError, and has nothing left to wake.
             with contextlib.suppress(RuntimeError):
                 self._wake()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # Made here, for an event belongs to the loop that it is made in.
+        # Created here, because an event belongs to the event loop that creates it.
         self._woken = anyio.Event()
         loop = self.servers[0].get_loop()
         self._wake = functools.partial(loop.call_soon_threadsafe, self._woken.set)
         self._on_started()
 
     async def main_loop(self) -> None:
-        # Ten times a second, as uvicorn does it for its clock and its signals.
+        # uvicorn polls ten times a second for its clock and its signals.
         tick = 0
         while not await self.on_tick(tick):
             tick += 1
@@ -111,16 +111,16 @@ class CuttingServer(uvicorn.Server):
         with anyio.move_on_after(self._grace):
             while self._is_busy() and not self.force_exit:  # noqa: ASYNC110 - a signal sets it
                 await anyio.sleep(_POLL_SECONDS)
-        # Tasks that are left after that are cancelled when `run` closes the loop.
-        with anyio.move_on_after(RESIST_SECONDS):
-            await self._cut_off()
+        # Tasks that remain after this are cancelled when `run` closes the event loop.
+        with anyio.move_on_after(CLEANUP_SECONDS):
+            await self._abort_connections()
 
-    async def _cut_off(self) -> None:
+    async def _abort_connections(self) -> None:
         while True:
             for connection in list(self.server_state.connections):
-                # To the app it looks as if the client had left, which it is prepared for.
-                cast("Protocol", connection).cut_off()
-            # Also for connections that were just being accepted.
+                # To the app this is a client that disconnects.
+                cast("Connection", connection).abort()
+            # Repeated for connections that are accepted at this moment.
             await anyio.sleep(_POLL_SECONDS)
             if not self._is_busy():
                 return

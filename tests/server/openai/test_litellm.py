@@ -1,7 +1,7 @@
-"""A model server that nobody here wrote: LiteLLM's proxy, through the command, in every colour.
+"""The gateway in front of LiteLLM's proxy, through the command, with every client.
 
-It is installed once into a virtual environment of its own, `.venv-litellm` in the repository,
-for its pins are not ours.
+LiteLLM is installed once into a virtual environment, `.venv-litellm` in the repository, because
+its pinned dependencies conflict with those of the tests.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import openai
 import pytest
 from runtimes import Runtime
 
-from cromicle_sdk import Client, InternalServerError, Retry
+from cromicle_sdk import APIStatusError, Client, Retry
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals"),
+    pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals"),
 ]
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = ROOT / ".venv-litellm"
-# To install it takes a minute, to start it some ten seconds.
+# Seconds. The installation takes a minute, the start about ten seconds.
 PATIENCE = 300.0
 
 TEXTS = {
@@ -52,7 +52,7 @@ class Proxy:
 
 
 def install() -> Path:
-    """LiteLLM's command; installed where that was not done before."""
+    """The command of LiteLLM, which is installed if it is not yet."""
     ready = ENVIRONMENT / "installed"
     if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
@@ -110,7 +110,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     ]
     config = folder / "config.yaml"
     settings = {"model_list": models, "general_settings": {"master_key": key}}
-    # JSON is YAML, but for two characters that end lines there, and pairs of surrogates.
+    # JSON is YAML, except for two characters that end lines in YAML, and surrogate pairs.
     text = json.dumps(settings, ensure_ascii=False)
     config.write_text(text.replace("\u2028", "\\u2028").replace("\x85", "\\x85"), "utf-8")
     port, log = find_port(), folder / "log"
@@ -146,12 +146,12 @@ def gateway(proxy: Proxy, model: str, tmp_path_factory: pytest.TempPathFactory) 
         yield base_url
 
 
-def test_the_text_is_the_models(gateway: str, model: str, runtime: Runtime) -> None:
+def test_the_reply_is_the_text_of_the_model(gateway: str, model: str, runtime: Runtime) -> None:
     async def scenario() -> None:
         async with runtime.client(base_url=gateway, token="abc") as client:
             reply = await client.chat("Hello")
             assert reply.text == TEXTS[model]
-            # LiteLLM sends a mock in pieces; they arrive as such.
+            # LiteLLM sends a mock response in several chunks.
             assert reply.chunks > 1
             stream = client.stream("Hello")
             assert "".join([text async for text in stream]) == TEXTS[model]
@@ -159,28 +159,28 @@ def test_the_text_is_the_models(gateway: str, model: str, runtime: Runtime) -> N
     runtime.run(scenario)
 
 
-def test_the_openai_package_gets_the_same_text(proxy: Proxy, gateway: str, model: str) -> None:
+def test_the_openai_package_receives_the_same_text(proxy: Proxy, gateway: str, model: str) -> None:
     with openai.OpenAI(base_url=proxy.base_url, api_key=proxy.key) as directly:
         events = directly.chat.completions.create(
             model=model, messages=[{"role": "user", "content": "Hello"}], stream=True
         )
-        pieces = [event.choices[0].delta.content or "" for event in events if event.choices]
+        chunks = [event.choices[0].delta.content or "" for event in events if event.choices]
     with Client(base_url=gateway, token="abc") as client:
-        assert client.chat("Hello").text == "".join(pieces)
+        assert client.chat("Hello").text == "".join(chunks)
 
 
 @pytest.mark.parametrize(
     ("model_name", "key", "words"),
-    # Without a database some versions call a wrong key a 400.
-    [("plain", "sk-wrong", "key|refused"), ("unheard-of", None, "refused")],
+    # Without a database some versions respond to a wrong key with a 400.
+    [("plain", "sk-wrong", "key|reject"), ("unheard-of", None, "refused|rejected")],
 )
-def test_its_refusals_are_passed_on(
+def test_its_errors_are_passed_on(
     proxy: Proxy, model_name: str, key: str | None, words: str, tmp_path: Path
 ) -> None:
     with (
         serve_gateway(proxy, model_name, tmp_path, key) as base_url,
         Client(base_url=base_url, token="abc", retry=Retry(attempts=1)) as client,
-        pytest.raises(InternalServerError, match=words) as caught,
+        pytest.raises(APIStatusError, match=words) as caught,
     ):
         client.chat("Hello")
-    assert caught.value.status_code == 502
+    assert caught.value.status_code in (400, 502)

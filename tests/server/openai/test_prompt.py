@@ -1,4 +1,4 @@
-"""A prompt that `format_prompt` made becomes its messages again, to the byte."""
+"""Parsing of a prompt that `format_prompt` built, back into its messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cromicle_sdk.server.openai.prompt import parse_prompt
 
 ROLES = st.sampled_from(["system", "developer", "user", "assistant"])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-# Made of what the parser looks for.
+# Built from the parts that the parser looks for.
 TRICKY = st.lists(
     st.sampled_from(
         [
@@ -32,7 +32,7 @@ TRICKY = st.lists(
 ).map("".join)
 
 
-def turn(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
@@ -47,9 +47,9 @@ def turn(role: str, content: str) -> dict[str, str]:
         [("assistant", "ends with\nAssistant:"), ("user", "\nAssistant:")],
     ],
 )
-def test_the_messages_come_back(messages: list[tuple[str, str]]) -> None:
-    turns = [turn(*message) for message in messages]
-    assert parse_prompt(format_prompt(turns)) == turns
+def test_a_formatted_prompt_parses_to_its_messages(messages: list[tuple[str, str]]) -> None:
+    expected = [message(*each) for each in messages]
+    assert parse_prompt(format_prompt(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,29 +68,29 @@ def test_the_messages_come_back(messages: list[tuple[str, str]]) -> None:
         "User:a\nUser:b\nAssistant:",
     ],
 )
-def test_what_does_not_parse_without_rest_is_no_conversation(prompt: str) -> None:
+def test_a_prompt_that_does_not_parse_completely_is_rejected(prompt: str) -> None:
     assert parse_prompt(prompt) is None
 
 
-def test_a_content_with_a_role_of_its_own_is_taken_at_its_word() -> None:
-    prompt = format_prompt([turn("user", "quote:\nAssistant: no"), turn("user", "b")])
+def test_a_content_with_a_role_line_is_parsed_as_two_messages() -> None:
+    prompt = format_prompt([message("user", "quote:\nAssistant: no"), message("user", "b")])
     assert parse_prompt(prompt) == [
-        turn("user", "quote:"),
-        turn("assistant", "no"),
-        turn("user", "b"),
+        message("user", "quote:"),
+        message("assistant", "no"),
+        message("user", "b"),
     ]
 
 
 @given(st.lists(st.tuples(ROLES, TEXT | TRICKY), min_size=2))
-def test_what_format_prompt_makes_always_parses_and_formats_to_the_same_bytes(
+def test_every_formatted_prompt_parses_and_formats_to_the_same_bytes(
     messages: list[tuple[str, str]],
 ) -> None:
-    prompt = format_prompt([turn(*message) for message in messages])
+    prompt = format_prompt([message(*each) for each in messages])
     parsed: Any = parse_prompt(prompt)
     assert format_prompt(parsed).encode() == prompt.encode()
 
 
 @given(TEXT | TRICKY)
-def test_whatever_parses_formats_to_the_same_bytes(prompt: str) -> None:
+def test_every_prompt_that_parses_formats_to_the_same_bytes(prompt: str) -> None:
     parsed = parse_prompt(prompt)
     assert parsed is None or format_prompt(parsed).encode() == prompt.encode()

@@ -1,132 +1,150 @@
-"""Bytes become events: every way to split them, every line end, and bounds that hold."""
+"""Server-sent events: bytes in, events out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Iterable
 
-import anyio
 import pytest
 
 from cromicle_sdk.server import BackendError
-from cromicle_sdk.server.openai import sse as _events
-from cromicle_sdk.server.openai.sse import Events
+from cromicle_sdk.server.openai import sse as _sse
+from cromicle_sdk.server.openai.sse import Event, EventParser
 
 TEXT = "é 🎉 \u2028 \x85 \x0b \x0c \x1c end"
 
 
-def read_all(*pieces: bytes, backend: str = "asyncio") -> list[str]:
-    """The data of all events in a body that comes in these pieces."""
-    rest = list(pieces)
-    reads = 0
+def parse(chunks: Iterable[bytes]) -> list[Event]:
+    """The events of a body that arrives in these chunks."""
+    parser = EventParser()
+    events: list[Event] = []
+    for chunk in chunks:
+        events += parser.receive_data(chunk)
+    return [*events, *parser.receive_eof()]
 
-    async def read() -> bytes:
-        nonlocal reads
-        reads += 1
-        await anyio.lowlevel.checkpoint()
-        return rest.pop(0) if rest else b""
 
-    async def main() -> list[str]:
-        found: list[str] = []
-        async with aclosing(Events(read)) as events:
-            while (event := await events.take()) is not None:
-                found.append(event.data)
-        return found
-
-    return anyio.run(main, backend=backend)
+def parse_data(*chunks: bytes) -> list[str]:
+    return [event.data for event in parse(chunks)]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_every_split_gives_the_same_events(end: str, backend: str) -> None:
-    body = "".join(
-        line + end for line in ("\ufeff: hello", "", f"data: {TEXT}", "", "data:two", "data: lines")
-    )
-    data = (body + end).encode()
-    owed = [TEXT, "two\nlines"]
-    assert read_all(data, backend=backend) == owed
-    assert read_all(*(data[i : i + 1] for i in range(len(data))), backend=backend) == owed
+def test_every_split_gives_the_same_events(end: str) -> None:
+    lines = ("\ufeff: hello", "", f"data: {TEXT}", "", "data:two", "data: lines", "", "data: 3", "")
+    data = "".join(line + end for line in lines).encode()
+    expected = [TEXT, "two\nlines", "3"]
+    assert parse_data(data) == expected
+    assert parse_data(*(data[i : i + 1] for i in range(len(data)))) == expected
     for cut in range(1, len(data)):
-        assert read_all(data[:cut], data[cut:]) == owed
-
-
-def test_an_event_is_handed_over_before_the_next_has_come() -> None:
-    async def main() -> None:
-        gate = anyio.Event()
-        pieces: list[Any] = [b"data: one\n\n", gate, b"data: two\n\n", b""]
-
-        async def read() -> bytes:
-            if pieces[0] is gate:
-                await gate.wait()
-                pieces.pop(0)
-            data: bytes = pieces.pop(0)
-            return data
-
-        events = Events(read)
-        with anyio.fail_after(10):
-            first = await events.take()
-            assert first is not None
-            assert first.data == "one"
-            gate.set()
-            second = await events.take()
-            assert second is not None
-            assert second.data == "two"
-            assert await events.take() is None
-            assert await events.take() is None
-
-    anyio.run(main)
+        assert parse_data(data[:cut], data[cut:]) == expected
 
 
 @pytest.mark.parametrize(
-    "data", [b"data: \xff\n\n", b"data: \xc3\n\n", b"data: ok\n\ndata: \xf0\x9f\x8e", b"\x80"]
+    ("data", "events"),
+    [
+        (b"", []),
+        (b"\n\n\n", []),
+        (b": comment\n:\n\n", []),
+        (b"id: 1\nretry: 100\n\n", []),
+        (b"data\n\n", [("message", "")]),
+        (b"data:\n\n", [("message", "")]),
+        (b"data:x\ndata: y\ndata:  z\n\n", [("message", "x\ny\n z")]),
+        (b"event: ping\ndata: x\n\ndata: y\n\n", [("ping", "x"), ("message", "y")]),
+        (b"event: a\nevent: b\ndata: x\n\n", [("b", "x")]),
+        (b"event: error\n\n", [("error", "")]),
+        (b"data: a: b\n\n", [("message", "a: b")]),
+        (b"id\nevent\nretry\ndata: x\n\n", [("message", "x")]),
+        (b" \t\ndata: x\n\n", [("message", "x")]),
+        (b"data: no empty line\n", [("message", "no empty line")]),
+        (b"data: no line end", [("message", "no line end")]),
+        (b"data: x\r", [("message", "x")]),
+        (b"data: x\r\n\r", [("message", "x")]),
+    ],
 )
-def test_bytes_that_are_not_utf_8_are_a_failure(data: bytes) -> None:
-    for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
+def test_fields(data: bytes, events: list[tuple[str, str]]) -> None:
+    assert [(event.name, event.data) for event in parse([data])] == events
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'error: {"message": "s3cret"}',
+        b'{"error": "s3cret"}',
+        b"<html>s3cret",
+        b"s3cret",
+        b" data: s3cret",
+        b"Data: s3cret",
+        b"\xef\xbb\xbfdata: s3cret",
+        b"HTTP/1.1 502 s3cret",
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n\n", b""], ids=["line end", "end of the stream"])
+def test_an_unknown_line_is_an_error_after_the_events_before_it(line: bytes, end: bytes) -> None:
+    parser = EventParser()
+    seen: list[str] = []
+    with pytest.raises(BackendError) as caught:
+        for events in (parser.receive_data(b"data: 1\n\n" + line + end), parser.receive_eof()):
+            for event in events:
+                seen += [event.data]
+    assert seen == ["1"]
+    assert "not part of an event" in caught.value.detail
+    assert "s3cret" not in caught.value.detail
+
+
+def test_an_event_is_yielded_before_the_next_arrives() -> None:
+    parser = EventParser()
+    assert [event.data for event in parser.receive_data(b"data: one\n\ndata: t")] == ["one"]
+    assert [event.data for event in parser.receive_data(b"wo\n")] == []
+    assert [event.data for event in parser.receive_data(b"\n")] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("data", "events"),
+    [
+        (b"data: \xff\n\n", []),
+        (b"data: \xc3\n\n", []),
+        (b"data: ok\n\ndata: \xf0\x9f\x8e", ["ok"]),
+        (b"\x80", []),
+        (b"\x1f\x8b\x08", []),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_an_error(data: bytes, events: list[str]) -> None:
+    for chunks in ([data], [data[i : i + 1] for i in range(len(data))]):
+        parser = EventParser()
+        seen: list[str] = []
         with pytest.raises(BackendError) as caught:
-            read_all(*pieces)
+            for chunk in chunks:
+                seen += [event.data for event in parser.receive_data(chunk)]
+            list(parser.receive_eof())
+        # A list that is built from a generator has nothing if that raises.
+        assert seen in (events, [])
         assert "UTF-8" in caught.value.detail
         assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(
-    "line", [b"x" * 100, b"data: x\n", b": comment\n\n", b"event: x\n", b"id: 1\r"]
+    "line", [b"x" * 100, b"data: x\n", b": comment\n\n", b"id: 1\n\n", b"id: 1\r"]
 )
-def test_bytes_without_an_event_have_an_end(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_events, "MAX_EVENT_BYTES", 10_000)
-    read = 0
-
-    async def flood() -> bytes:
-        nonlocal read
-        read += len(line) * 10
-        return line * 10
-
-    async def main() -> None:
-        async with aclosing(Events(flood)) as events:
-            await events.take()
-
+def test_bytes_without_an_event_are_limited(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sse, "MAX_EVENT_BYTES", 10_000)
+    parser = EventParser()
+    received = 0
     with pytest.raises(BackendError) as caught:
-        anyio.run(main)
+        while True:
+            received += len(line) * 10
+            list(parser.receive_data(line * 10))
     assert "without an event" in caught.value.detail
-    assert read < 12_000
+    assert received < 12_000
 
 
-def test_a_long_answer_of_short_events_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_events, "MAX_EVENT_BYTES", 100)
-    assert read_all(*[b"data: x\n\n"] * 100) == ["x"] * 100
+def test_a_long_stream_of_short_events_is_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sse, "MAX_EVENT_BYTES", 100)
+    assert parse_data(*[b"data: x\n\n"] * 100) == ["x"] * 100
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("leave", [lambda: None, anyio.lowlevel.checkpoint])
-def test_leaving_in_the_middle_is_silent(backend: str, leave: Callable[[], Any]) -> None:
-    async def read() -> bytes:
-        await anyio.lowlevel.checkpoint()
-        return b"data: 1\n\ndata: 2\n\n"
+def test_an_event_of_several_megabytes_is_parsed() -> None:
+    text = "x" * 5_000_000
+    data = f"data: {text}\n\n".encode()
+    assert parse_data(*(data[i : i + 65536] for i in range(0, len(data), 65536))) == [text]
 
-    async def main() -> None:
-        async with aclosing(Events(read)) as events:
-            await events.take()
-            if (waiting := leave()) is not None:
-                await waiting
 
-    anyio.run(main, backend=backend)
+def test_a_repr_shows_no_data() -> None:
+    assert repr(Event("message", "s3cret")) == "<Event of 6 characters>"

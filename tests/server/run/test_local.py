@@ -24,10 +24,10 @@ from starlette.applications import Starlette
 from cromicle_sdk import Client
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk.server import Backend, LocalServer, create_app
-from cromicle_sdk.server.errors import LastAnswer
+from cromicle_sdk.server.errors import ClosingErrorResponse
 from cromicle_sdk.server.run import local as _local
 
-# Far more than anything here takes, even on a busy machine; only a defect waits that long.
+# Seconds; far longer than any step takes on a busy machine, so only a defect reaches it.
 PATIENCE = 10.0
 
 
@@ -71,14 +71,14 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 class Gate:
-    """A backend that says "one", waits until it is let on, and says "two"."""
+    """A backend that yields "one", waits for an event, and yields "two"."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
         self.closed = threading.Event()
 
     async def __call__(self, prompt: str) -> AsyncIterator[str]:
-        async def pieces() -> AsyncIterator[str]:
+        async def chunks() -> AsyncIterator[str]:
             try:
                 yield "one"
                 await anyio.to_thread.run_sync(self.opened.wait, abandon_on_cancel=True)
@@ -86,19 +86,19 @@ class Gate:
             finally:
                 self.closed.set()
 
-        return pieces()
+        return chunks()
 
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
-    # The thread that waits would outlive the test.
+    # Otherwise the waiting thread would outlive the test.
     gate.opened.set()
 
 
 class TestReplies:
-    def test_each_piece_is_a_chunk_and_the_last_chunk_is_empty(self) -> None:
+    def test_each_chunk_of_the_backend_is_an_http_chunk(self) -> None:
         with LocalServer() as server, connect(server) as connection:
             connection.sendall(build_post("Grüße an alle"))
             answer = read_until(connection, b"0\r\n\r\n")
@@ -109,14 +109,14 @@ class TestReplies:
         assert b"\r\nserver: " not in head.lower()
         assert body == "8\r\nGrüße \r\n3\r\nan \r\n4\r\nalle\r\n0\r\n\r\n".encode()
 
-    def test_a_piece_can_be_read_before_the_next_is_made(self, gate: Gate) -> None:
+    def test_a_chunk_arrives_before_the_next_is_generated(self, gate: Gate) -> None:
         with LocalServer(gate) as server, connect(server) as connection:
             connection.sendall(build_post("hi"))
             assert read_until(connection, b"one\r\n").endswith(b"3\r\none\r\n")
             gate.opened.set()
             assert read_until(connection, b"0\r\n\r\n") == b"3\r\ntwo\r\n0\r\n\r\n"
 
-    def test_a_failure_in_the_middle_cuts_the_body_off_without_its_last_chunk(
+    def test_a_failure_after_the_first_chunk_omits_the_last_http_chunk(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def backend(prompt: str) -> AsyncIterator[str]:
@@ -131,7 +131,7 @@ class TestReplies:
         assert len(caplog.records) == 2
         assert {record.name for record in caplog.records} == {"cromicle_sdk.server"}
 
-    def test_an_early_failure_leaves_the_connection_usable(self) -> None:
+    def test_the_connection_is_reusable_after_an_early_failure(self) -> None:
         async def backend(prompt: str) -> AsyncIterator[str]:
             if prompt == "fail":
                 raise RuntimeError
@@ -143,7 +143,7 @@ class TestReplies:
             connection.sendall(build_post("fine"))
             assert b"fine" in read_until(connection, b"0\r\n\r\n")
 
-    def test_a_client_that_leaves_ends_the_backend(
+    def test_a_disconnect_stops_the_backend(
         self, gate: Gate, caplog: pytest.LogCaptureFixture
     ) -> None:
         with LocalServer(gate) as server:
@@ -154,7 +154,7 @@ class TestReplies:
             assert gate.closed.wait(PATIENCE)
         assert not caplog.records
 
-    def test_a_client_that_stops_reading_stops_the_backend(self) -> None:
+    def test_a_client_that_stops_reading_suspends_the_backend(self) -> None:
         made: list[None] = []
 
         async def backend(prompt: str) -> AsyncIterator[str]:
@@ -165,11 +165,11 @@ class TestReplies:
         with LocalServer(backend) as server, connect(server) as connection:
             connection.sendall(build_post("hi"))
             read_until(connection, b"x")
-        # Buffers of the system hold some megabytes; a server without brakes has made far more.
+        # The buffers of the system hold some megabytes; without backpressure it would be far more.
         assert len(made) < 1000
 
     @pytest.mark.anyio
-    async def test_clients_of_any_event_loop_in_this_process_can_use_it(self) -> None:
+    async def test_clients_on_any_event_loop_of_the_process_can_connect(self) -> None:
         with LocalServer() as server:
             async with httpx.AsyncClient(base_url=server.base_url) as client:
                 answer = await client.post("/chat", json=sign("hello"))
@@ -177,7 +177,7 @@ class TestReplies:
 
 
 class TestTooLarge:
-    def test_a_long_body_is_refused_unread_and_the_answer_arrives(self) -> None:
+    def test_the_413_arrives_while_the_body_is_still_being_sent(self) -> None:
         length = 50_000_000
         with LocalServer(max_request_bytes=1000) as server, connect(server) as connection:
             connection.sendall(build_head(f"content-length: {length}"))
@@ -186,7 +186,7 @@ class TestTooLarge:
                 connection.sendall(b" " * 500_000)
             assert read_all(connection) == b""
 
-    def test_a_chunked_body_is_counted(self) -> None:
+    def test_a_chunked_body_is_limited_while_it_is_received(self) -> None:
         chunk = b"200\r\n" + b" " * 0x200 + b"\r\n"
         with LocalServer(max_request_bytes=1000) as server, connect(server) as connection:
             connection.sendall(build_head("transfer-encoding: chunked") + chunk)
@@ -197,7 +197,7 @@ class TestTooLarge:
             connection.sendall(chunk + b"0\r\n\r\n")
             assert read_all(connection) == b""
 
-    def test_a_body_that_was_read_whole_leaves_the_connection_usable(self) -> None:
+    def test_the_connection_is_reusable_after_a_fully_read_body(self) -> None:
         body = b"200\r\n" + b" " * 0x200 + b"\r\n0\r\n\r\n"
         with LocalServer(max_request_bytes=500) as server, connect(server) as connection:
             connection.sendall(build_head("transfer-encoding: chunked") + body)
@@ -205,7 +205,7 @@ class TestTooLarge:
             connection.sendall(build_post("hi"))
             assert read_until(connection, b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
-    def test_a_client_that_goes_on_sending_is_cut_off(
+    def test_a_client_that_keeps_sending_is_disconnected(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("cromicle_sdk.server.errors.LINGER_SECONDS", 0.01)
@@ -213,14 +213,14 @@ class TestTooLarge:
             connection.sendall(build_head("content-length: 5000"))
             assert read_all(connection).startswith(b"HTTP/1.1 413 ")
 
-    def test_a_client_that_asks_first_need_not_send(self) -> None:
+    def test_a_client_that_expects_100_continue_does_not_send_the_body(self) -> None:
         with LocalServer(max_request_bytes=1000) as server, connect(server) as connection:
             connection.sendall(build_head("content-length: 5000", "expect: 100-continue"))
             assert read_until(connection, b"}}").startswith(b"HTTP/1.1 413 ")
 
 
 class TestStartAndStop:
-    def test_a_reply_in_flight_is_cut_off(
+    def test_stop_truncates_a_reply_in_progress(
         self, gate: Gate, caplog: pytest.LogCaptureFixture
     ) -> None:
         with LocalServer(gate) as server, connect(server) as connection:
@@ -232,7 +232,7 @@ class TestStartAndStop:
                 assert read_all(connection) == b""
         assert not caplog.records
 
-    def test_a_client_that_does_not_read_holds_nothing_up(
+    def test_a_client_that_does_not_read_does_not_delay_stop(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         closed = threading.Event()
@@ -251,7 +251,7 @@ class TestStartAndStop:
             assert closed.is_set()
         assert not caplog.records
 
-    def test_an_idle_connection_is_closed(self) -> None:
+    def test_stop_closes_idle_connections(self) -> None:
         with LocalServer() as server, connect(server) as used, connect(server) as unused:
             used.sendall(build_post("hi"))
             read_until(used, b"0\r\n\r\n")
@@ -259,7 +259,7 @@ class TestStartAndStop:
             assert read_all(used) == b""
             assert read_all(unused) == b""
 
-    def test_a_stopped_server_is_gone(self) -> None:
+    def test_stop_ends_the_thread_and_closes_the_port(self) -> None:
         threads = threading.active_count()
         with LocalServer() as server:
             assert httpx.get(server.base_url + "/health").json() == {"status": "ok"}
@@ -267,7 +267,7 @@ class TestStartAndStop:
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.base_url + "/health")
 
-    def test_it_can_be_started_again(self) -> None:
+    def test_a_stopped_server_can_be_started_again(self) -> None:
         server = LocalServer()
         for _ in range(2):
             with server:
@@ -276,17 +276,17 @@ class TestStartAndStop:
         server.stop()
         server.stop()
 
-    def test_it_can_be_started_once_at_a_time(self) -> None:
+    def test_a_running_server_cannot_be_started(self) -> None:
         with LocalServer() as server:
-            with pytest.raises(RuntimeError, match="running already"):
+            with pytest.raises(RuntimeError, match="already running"):
                 server.start()
             assert httpx.get(server.base_url + "/health").is_success
 
-    def test_it_has_no_address_before_the_start(self) -> None:
+    def test_base_url_is_not_available_before_start(self) -> None:
         with pytest.raises(RuntimeError, match="started"):
             _ = LocalServer().base_url
 
-    def test_a_port_that_is_taken_is_an_error_at_once(self) -> None:
+    def test_start_raises_if_the_port_is_in_use(self) -> None:
         with LocalServer() as server:
             port = httpx.URL(server.base_url).port
             assert port
@@ -296,7 +296,7 @@ class TestStartAndStop:
         with other:
             assert other.base_url == server.base_url
 
-    def test_a_server_that_does_not_start_says_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failed_start_has_its_cause(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def startup(server: uvicorn.Server, sockets: Any = None) -> None:
             sys.exit(3)
 
@@ -309,9 +309,7 @@ class TestStartAndStop:
         with server:
             assert httpx.get(server.base_url + "/health").is_success
 
-    def test_a_server_that_fails_later_says_so_when_it_is_stopped(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_later_failure_is_raised_by_stop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def on_tick(server: uvicorn.Server, counter: int) -> bool:
             raise MemoryError
 
@@ -322,7 +320,7 @@ class TestStartAndStop:
             with pytest.raises(RuntimeError, match="failed"):
                 server.stop()
 
-    def test_a_backend_that_blocks_its_thread_is_named_as_the_reason(
+    def test_stop_raises_if_a_backend_blocks_the_thread(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_local, "STOP_SECONDS", 0.05)
@@ -343,10 +341,10 @@ class TestStartAndStop:
             monkeypatch.undo()
             server.stop()
 
-    def test_a_backend_that_resists_is_cancelled(
+    def test_a_backend_that_ignores_the_disconnect_is_cancelled(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("cromicle_sdk.server.run.uvicorn.RESIST_SECONDS", 0.05)
+        monkeypatch.setattr("cromicle_sdk.server.run.uvicorn.CLEANUP_SECONDS", 0.05)
         cancelled = threading.Event()
 
         async def backend(prompt: str) -> AsyncIterator[str]:
@@ -362,8 +360,8 @@ class TestStartAndStop:
             read_until(connection, b"one\r\n")
         assert cancelled.is_set()
 
-    def test_it_leaves_signals_and_loggers_alone(self, caplog: pytest.LogCaptureFixture) -> None:
-        def look() -> list[Any]:
+    def test_signals_and_loggers_are_not_changed(self, caplog: pytest.LogCaptureFixture) -> None:
+        def get_state() -> list[Any]:
             names = ("root", "uvicorn", "uvicorn.access", "uvicorn.error", "asyncio")
             loggers = [logging.getLogger(name) for name in names]
             return [
@@ -371,21 +369,21 @@ class TestStartAndStop:
                 *((x.level, x.handlers[:], x.filters[:], x.propagate) for x in loggers),
             ]
 
-        before = look()
+        before = get_state()
         with LocalServer() as server:
             httpx.post(server.base_url + "/chat", json=sign("hi"))
-            assert look() == before
-        assert look() == before
+            assert get_state() == before
+        assert get_state() == before
 
-    def test_a_bad_request_line_is_one_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_invalid_request_line_is_one_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         with LocalServer() as server, connect(server) as connection:
-            connection.sendall(b"private nonsense\r\n\r\n")
+            connection.sendall(b"private text\r\n\r\n")
             assert read_all(connection).startswith(b"HTTP/1.1 400 ")
         (record,) = caplog.records
         assert record.name == "cromicle_sdk.server.http"
         assert "private" not in caplog.text
 
-    def test_a_defect_of_an_app_is_logged_with_its_traceback(
+    def test_an_exception_of_an_app_is_logged_with_its_traceback(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -395,7 +393,7 @@ class TestStartAndStop:
             assert httpx.get(server.base_url).status_code == 500
         assert "ZeroDivisionError" in caplog.text
 
-    def test_nothing_of_a_request_is_logged_at_any_level(
+    def test_no_part_of_a_request_is_logged_at_any_level(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(1)
@@ -407,7 +405,7 @@ class TestStartAndStop:
         assert "private" not in "".join(logging.Formatter().format(r) for r in logged)
         assert "POST /chat" not in "".join(r.getMessage() for r in logged)
 
-    def test_a_process_that_never_stops_it_ends_without_a_word(self) -> None:
+    def test_a_process_that_never_calls_stop_exits_silently(self) -> None:
         code = "from cromicle_sdk.server import LocalServer; print(LocalServer().start().base_url)"
         ended = subprocess.run(
             [sys.executable, "-W", "error", "-X", "dev", "-c", code],
@@ -446,8 +444,8 @@ class TestOptions:
             assert server.base_url.startswith("http://127.0.0.1:")
             assert httpx.get(server.base_url + "/health").is_success
 
-    def test_an_app_is_served_as_it_is(self) -> None:
-        with LocalServer(app=LastAnswer(418, "teapot", "short and stout")) as server:
+    def test_any_asgi_app_can_be_served(self) -> None:
+        with LocalServer(app=ClosingErrorResponse(418, "teapot", "short and stout")) as server:
             assert httpx.get(server.base_url).status_code == 418
 
     @pytest.mark.parametrize(
@@ -466,38 +464,36 @@ class TestOptions:
             ("host", None),
         ],
     )
-    def test_a_wrong_one_is_refused_by_name(self, option: str, value: Any) -> None:
+    def test_an_invalid_option_is_rejected_by_name(self, option: str, value: Any) -> None:
         with pytest.raises(ConfigurationError, match=option):
             LocalServer(**{option: value})
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
     @pytest.mark.parametrize("app", [None, create_app()])
-    def test_others_do_not_get_in_with_the_well_known_token(
-        self, host: str, app: Starlette | None
-    ) -> None:
+    def test_a_public_host_requires_a_token(self, host: str, app: Starlette | None) -> None:
         with pytest.raises(ConfigurationError, match="pass a token"):
             LocalServer(host=host, app=app)
 
     @pytest.mark.parametrize("app", [create_app(token="t"), Starlette()])
-    def test_a_token_of_ones_own_or_an_app_of_ones_own_may_be_exposed(self, app: Starlette) -> None:
+    def test_a_public_host_is_allowed_with_a_token_or_another_app(self, app: Starlette) -> None:
         LocalServer(host="0.0.0.0", app=app)
 
     @pytest.mark.parametrize(
         "options", [{"token": "t"}, {"max_request_bytes": 5}, {"backend": Gate()}]
     )
-    def test_an_app_has_its_own_options(self, options: dict[str, Any]) -> None:
+    def test_options_of_create_app_are_rejected_with_an_app(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match="create_app"):
             LocalServer(app=create_app(), **options)
 
 
-def test_a_gate_is_a_backend() -> None:
+def test_an_async_call_method_is_a_backend() -> None:
     backend: Backend = Gate()
     assert callable(backend)
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"0.9", b"0.0"])
-def test_a_reader_that_could_not_see_a_cut_is_refused(version: bytes) -> None:
-    """In HTTP/1.0 the end of the connection is that of the reply, whole or not."""
+def test_http_1_0_is_rejected(version: bytes) -> None:
+    """In HTTP/1.0 the reply ends with the connection, whether it is complete or not."""
     with LocalServer() as server, connect(server) as sock:
         body = json.dumps({"message": "Hi", "token": "abc", "hash": "x"}).encode()
         sock.sendall(
@@ -508,10 +504,10 @@ def test_a_reader_that_could_not_see_a_cut_is_refused(version: bytes) -> None:
         while data := sock.recv(65536):
             answer += data
     assert answer.startswith(b"HTTP/1.1 505 ")
-    assert b"ask with HTTP/1.1" in answer
+    assert b"use HTTP/1.1" in answer
 
 
-def test_without_a_token_it_expects_what_clients_send(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_token_is_that_of_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROMICLE_TOKEN", "of the environment")
     with LocalServer() as server, Client(base_url=server.base_url) as client:
         assert client.chat("Hi").text == "Hi"

@@ -1,4 +1,4 @@
-"""The server in the foreground: when it is ready, and how it ends."""
+"""The server in the foreground: readiness, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ import pytest
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk.server import TokenFile, create_app, serve
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
 
 PATIENCE = 10.0
 
-# Not a time-out, which is a transport error of httpx as well.
-CUT_OFF = (httpx.RemoteProtocolError, httpx.NetworkError)
+# Excludes httpx.TimeoutException, which is also a transport error.
+DISCONNECTED = (httpx.RemoteProtocolError, httpx.NetworkError)
 
 
 def sign(prompt: str, token: str = "abc") -> dict[str, str]:
@@ -41,14 +41,14 @@ def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def run_beside(user: Callable[[str], None], *args: Any, **options: Any) -> None:
-    """Serve here while `user` works with the base URL in a thread; its errors are raised here."""
+def serve_while(user: Callable[[str], None], *args: Any, **options: Any) -> None:
+    """Serve while `user` runs with the base URL in a thread; its errors are raised here."""
     errors: list[BaseException] = []
     ended = threading.Event()
 
     def work(base_url: str) -> None:
         try:
-            # A connection that is answered shows that Ctrl-C is the server's by now.
+            # Once a request is answered, the server has installed its signal handlers.
             httpx.get(base_url + "/health")
             user(base_url)
         except BaseException as error:
@@ -78,7 +78,7 @@ def run_beside(user: Callable[[str], None], *args: Any, **options: Any) -> None:
         ([create_app(token="u")], {"host": "0.0.0.0"}, "u"),
     ],
 )
-def test_it_serves_until_ctrl_c(served: list[Any], options: dict[str, Any], token: str) -> None:
+def test_serve_returns_after_ctrl_c(served: list[Any], options: dict[str, Any], token: str) -> None:
     replies: list[str] = []
     handler = signal.getsignal(signal.SIGINT)
 
@@ -86,24 +86,24 @@ def test_it_serves_until_ctrl_c(served: list[Any], options: dict[str, Any], toke
         replies.append(httpx.post(base_url + "/chat", json=sign("hello", token)).text)
         press_ctrl_c()
 
-    run_beside(user, *served, **options)
+    serve_while(user, *served, **options)
     assert replies == ["hello"]
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 class Gate:
-    """A backend that waits in the middle of its reply until it is let on."""
+    """A backend that waits for an event in the middle of its reply."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
 
     async def __call__(self, prompt: str) -> AsyncIterator[str]:
-        async def pieces() -> AsyncIterator[str]:
+        async def chunks() -> AsyncIterator[str]:
             yield "one "
             await anyio.to_thread.run_sync(self.opened.wait, abandon_on_cancel=True)
             yield "two"
 
-        return pieces()
+        return chunks()
 
 
 def wait_until_refused(base_url: str) -> None:
@@ -112,7 +112,7 @@ def wait_until_refused(base_url: str) -> None:
             httpx.get(base_url + "/health")
 
 
-def test_after_ctrl_c_a_reply_in_flight_may_end() -> None:
+def test_a_reply_in_progress_completes_after_ctrl_c() -> None:
     gate = Gate()
     replies: list[str] = []
 
@@ -125,11 +125,11 @@ def test_after_ctrl_c_a_reply_in_flight_may_end() -> None:
             gate.opened.set()
             replies.append(first + "".join(texts))
 
-    run_beside(user, gate, grace=60)
+    serve_while(user, gate, grace=60)
     assert replies == ["one two"]
 
 
-def test_after_ctrl_c_an_idle_connection_is_closed() -> None:
+def test_idle_connections_are_closed_after_ctrl_c() -> None:
 
     def user(base_url: str) -> None:
         port = httpx.URL(base_url).port
@@ -140,10 +140,10 @@ def test_after_ctrl_c_an_idle_connection_is_closed() -> None:
             press_ctrl_c()
             assert connection.recv(65536) == b""
 
-    run_beside(user, grace=60)
+    serve_while(user, grace=60)
 
 
-def test_a_second_ctrl_c_cuts_it_off() -> None:
+def test_a_second_ctrl_c_truncates_replies() -> None:
     gate = Gate()
 
     def user(base_url: str) -> None:
@@ -153,16 +153,16 @@ def test_a_second_ctrl_c_cuts_it_off() -> None:
             press_ctrl_c()
             wait_until_refused(base_url)
             press_ctrl_c()
-            with pytest.raises(CUT_OFF):
+            with pytest.raises(DISCONNECTED):
                 next(texts)
 
     try:
-        run_beside(user, gate, grace=60)
+        serve_while(user, gate, grace=60)
     finally:
         gate.opened.set()
 
 
-def test_a_reply_that_does_not_end_in_time_is_cut_off() -> None:
+def test_a_reply_is_truncated_after_the_grace_period() -> None:
     gate = Gate()
 
     def user(base_url: str) -> None:
@@ -170,11 +170,11 @@ def test_a_reply_that_does_not_end_in_time_is_cut_off() -> None:
             texts = answer.iter_text()
             next(texts)
             press_ctrl_c()
-            with pytest.raises(CUT_OFF):
+            with pytest.raises(DISCONNECTED):
                 next(texts)
 
     try:
-        run_beside(user, gate, grace=0.1)
+        serve_while(user, gate, grace=0.1)
     finally:
         gate.opened.set()
 
@@ -182,7 +182,7 @@ def test_a_reply_that_does_not_end_in_time_is_cut_off() -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)]
 )
-def test_as_a_process_of_its_own_it_ends_without_a_word(number: int, status: int) -> None:
+def test_the_process_exits_silently_on_a_signal(number: int, status: int) -> None:
     code = (
         "from cromicle_sdk.server import serve\n"
         "serve(port=0, on_ready=lambda url: print(url, flush=True))"
@@ -203,7 +203,7 @@ def test_as_a_process_of_its_own_it_ends_without_a_word(number: int, status: int
 
 
 class TestHangup:
-    def test_it_has_a_file_of_tokens_read_again(
+    def test_sighup_reloads_the_token_file(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "cromicle_sdk.server")
@@ -220,12 +220,12 @@ class TestHangup:
             assert answer.status_code == 200
             press_ctrl_c()
 
-        run_beside(user, create_app(tokens=tokens))
+        serve_while(user, create_app(tokens=tokens))
         assert signal.getsignal(signal.SIGHUP) is handler
 
-    @pytest.mark.parametrize(("host", "is_taken"), [("127.0.0.1", True), ("0.0.0.0", False)])
-    def test_the_well_known_token_is_taken_on_this_machine_alone(
-        self, host: str, is_taken: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(("host", "is_accepted"), [("127.0.0.1", True), ("0.0.0.0", False)])
+    def test_a_reloaded_well_known_token_requires_a_loopback_host(
+        self, host: str, is_accepted: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "cromicle_sdk.server")
         file = tmp_path / "tokens"
@@ -238,11 +238,11 @@ class TestHangup:
             wait_until(lambda: "tokens: " in caplog.text)
             press_ctrl_c()
 
-        run_beside(user, create_app(tokens=tokens), host=host)
-        assert (tokens.find("abc") is not None) == is_taken
+        serve_while(user, create_app(tokens=tokens), host=host)
+        assert (tokens.find("abc") is not None) == is_accepted
         assert tokens.find("mine") is not None
 
-    def test_without_a_file_it_is_left_alone(self) -> None:
+    def test_sighup_is_not_handled_without_a_token_file(self) -> None:
         handler = signal.getsignal(signal.SIGHUP)
         seen: list[Any] = []
 
@@ -250,18 +250,18 @@ class TestHangup:
             seen.append(signal.getsignal(signal.SIGHUP))
             press_ctrl_c()
 
-        run_beside(user, create_app(tokens=["mine"]))
+        serve_while(user, create_app(tokens=["mine"]))
         assert seen == [handler]
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def test_a_hook_that_fails_ends_it() -> None:
+def test_an_exception_of_on_ready_ends_serve() -> None:
     def fail(base_url: str) -> None:
         raise BrokenPipeError
 
@@ -269,7 +269,7 @@ def test_a_hook_that_fails_ends_it() -> None:
         serve(port=0, on_ready=fail)
 
 
-def test_without_a_hook_it_serves_as_well() -> None:
+def test_on_ready_is_optional() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -303,11 +303,11 @@ def test_without_a_hook_it_serves_as_well() -> None:
         ("host", "0.0.0.0"),
     ],
 )
-def test_a_wrong_option_is_refused_by_name(option: str, value: Any) -> None:
+def test_an_invalid_option_is_rejected_by_name(option: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match="backend" if "backend" in option else option):
         serve(**{option: value})
 
 
-def test_an_app_has_its_own_token() -> None:
+def test_a_token_is_rejected_together_with_an_app() -> None:
     with pytest.raises(ConfigurationError, match="create_app"):
         serve(create_app(), token="another")

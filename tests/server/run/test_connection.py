@@ -1,4 +1,4 @@
-"""Requests that do not arrive: how long a connection is kept for them."""
+"""Time limits of a connection, pipelined requests, and invalid HTTP."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 from cromicle_sdk import Client
 from cromicle_sdk.server import LocalServer, create_app
-from cromicle_sdk.server import response as _replies
-from cromicle_sdk.server.run import protocol as _protocol
+from cromicle_sdk.server import response as _response
+from cromicle_sdk.server.run import connection as _connection
 
 PATIENCE = 20.0
 BODY = json.dumps(
@@ -29,9 +29,9 @@ WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_protocol, "HEAD_SECONDS", 0.2)
-    monkeypatch.setattr(_protocol, "BODY_SECONDS", 0.2)
+def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_connection, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(_connection, "BODY_SECONDS", 0.2)
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def connect(*args: Any, **options: Any) -> Iterator[socket.socket]:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Everything up to the end, which the server makes."""
+    """Everything until the server closes the connection."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -66,23 +66,23 @@ def assert_timed_out(answer: bytes, part: str) -> None:
     assert part in error["message"]
 
 
-def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+def test_a_connection_without_a_request_is_closed_without_a_response() -> None:
     with connect() as connection:
         assert read_all(connection) == b""
 
 
 @pytest.mark.parametrize("sent", [b"P", HEAD, HEAD + b"x-slow: "])
-def test_a_head_that_does_not_end_is_a_408(sent: bytes) -> None:
+def test_incomplete_headers_are_a_408(sent: bytes) -> None:
     with connect() as connection:
         connection.sendall(sent)
         assert_timed_out(read_all(connection), "head")
 
 
-def test_a_dripping_head_has_no_longer() -> None:
+def test_slow_headers_do_not_extend_the_limit() -> None:
     with connect() as connection:
         connection.settimeout(0.02)
         answer = None
-        # For far longer than it is given, if nothing ends it.
+        # Enough bytes to go on for far longer than the limit.
         for byte in HEAD + b"x-slow: " + b"x" * 2000:
             try:
                 connection.sendall(bytes([byte]))
@@ -90,10 +90,10 @@ def test_a_dripping_head_has_no_longer() -> None:
             except TimeoutError:
                 continue
             except ConnectionError:
-                # What was sent after the server had closed has overtaken its answer.
+                # The reset for a byte sent after the close has overtaken the response.
                 answer = b""
             break
-        assert answer is not None, "it was never closed"
+        assert answer is not None, "the connection was never closed"
         if answer:
             assert_timed_out(answer, "head")
 
@@ -106,14 +106,14 @@ def test_a_dripping_head_has_no_longer() -> None:
         HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
     ],
 )
-def test_a_body_that_does_not_end_is_a_408(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_body_is_a_408(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with connect() as connection:
         connection.sendall(sent)
         assert_timed_out(read_all(connection), "body")
     assert not caplog.records
 
 
-def test_the_next_request_has_as_long_and_no_longer() -> None:
+def test_the_limit_applies_to_a_later_request() -> None:
     with connect() as connection:
         connection.sendall(WHOLE)
         read_reply(connection)
@@ -121,35 +121,35 @@ def test_the_next_request_has_as_long_and_no_longer() -> None:
         assert_timed_out(read_all(connection), "head")
 
 
-def test_a_request_that_was_sent_ahead_of_its_turn_has_as_long() -> None:
+def test_the_limit_applies_to_a_pipelined_request() -> None:
     with connect() as connection:
         connection.sendall(WHOLE + HEAD + b"content-length: 100\r\n\r\n{")
         assert_timed_out(read_all(connection).partition(b"0\r\n\r\n")[2], "body")
 
 
-class Waiting:
-    """A backend that says one word and then waits to be cancelled."""
+class WaitingBackend:
+    """A backend that yields one word and then waits to be cancelled."""
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
 
     async def __call__(self, prompt: str) -> AsyncIterator[str]:
-        async def pieces() -> AsyncIterator[str]:
+        async def chunks() -> AsyncIterator[str]:
             try:
                 yield "one"
                 await anyio.sleep_forever()
             finally:
                 self.cancelled.set()
 
-        return pieces()
+        return chunks()
 
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @contextlib.contextmanager
-def begin(backend: Waiting) -> Iterator[socket.socket]:
-    """A connection on which a reply has begun."""
+def start_reply(backend: WaitingBackend) -> Iterator[socket.socket]:
+    """A connection with a reply in progress."""
     with connect(backend) as connection:
         connection.sendall(WHOLE)
         received = b""
@@ -158,11 +158,11 @@ def begin(backend: Waiting) -> Iterator[socket.socket]:
         yield connection
 
 
-@pytest.mark.parametrize("ahead", [[], [b"\r\n"], [GET], [b"\r\n", GET, GET]])
-def test_whoever_leaves_is_missed_whatever_it_sent_ahead(ahead: list[bytes]) -> None:
-    backend = Waiting()
-    with begin(backend) as connection:
-        for data in ahead:
+@pytest.mark.parametrize("pipelined", [[], [b"\r\n"], [GET], [b"\r\n", GET, GET]])
+def test_a_disconnect_is_noticed_despite_pipelined_data(pipelined: list[bytes]) -> None:
+    backend = WaitingBackend()
+    with start_reply(backend) as connection:
+        for data in pipelined:
             connection.sendall(data)
             time.sleep(0.02)
         assert not backend.cancelled.is_set()
@@ -170,16 +170,16 @@ def test_whoever_leaves_is_missed_whatever_it_sent_ahead(ahead: list[bytes]) -> 
         assert backend.cancelled.wait(PATIENCE)
 
 
-def test_whoever_sends_too_much_ahead_is_dropped() -> None:
-    backend = Waiting()
-    with begin(backend) as connection, contextlib.suppress(ConnectionError):
+def test_too_much_pipelined_data_closes_the_connection() -> None:
+    backend = WaitingBackend()
+    with start_reply(backend) as connection, contextlib.suppress(ConnectionError):
         while not backend.cancelled.is_set():
             connection.sendall(GET * 1000)
     assert backend.cancelled.is_set()
 
 
-def test_whoever_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_replies, "SEND_SECONDS", 0.2)
+def test_a_client_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_response, "SEND_SECONDS", 0.2)
     closed = threading.Event()
 
     async def talk(prompt: str) -> AsyncIterator[str]:
@@ -195,7 +195,7 @@ def test_whoever_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
         with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
             connection.sendall(WHOLE)
             assert closed.wait(PATIENCE)
-            # Also the connection: to close it would be to wait until all of it is taken.
+            # The connection is aborted: a plain close would wait for the client to read everything.
             assert server._server is not None
             deadline = time.monotonic() + PATIENCE
             while server._server.server_state.connections and time.monotonic() < deadline:
@@ -206,8 +206,8 @@ def test_whoever_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
             assert not read_all(connection).endswith(b"0\r\n\r\n")
 
 
-def test_whoever_takes_it_late_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_replies, "SEND_SECONDS", 1.0)
+def test_a_client_that_reads_late_gets_the_whole_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_response, "SEND_SECONDS", 1.0)
 
     async def talk(prompt: str) -> AsyncIterator[str]:
         for _ in range(100):
@@ -218,7 +218,7 @@ def test_whoever_takes_it_late_is_served(monkeypatch: pytest.MonkeyPatch) -> Non
             connection.sendall(WHOLE)
             time.sleep(0.1)
             assert read_reply(connection).count(b"z") == 10_000_000
-            # What there was to wait for is over.
+            # The timer of the paused writes has been cancelled.
             time.sleep(1.2)
 
 
@@ -228,13 +228,13 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 @pytest.mark.parametrize(
     "parts",
     [
-        [b"nonsense\r\n\r\n"],
-        [GET, b"nonsense\r\n\r\n"],
-        [CHUNKED + b"nonsense\r\n"],
-        [CHUNKED, b"nonsense\r\n"],
+        [b"invalid\r\n\r\n"],
+        [GET, b"invalid\r\n\r\n"],
+        [CHUNKED + b"invalid\r\n"],
+        [CHUNKED, b"invalid\r\n"],
     ],
 )
-def test_what_is_no_http_is_a_400(parts: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_http_is_a_400(parts: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
     with connect() as connection:
         for part in parts:
             connection.sendall(part)
@@ -254,20 +254,20 @@ def test_what_is_no_http_is_a_400(parts: list[bytes], caplog: pytest.LogCaptureF
         (b"GET /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n", b"200"),
     ],
 )
-def test_a_bad_chunk_after_the_answer_closes_the_connection(
+def test_an_invalid_chunk_after_the_response_closes_the_connection(
     head: bytes, status: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect() as connection:
         connection.sendall(head)
         answer = connection.recv(65536)
-        connection.sendall(b"nonsense\r\n")
+        connection.sendall(b"invalid\r\n")
         answer += read_all(connection)
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_an_error_for_head_has_no_body(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_response_to_head_has_no_body(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await anyio.sleep(PATIENCE)
 
@@ -278,19 +278,19 @@ def test_an_error_for_head_has_no_body(caplog: pytest.LogCaptureFixture) -> None
     assert body == b""
 
 
-def test_a_connection_at_rest_is_kept() -> None:
+def test_an_idle_connection_stays_open() -> None:
     with connect() as connection:
         for _ in range(2):
             connection.sendall(WHOLE)
             read_reply(connection)
-            # Longer than a request may take.
+            # Longer than the limit for a request.
             connection.settimeout(0.4)
             with pytest.raises(TimeoutError):
                 connection.recv(1)
             connection.settimeout(PATIENCE)
 
 
-def test_a_reply_may_take_its_time() -> None:
+def test_a_reply_may_take_longer_than_a_request() -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
         yield "one "
         await anyio.sleep(0.5)
@@ -301,7 +301,7 @@ def test_a_reply_may_take_its_time() -> None:
         assert b"two" in read_reply(connection)
 
 
-def test_the_rest_of_a_body_that_was_refused_has_an_end() -> None:
+def test_the_rest_of_a_rejected_body_is_limited() -> None:
     with connect() as connection:
         connection.sendall(
             b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x"
@@ -309,9 +309,9 @@ def test_the_rest_of_a_body_that_was_refused_has_an_end() -> None:
         connection.sendall(b"x")
         answer = b""
         connection.settimeout(0.02)
-        patience_ends = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() < patience_ends:
+            while time.monotonic() < deadline:
                 with contextlib.suppress(TimeoutError):
                     connection.sendall(b"x")
                     data = connection.recv(65536)
@@ -319,12 +319,12 @@ def test_the_rest_of_a_body_that_was_refused_has_an_end() -> None:
                     if not data:
                         break
             else:
-                pytest.fail("it was never closed")
+                pytest.fail("the connection was never closed")
         assert answer.startswith(b"HTTP/1.1 415 ")
         assert b"408" not in answer
 
 
-def test_an_app_that_answers_early_is_not_disturbed() -> None:
+def test_a_response_before_the_end_of_the_body_is_not_interrupted() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await anyio.sleep(0.5)
@@ -335,7 +335,7 @@ def test_an_app_that_answers_early_is_not_disturbed() -> None:
         assert b"done" in read_reply(connection)
 
 
-def test_no_text_waits_for_the_client_to_acknowledge_the_last() -> None:
+def test_nodelay_is_set() -> None:
     with LocalServer() as server:
         url = httpx.URL(server.base_url)
         with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
@@ -347,15 +347,15 @@ def test_no_text_waits_for_the_client_to_acknowledge_the_last() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_connection_without_a_request_can_be_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_protocol, "HEAD_SECONDS", 10 * PATIENCE)
+def test_a_connection_without_a_request_can_be_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_connection, "HEAD_SECONDS", 10 * PATIENCE)
     with LocalServer() as server:
         url = httpx.URL(server.base_url)
         with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
-            # Whoever was answered later has been accepted later.
+            # Once a later connection is answered, this one has been accepted.
             httpx.get(server.base_url + "/health")
             assert server._server is not None
             for served in list(server._server.server_state.connections):
-                assert isinstance(served, _protocol.Protocol)
-                served.loop.call_soon_threadsafe(served.cut_off)
+                assert isinstance(served, _connection.Connection)
+                served.loop.call_soon_threadsafe(served.abort)
             assert read_all(connection) == b""
