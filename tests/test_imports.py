@@ -26,10 +26,12 @@ MODULES: dict[str, set[str]] = {
     "_core.errors": set(),
     "_core.messages": {"_core.errors"},
     "_core.secrets": set(),
+    "_core.redaction": {"_core.secrets"},
     "_core.endpoint": {"_core.errors", "_core.secrets"},
     "_core.options": {"_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"},
     "_core.request": {
-        *("_core.endpoint", "_core.messages", "_core.options", "_core.secrets", "_version"),
+        *("_core.endpoint", "_core.messages", "_core.options", "_core.redaction", "_core.secrets"),
+        "_version",
     },
     "_core.response": {"_core.errors", "_core.options"},
     "_core.retry": {"_core.errors", "_core.options"},
@@ -76,8 +78,9 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `platform` for the version in the user agent.
 CORE_STDLIB = {
-    *("base64", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils", "functools"),
-    *("hashlib", "html", "http", "io", "ipaddress", "json", "json.encoder", "math", "os"),
+    *("base64", "bisect", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils"),
+    *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
+    *("math", "os"),
     *("platform", "random", "re", "typing", "urllib.parse"),
 }
 

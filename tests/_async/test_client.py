@@ -425,7 +425,7 @@ def test_a_pickled_client_has_the_same_options(faults: FaultyServer) -> None:
 def test_a_client_with_a_context_of_its_own_can_not_be_pickled() -> None:
     with (
         Client(verify=ssl.create_default_context()) as client,
-        pytest.raises(ConfigurationError, match=r"verify: .* can't be pickled"),
+        pytest.raises(ConfigurationError, match=r"verify: .* cannot be pickled"),
     ):
         pickle.dumps(client)
     proxy = httpx.Proxy("https://127.0.0.1:9", ssl_context=ssl.create_default_context())
@@ -470,7 +470,7 @@ def test_a_client_of_the_wrong_colour_or_kind_is_refused() -> None:
     with httpx.Client() as blocking:
         with pytest.raises(ConfigurationError, match=r"http_client.*AsyncClient"):
             AsyncClient(http_client=blocking)  # type: ignore[arg-type]  # the mistake under test
-        with pytest.raises(ConfigurationError, match="can't be pickled"):
+        with pytest.raises(ConfigurationError, match="cannot be pickled"):
             pickle.dumps(Client(http_client=blocking))
         with pytest.raises(ConfigurationError, match="proxy"):
             Client(http_client=blocking, proxy="http://127.0.0.1:1")

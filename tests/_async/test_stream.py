@@ -654,7 +654,7 @@ def test_a_stream_in_a_forked_process_says_why_it_ends(
 def test_an_async_client_with_a_client_of_your_own_is_not_pickled(runtime: Runtime) -> None:
     async def scenario() -> None:
         own = httpx.AsyncClient()
-        with pytest.raises(ConfigurationError, match="can't be pickled"):
+        with pytest.raises(ConfigurationError, match="cannot be pickled"):
             pickle.dumps(AsyncClient(http_client=own))
         await own.aclose()
 
