@@ -31,8 +31,15 @@ if TYPE_CHECKING:
         UnexpectedContentError,
         UnprocessableEntityError,
     )
-    from ._core.messages import Conversation, Message, format_prompt
-    from ._core.options import Retry, Timeout
+    from ._core.messages import (
+        Conversation,
+        Message,
+        MessageLike,
+        Messages,
+        TextPart,
+        format_prompt,
+    )
+    from ._core.options import CallOptions, Retry, Timeout, ViewOptions
     from ._core.response import Headers, Reply
     from ._sync.client import Client, Stream
 
@@ -44,6 +51,7 @@ __all__ = [
     "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
+    "CallOptions",
     "Client",
     "ConfigurationError",
     "ConflictError",
@@ -54,6 +62,8 @@ __all__ = [
     "InternalServerError",
     "InvalidMessageError",
     "Message",
+    "MessageLike",
+    "Messages",
     "NotFoundError",
     "PermissionDeniedError",
     "RateLimitError",
@@ -64,9 +74,11 @@ __all__ = [
     "ReplyTooLargeError",
     "Retry",
     "Stream",
+    "TextPart",
     "Timeout",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "ViewOptions",
     "__version__",
     "format_prompt",
 ]
@@ -74,23 +86,28 @@ __all__ = [
 _MODULES = {
     "AsyncClient": "_async.client",
     "AsyncStream": "_async.client",
+    "CallOptions": "_core.options",
     "Client": "_sync.client",
     "Conversation": "_core.messages",
     "Headers": "_core.response",
     "Message": "_core.messages",
+    "MessageLike": "_core.messages",
+    "Messages": "_core.messages",
     "Reply": "_core.response",
     "Retry": "_core.options",
     "Stream": "_sync.client",
+    "TextPart": "_core.messages",
     "Timeout": "_core.options",
+    "ViewOptions": "_core.options",
     "format_prompt": "_core.messages",
 }
 
 
 def __getattr__(name: str) -> object:
-    """What the package offers is loaded when it is first asked for (PEP 562).
+    """Load a public name on its first use (PEP 562).
 
-    httpcore brings asyncio with it, and trio where that is installed: too much for somebody who
-    only wants an error class, or for the pytest plugin, which is loaded with every run.
+    httpcore imports asyncio, and trio if it is installed: too much for a program that only needs
+    an error class, and for the pytest plugin, which is loaded in every run.
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

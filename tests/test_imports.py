@@ -23,12 +23,15 @@ PACKAGE = Path(cromicle_sdk.__file__).parent
 MODULES: dict[str, set[str]] = {
     # The pure core: values and bytes in, values out. No I/O, no clock, no HTTP client.
     "_version": set(),
+    "_core.compat": set(),
     "_core.errors": set(),
-    "_core.messages": {"_core.errors"},
+    "_core.messages": {"_core.compat", "_core.errors"},
     "_core.secrets": set(),
     "_core.redaction": {"_core.secrets"},
     "_core.endpoint": {"_core.errors", "_core.secrets"},
-    "_core.options": {"_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"},
+    "_core.options": {
+        *("_core.compat", "_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"),
+    },
     "_core.request": {
         *("_core.endpoint", "_core.messages", "_core.options", "_core.redaction", "_core.secrets"),
         "_version",
@@ -55,8 +58,15 @@ MODULES: dict[str, set[str]] = {
     },
     "_async.client": {
         *("_async.concurrency", "_async.custom", "_async.pool"),
-        *("_core.deadline", "_core.errors", "_core.messages", "_core.options", "_core.request"),
-        *("_core.response", "_core.retry", "_core.secrets", "_http.sockets", "_http.translate"),
+        *("_core.compat", "_core.deadline", "_core.errors", "_core.messages", "_core.options"),
+        *(
+            "_core.request",
+            "_core.response",
+            "_core.retry",
+            "_core.secrets",
+            "_http.sockets",
+            "_http.translate",
+        ),
     },
 }
 
@@ -73,7 +83,11 @@ MODULES["__init__"] = {
     *("_sync.client", "_version"),
 }
 
-CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core.deadline"]
+CORE = [
+    name
+    for name in MODULES
+    if name.startswith("_core.") and name not in ("_core.deadline", "_core.compat")
+]
 
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `platform` for the version in the user agent.
@@ -101,7 +115,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     },
     "h11": {"_http.sockets", "_async.pool", "_sync.pool"},
     "anyio": {"_async.concurrency"},
-    "typing_extensions": {"_async.client", "_sync.client"},
+    "typing_extensions": {"_core.compat"},
 }
 
 # Folders and files with extras and jobs of their own; the clients know nothing of them.
@@ -225,7 +239,8 @@ def test_nothing_but_definitions_happens_at_import(module: str) -> None:
     )
     for statement in read(module).body:
         if isinstance(statement, ast.If):
-            assert ast.unparse(statement.test) == "TYPE_CHECKING"
+            test = ast.unparse(statement.test)
+            assert test == "TYPE_CHECKING" or test.startswith("sys.version_info")
         elif isinstance(statement, ast.Expr):
             assert isinstance(statement.value, ast.Constant)  # a docstring
         else:

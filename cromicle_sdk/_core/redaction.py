@@ -79,7 +79,9 @@ def _find_spelled(text: str, secret: Secret) -> list[tuple[int, int]]:
     spelling cannot be told.
     """
     characters = {c for c in secret.reveal() if not (c.isascii() and c.isalnum())}
-    units = set() if secret.reveal().isascii() else set(secret.reveal().encode().decode("latin-1"))
+    units: set[str] = set()
+    if not secret.reveal().isascii():
+        units.update(secret.reveal().encode().decode("latin-1"))
     unescape, join = _Escapes(characters | units), _Mojibake(characters)
 
     def rewrite(written: str) -> list[_Rewriting]:

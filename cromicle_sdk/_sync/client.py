@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from cromicle_sdk._core.compat import Self, Unpack
 from cromicle_sdk._core.deadline import Limits
 from cromicle_sdk._core.errors import CromicleError
 from cromicle_sdk._core.messages import Messages
@@ -13,10 +15,12 @@ from cromicle_sdk._core.options import (
     DEFAULT_MAX_REPLY_BYTES,
     DEFAULT_RETRY,
     DEFAULT_TIMEOUT,
+    CallOptions,
     ConnectionOptions,
     Options,
     Retry,
     Timeout,
+    ViewOptions,
 )
 from cromicle_sdk._core.request import build_request
 from cromicle_sdk._core.response import Headers, Reply, ReplyReceiver
@@ -38,12 +42,8 @@ from .pool import Connections, Exchange
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
     from types import TracebackType
 
-    from typing_extensions import Self, Unpack
-
-    from cromicle_sdk._core.options import CallOptions, ViewOptions
     from cromicle_sdk._core.request import Request
     from cromicle_sdk._http.translate import HTTPClient, ProxyOption
 
