@@ -17,6 +17,7 @@ from weakref import WeakSet, finalize
 
 import httpcore
 
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
@@ -30,7 +31,6 @@ from .connection import AsyncConnection, AsyncLoopPool
 
 if TYPE_CHECKING:
     import h11
-    from typing_extensions import Self
 
 __all__ = ["AsyncExchange", "AsyncPool"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
+from .compat import TypedDict
 from .errors import InvalidMessageError
 
 __all__ = [

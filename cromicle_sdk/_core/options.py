@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
+from .compat import TypedDict
 from .endpoint import Endpoint
 from .errors import ConfigurationError
 from .messages import find_lone_surrogate

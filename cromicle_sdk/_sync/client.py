@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from cromicle_sdk._core.compat import Self, Unpack
 from cromicle_sdk._core.errors import CromicleError
 from cromicle_sdk._core.messages import Messages
 from cromicle_sdk._core.options import (
     DEFAULT_MAX_REPLY_BYTES,
     DEFAULT_RETRY,
     DEFAULT_TIMEOUT,
+    CallOptions,
     ConnectionOptions,
     Options,
     Retry,
     Timeout,
+    ViewOptions,
 )
 from cromicle_sdk._core.request import build_request
 from cromicle_sdk._core.response import Reply
@@ -27,12 +31,8 @@ from .stream import Stream
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
     from types import TracebackType
 
-    from typing_extensions import Self, Unpack
-
-    from cromicle_sdk._core.options import CallOptions, ViewOptions
     from cromicle_sdk._http.clients import HTTPClient
     from cromicle_sdk._http.proxies import ProxyOption
 

@@ -18,6 +18,7 @@ from weakref import WeakSet, finalize
 
 import httpcore
 
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
@@ -31,7 +32,6 @@ from .connection import Connection, ProcessPool
 
 if TYPE_CHECKING:
     import h11
-    from typing_extensions import Self
 
 __all__ = ["Exchange", "Pool"]
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.errors import CromicleError, describe
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
@@ -18,8 +19,6 @@ from cromicle_sdk._http.translate import redact_error, strip_frames, translate_e
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
 
     from cromicle_sdk._core.options import Options
 
