@@ -7,10 +7,11 @@ import functools
 import socket
 from collections.abc import Callable
 from typing import cast
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .connection import Connection
 
@@ -50,7 +51,7 @@ def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) 
     `on_started` is called from its event loop as soon as it accepts connections.
     """
     config = uvicorn.Config(
-        app,
+        _OriginForm(app),
         # Not uvloop, even if it is installed: the server behaves the same everywhere.
         loop="asyncio",
         http=Connection,
@@ -62,6 +63,31 @@ def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) 
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     return StoppableServer(config, grace=grace, on_started=on_started)
+
+
+class _OriginForm:
+    """Gives an app the path of a request whose target is an absolute URL.
+
+    "A server MUST accept the absolute-form in requests", and its host replaces the `Host` header
+    (RFC 9112, section 3.2.2). uvicorn passes the whole URL as the path.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # h11 accepts nothing but ASCII in a target.
+        target = scope["raw_path"].decode("ascii")
+        if target[:7].lower() == "http://":
+            url = urlsplit(target)
+            headers = [each for each in scope["headers"] if each[0] != b"host"]
+            scope = {
+                **scope,
+                "path": unquote(url.path) or "/",
+                "raw_path": url.path.encode() or b"/",
+                "headers": [(b"host", url.netloc.encode()), *headers],
+            }
+        await self._app(scope, receive, send)
 
 
 class StoppableServer(uvicorn.Server):
