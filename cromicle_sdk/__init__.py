@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._async.client import AsyncClient, AsyncStream
+    from ._async.client import AsyncClient
+    from ._async.stream import AsyncStream
+    from ._async.transport import AsyncTransport
     from ._core.errors import (
         APIConnectionError,
         APIStatusError,
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from ._core.messages import Conversation, Message, format_prompt
     from ._core.options import Retry, Timeout
     from ._core.response import Headers, Reply
-    from ._sync.client import Client, Stream
+    from ._sync.client import Client
+    from ._sync.stream import Stream
+    from ._sync.transport import Transport
 
 __all__ = [
     "APIConnectionError",
@@ -42,6 +46,7 @@ __all__ = [
     "APITimeoutError",
     "AsyncClient",
     "AsyncStream",
+    "AsyncTransport",
     "AuthenticationError",
     "BadRequestError",
     "Client",
@@ -65,6 +70,7 @@ __all__ = [
     "Retry",
     "Stream",
     "Timeout",
+    "Transport",
     "UnexpectedContentError",
     "UnprocessableEntityError",
     "__version__",
@@ -73,15 +79,17 @@ __all__ = [
 
 _MODULES = {
     "AsyncClient": "_async.client",
-    "AsyncStream": "_async.client",
+    "AsyncStream": "_async.stream",
+    "AsyncTransport": "_async.transport",
     "Client": "_sync.client",
     "Conversation": "_core.messages",
     "Headers": "_core.response",
     "Message": "_core.messages",
     "Reply": "_core.response",
     "Retry": "_core.options",
-    "Stream": "_sync.client",
+    "Stream": "_sync.stream",
     "Timeout": "_core.options",
+    "Transport": "_sync.transport",
     "format_prompt": "_core.messages",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +30,17 @@ def echo() -> Iterator[LocalServer]:
 def faults() -> Iterator[FaultyServer]:
     with FaultyServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _default_sigint_handler() -> Iterator[None]:
+    """Let SIGINT interrupt the test and its child processes.
+
+    A shell script ignores it in commands that it starts with `&`, and children inherit that.
+    """
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The benchmarks: their figures are about what they measure, and they run."""
+"""The benchmarks: their bounds name what they measure, and they run."""
 
 from __future__ import annotations
 
@@ -9,51 +9,65 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks._figures import FIGURES, Figure
-from benchmarks._measure import Contender, Sample, Setting, Unavailable, compare, run_rounds
-from benchmarks._scenarios import SCENARIOS
+from benchmarks.bounds import BOUNDS, Bound
+from benchmarks.measure import Case, Sample, Settings, Unavailable, compare, run_rounds
+from benchmarks.scenarios import SCENARIOS
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f"{f.scenario} {f.subject} {f.rival}")
-def test_a_figure_names_contenders_and_a_column_of_its_scenario(figure: Figure) -> None:
-    scenario = SCENARIOS[figure.scenario]
-    names = [contender.name for contender in scenario.contenders]
-    assert {figure.subject, figure.rival} <= set(names)
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda b: f"{b.scenario} {b.subject} {b.baseline}")
+def test_a_bound_names_cases_and_a_column_of_its_scenario(bound: Bound) -> None:
+    scenario = SCENARIOS[bound.scenario]
+    names = [case.name for case in scenario.cases]
+    assert {bound.subject, bound.baseline} <= set(names)
     assert len(set(names)) == len(names)
-    assert figure.measure in scenario.columns
+    assert bound.measure in scenario.columns
 
 
-def test_a_quick_run_prints_its_figures_beside_their_bounds(
+def test_a_quick_run_prints_the_ratios_of_the_named_scenarios_beside_their_bounds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.json"
-    main(["--quick", "--only", "import", "--json", str(file)])
+    main(["import", "flood", "--quick", "--json", str(file)])
     printed = capsys.readouterr().out
-    assert "cromicle_sdk" in printed
+    assert "from cromicle_sdk import Client" in printed
     assert "1.15" in printed
     assert "held" in printed or "MISSED" in printed
     written = json.loads(file.read_text())
-    assert [figure["scenario"] for figure in written["figures"]] == ["import"]
-    assert written["scenarios"]["import"]["samples"]["httpx"][0]["cpu"] > 0
+    assert {bound["scenario"] for bound in written["bounds"]} == {"import", "flood"}
+    assert written["scenarios"]["import"]["samples"]["import httpx"][0]["cpu"] > 0
+    assert written["scenarios"]["flood"]["samples"]["cromicle trio"][0]["wall"] >= 0
 
 
-def test_contenders_take_turns_and_are_compared_round_by_round() -> None:
+def test_help_lists_all_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(scenario.description in printed for scenario in SCENARIOS.values())
+
+
+def test_an_unknown_scenario_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["nothing"])
+    assert "no scenario 'nothing': choose from call, burst," in capsys.readouterr().err
+
+
+def test_cases_are_interleaved_and_compared_within_each_round() -> None:
     order: list[str] = []
 
     def take(name: str, costs: list[float]) -> Sample:
         order.append(name)
         return Sample(cpu=costs.pop(0))
 
-    def fail(setting: Setting) -> Sample:
+    def fail(settings: Settings) -> Sample:
         raise Unavailable("not here")
 
     first, second = [1.0, 8.0, 3.0], [2.0, 2.0, 2.0]
-    contenders = [
-        Contender("first", lambda _: take("first", first)),
-        Contender("absent", fail),
-        Contender("second", lambda _: take("second", second)),
+    cases = [
+        Case("first", lambda _: take("first", first)),
+        Case("absent", fail),
+        Case("second", lambda _: take("second", second)),
     ]
-    samples = run_rounds(contenders, Setting("http://127.0.0.1", quick=True), rounds=3)
+    samples = run_rounds(cases, Settings("http://127.0.0.1", quick=True), rounds=3)
     assert order == ["first", "second", "second", "first", "second", "first"]
     assert samples.unavailable == {"absent": "not here"}
     ratio = compare(samples.taken, "first", "second", "cpu")

@@ -35,26 +35,42 @@ MODULES: dict[str, set[str]] = {
     "_core.retry": {"_core.errors", "_core.options"},
     "_core.deadline": {"_core.errors", "_core.options"},
     # What both sides know of the network.
-    "_http.sockets": {"_core.deadline", "_core.endpoint"},
-    "_http.translate": {
-        *("_core.deadline", "_core.endpoint", "_core.errors", "_core.options", "_core.request"),
-        "_http.sockets",
+    "_http.sockets": set(),
+    "_http.framing": set(),
+    "_http.libraries": set(),
+    "_http.proxies": {"_core.endpoint", "_core.errors"},
+    "_http.clients": {
+        *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
     },
-    # The async side, which waits in `concurrency` alone.
-    "_async.concurrency": {"_core.deadline", "_http.sockets"},
-    "_async.network": {"_async.concurrency", "_core.deadline", "_http.sockets"},
+    "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
+    # The async side, which waits in `concurrency` alone. A call goes through it from below.
+    "_async.concurrency": {"_http.sockets"},
+    "_async.network": {
+        *("_async.concurrency", "_core.deadline", "_http.framing", "_http.sockets"),
+    },
+    "_async.connection": {
+        *("_async.concurrency", "_async.network", "_core.deadline"),
+        *("_http.framing", "_http.proxies", "_http.sockets"),
+    },
     "_async.pool": {
-        *("_async.concurrency", "_async.network", "_core.deadline", "_core.request"),
-        "_http.sockets",
-    },
-    "_async.custom": {
-        *("_async.concurrency", "_core.deadline", "_core.request", "_http.sockets"),
+        *("_async.concurrency", "_async.connection", "_core.deadline"),
+        *("_http.clients", "_http.framing", "_http.libraries", "_http.proxies", "_http.sockets"),
         "_http.translate",
     },
+    "_async.transport": {"_async.pool", "_core.options", "_http.proxies"},
+    "_async.session": {
+        *("_async.concurrency", "_async.pool", "_async.transport"),
+        *("_core.deadline", "_core.options", "_core.request", "_core.response"),
+        *("_http.clients", "_http.proxies", "_http.sockets"),
+    },
+    "_async.stream": {
+        *("_async.session", "_core.errors", "_core.options", "_core.request", "_core.response"),
+        *("_core.retry", "_http.sockets", "_http.translate"),
+    },
     "_async.client": {
-        *("_async.concurrency", "_async.custom", "_async.pool"),
-        *("_core.deadline", "_core.errors", "_core.messages", "_core.options", "_core.request"),
-        *("_core.response", "_core.retry", "_core.secrets", "_http.sockets", "_http.translate"),
+        *("_async.session", "_async.stream"),
+        *("_core.errors", "_core.messages", "_core.options", "_core.request", "_core.response"),
+        *("_core.retry", "_core.secrets", "_http.clients", "_http.proxies"),
     },
 }
 
@@ -67,11 +83,12 @@ MODULES |= {
 
 # What users see.
 MODULES["__init__"] = {
-    *("_async.client", "_core.errors", "_core.messages", "_core.options", "_core.response"),
-    *("_sync.client", "_version"),
+    *("_async.client", "_async.stream", "_async.transport"),
+    *("_core.errors", "_core.messages", "_core.options", "_core.response"),
+    *("_sync.client", "_sync.stream", "_sync.transport", "_version"),
 }
 
-CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core.deadline"]
+CORE = [name for name in MODULES if name.startswith("_core.")]
 
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `platform` for the version in the user agent.
@@ -90,19 +107,29 @@ NOT_IN_CORE = {
 
 # Which modules know a package from elsewhere.
 THIRD_PARTY: dict[str, set[str]] = {
-    "httpx": {"_http.sockets", "_http.translate"},
-    "httpx2": {"_http.translate"},
-    "httpcore": {
-        *("_http.sockets", "_http.translate"),
-        *("_async.network", "_async.pool", "_sync.network", "_sync.pool"),
+    "httpx": {
+        *("_http.clients", "_http.proxies"),
+        *("_async.session", "_async.transport", "_sync.session", "_sync.transport"),
     },
-    "h11": {"_http.sockets", "_async.pool", "_sync.pool"},
+    "httpx2": {"_http.clients", "_async.transport", "_sync.transport"},
+    "httpcore": {
+        *("_http.framing", "_http.libraries", "_http.proxies"),
+        *("_async.connection", "_async.network", "_async.pool"),
+        *("_sync.connection", "_sync.network", "_sync.pool"),
+    },
+    "h11": {
+        *("_http.framing", "_async.connection", "_async.pool"),
+        *("_sync.connection", "_sync.pool"),
+    },
     "anyio": {"_async.concurrency"},
-    "typing_extensions": {"_async.client", "_sync.client"},
+    "typing_extensions": {
+        *("_async.client", "_async.pool", "_async.stream"),
+        *("_sync.client", "_sync.pool", "_sync.stream"),
+    },
 }
 
 # Folders and files with extras and jobs of their own; the clients know nothing of them.
-OTHERS = {"__main__", "_pytest_plugin", "bulk", "cli", "integrations", "server", "testing"}
+OTHERS = {"__main__", "bulk", "cli", "integrations", "server", "testing"}
 
 # Event loops have names only where uvicorn or the command need one of their own.
 LOOPS_ALLOWED = {"cli", "server", "testing"}

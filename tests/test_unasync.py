@@ -1,35 +1,74 @@
-"""The blocking half is the async half, by the table of substitutions and by its names."""
+"""The generated modules match their sources, and the handwritten one its async counterpart."""
 
 from __future__ import annotations
 
 import ast
+import re
+import shutil
+from pathlib import Path
 
 import pytest
-from unasync import PACKAGE, PAIRS, derive
+from unasync import PACKAGE, RULES, find_differences, generate, main
 
-IO_ROOMS = ("_async/concurrency.py", "_sync/concurrency.py")
-
-
-@pytest.mark.parametrize("master", PAIRS)
-def test_a_mirror_is_its_master_by_the_table(master: str) -> None:
-    derived = derive((PACKAGE / master).read_text(encoding="utf-8"))
-    assert derived == (PACKAGE / PAIRS[master]).read_text(encoding="utf-8")
+CONCURRENCY = ("_async/concurrency.py", "_sync/concurrency.py")
 
 
-def test_every_room_with_two_colours_is_a_pair() -> None:
-    two_coloured = {
-        path.relative_to(PACKAGE).as_posix()
-        for folder in ("_async", "_sync")
-        for path in (PACKAGE / folder).glob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert two_coloured == {*PAIRS, *PAIRS.values(), *IO_ROOMS}
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of both folders, in which a test changes a file."""
+    for folder in ("_async", "_sync"):
+        shutil.copytree(PACKAGE / folder, tmp_path / "cromicle_sdk" / folder)
+    return tmp_path / "cromicle_sdk"
 
 
-def test_a_mirror_that_drifted_would_be_seen() -> None:
-    source = (PACKAGE / "_async/client.py").read_text(encoding="utf-8")
-    assert derive(source + "\n\nX = 1\n") != derive(source)
-    assert "async" not in derive("async def f():\n    await g()\n")
+def test_the_generated_modules_match_their_sources() -> None:
+    assert find_differences(generate()) == []
+
+
+def test_a_generated_module_names_its_source_in_its_first_line() -> None:
+    for path, text in generate().items():
+        header = f"# Generated from _async/{path.name} by tests/unasync.py; do not edit.\n"
+        assert text.startswith(header)
+        assert ast.get_docstring(ast.parse(text))
+
+
+def test_a_generated_module_has_nothing_async() -> None:
+    for text in generate().values():
+        nodes = ast.walk(ast.parse(text))
+        assert not any(isinstance(node, (ast.AsyncFunctionDef, ast.Await)) for node in nodes)
+
+
+def test_check_names_the_files_that_differ_and_writes_nothing(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited, missing = package / "_sync/client.py", package / "_sync/pool.py"
+    text = edited.read_text(encoding="utf-8") + "\nX = 1\n"
+    edited.write_text(text, encoding="utf-8")
+    missing.unlink()
+    (package / "_sync/left_over.py").touch()
+    assert main(["--check"], package) == 1
+    assert re.findall(r"_sync/\w+", capsys.readouterr().out) == [
+        *("_sync/client", "_sync/left_over", "_sync/pool")
+    ]
+    assert edited.read_text(encoding="utf-8") == text
+    assert not missing.exists()
+
+
+def test_a_run_mends_the_files_that_differ(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (package / "_sync/client.py").write_text("", encoding="utf-8")
+    (package / "_sync/pool.py").unlink()
+    (package / "_sync/left_over.py").touch()
+    assert main([], package) == 0
+    assert main(["--check"], package) == 0
+    assert not (package / "_sync/left_over.py").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_rule_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"match nothing: no such phrase$"):
+        generate(rules=[*RULES, ("no such phrase", "")])
 
 
 def read_exports(tree: ast.Module) -> list[str]:
@@ -45,10 +84,10 @@ def read_functions(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str
     """The parameters of public functions and methods, in order, with kind and default."""
     found: dict[str, list[str]] = {}
     for statement in body:
-        if isinstance(statement, ast.ClassDef):
+        if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
             found |= read_functions(statement.body, f"{statement.name}.")
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            # Annotations differ by colour (`AsyncIterator`), the rest does not.
+            # Annotations differ (`AsyncIterator`), the rest does not.
             for argument in ast.walk(statement.args):
                 if isinstance(argument, ast.arg):
                     argument.annotation = None
@@ -57,10 +96,11 @@ def read_functions(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str
     return found
 
 
-def test_the_two_io_rooms_have_the_same_names_and_parameters() -> None:
-    trees = [ast.parse((PACKAGE / room).read_text(encoding="utf-8")) for room in IO_ROOMS]
-    master, mirror = trees
-    assert read_exports(master) == read_exports(mirror)
-    assert read_functions(master.body) == read_functions(mirror.body)
-    top = {name.partition(".")[0] for name in read_functions(master.body)}
-    assert top == set(read_exports(master))
+def test_both_concurrency_modules_have_the_same_names_and_parameters() -> None:
+    trees = [ast.parse((PACKAGE / path).read_text(encoding="utf-8")) for path in CONCURRENCY]
+    on_async, on_sync = trees
+    assert read_exports(on_async) == read_exports(on_sync)
+    assert read_functions(on_async.body) == read_functions(on_sync.body)
+    top = {name.partition(".")[0] for name in read_functions(on_async.body)}
+    # `Runtime` is a type alias.
+    assert {*top, "Runtime"} == set(read_exports(on_async))

@@ -1,59 +1,128 @@
-"""The blocking half of the package is derived from the async half by a table of substitutions.
+"""Generate the modules of `cromicle_sdk/_sync` from those of `cromicle_sdk/_async`.
 
-`python tests/unasync.py` writes it anew; `test_unasync.py` holds the files against the table.
+`python tests/unasync.py` writes them. With `--check` it writes nothing, names the files that
+differ, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "cromicle_sdk"
+__all__ = ["HANDWRITTEN", "PACKAGE", "RULES", "find_differences", "generate", "main"]
 
-PAIRS = {
-    f"_async/{name}.py": f"_sync/{name}.py" for name in ("client", "custom", "network", "pool")
-}
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cromicle_sdk"
 
-# Whole sentences first: what is said of one colour only.
-SENTENCES = {
-    '"""The client for asyncio and trio: it': '"""The blocking client: it',
-    '"""A client for one chat endpoint, for asyncio (uvloop included) and trio.': (
-        '"""A client for one chat endpoint, for blocking code.'
-    ),
-    "shared by tasks. After a fork, or on another event loop, it": "shared by threads. After a "
-    "fork it",
-    "an asynchronous iterator of": "an iterator of",
-    "# Held while one task waits for": "# Held while one thread waits for",
-}
+# Each side has its own.
+HANDWRITTEN = {"__init__.py", "concurrency.py"}
 
-# Then words, in this order.
-WORDS = {
-    r"\basync (def|with|for)\b": r"\1",
-    r"\bawait ": "",
-    r"\ba(close|iter|next)\b": r"\1",
-    r"\b__a(enter|exit|iter|next)__\b": r"__\1__",
-    r"\bStopAsyncIteration\b": "StopIteration",
-    r"\bhandle_async_request\b": "handle_request",
-    r"(?<![A-Za-z])(_?)Async(?=[A-Z])": r"\1",
-    r"\b_async(?=\b|_)": "_sync",
-}
+# Substitutions in this order: a regular expression, and what replaces its matches. First the
+# phrases that describe only one side, as they are.
+RULES = [
+    (re.escape(phrase), replacement)
+    for phrase, replacement in (
+        (
+            '"""The client for asyncio and trio:',
+            '"""The blocking client:',
+        ),
+        (
+            '"""A client for one chat endpoint, for asyncio (uvloop included) and trio.',
+            '"""A client for one chat endpoint, for blocking code.',
+        ),
+        (
+            "Tasks may share a client. After a fork, or on another event loop, it",
+            "Threads may share a client. After a fork it",
+        ),
+        ("an asynchronous iterator of", "an iterator of"),
+        ("While another task or thread reads", "While another thread reads"),
+        ("while one task waits for", "while one thread waits for"),
+        ("requests in flight, for each event loop; further", "requests in flight; further"),
+        (
+            "One transport may be used on several event loops, and after a fork.",
+            "One transport may be shared by threads, and used after a fork.",
+        ),
+        ("one of its own for each event loop, and for each", "one of its own for each"),
+        ("The pool of the running event loop.", "The pool of this process."),
+        ("what a fork or an event loop that has ended has left", "what a fork has left"),
+        ("The connections of one event loop:", "The connections of one process:"),
+    )
+]
+# Then the words.
+RULES += [
+    (r"\basync (def|with|for)\b", r"\1"),
+    (r"\bawait ", ""),
+    (r"\ba(close|iter|next)\b", r"\1"),
+    (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
+    (r"_loop_pool(s?)\b", r"_process_pool\1"),
+    (r"\bAwaitable\[([\w |]+)\]", r"\1"),
+    (r"\b(httpx2?)\.Async(Client|HTTPTransport)\b", r"\1.\2"),
+    (r"\bStopAsyncIteration\b", "StopIteration"),
+    (r"\bhandle_async_request\b", "handle_request"),
+    (r"(?<![A-Za-z])(_?)Async(?=[A-Z])", r"\1"),
+    (r"\bLoopPool\b", "ProcessPool"),
+]
 
 
-def derive(source: str) -> str:
-    """The blocking twin of an async source."""
-    for sentence, other in SENTENCES.items():
-        source = source.replace(sentence, other)
-    for word, other in WORDS.items():
-        source = re.sub(word, other, source)
-    return _tidy(source)
+def generate(
+    package: Path = PACKAGE, rules: Sequence[tuple[str, str]] = tuple(RULES)
+) -> dict[Path, str]:
+    """The path and text of each generated module.
+
+    Raises `ValueError` for a rule that matches nothing in any of the sources: it is left over
+    from code that has changed, or has an error of its own.
+    """
+    counts = dict.fromkeys((pattern for pattern, _ in rules), 0)
+    generated: dict[Path, str] = {}
+    for source in _find_modules(package / "_async"):
+        text = source.read_text(encoding="utf-8")
+        for pattern, replacement in rules:
+            text, count = re.subn(pattern, replacement, text)
+            counts[pattern] += count
+        header = f"# Generated from _async/{source.name} by tests/unasync.py; do not edit.\n"
+        generated[package / "_sync" / source.name] = _format(header + text)
+    if unused := [pattern for pattern, count in counts.items() if not count]:
+        raise ValueError(f"these rules match nothing: {', '.join(unused)}")
+    return generated
 
 
-def _tidy(source: str) -> str:
-    """Shorter names sort elsewhere, and fit in fewer lines."""
-    config = str(PACKAGE.parent / "pyproject.toml")
-    for command in (["check", "--select", "I", "--fix"], ["format"]):
+def find_differences(generated: dict[Path, str], package: Path = PACKAGE) -> list[Path]:
+    """The files of `_sync` that differ, are missing, or have no source any more."""
+    present = {path: path.read_text(encoding="utf-8") for path in _find_modules(package / "_sync")}
+    return sorted(
+        path for path in {*generated, *present} if generated.get(path) != present.get(path)
+    )
+
+
+def main(arguments: Sequence[str] | None = None, package: Path = PACKAGE) -> int:
+    """Write the generated modules, or check them. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, name what differs")
+    options = parser.parse_args(arguments)
+    generated = generate(package)
+    differences = find_differences(generated, package)
+    for path in differences:
+        if options.check:
+            print(f"{path.relative_to(package.parent)} differs: run python tests/unasync.py")
+        elif path in generated:
+            path.write_text(generated[path], encoding="utf-8")
+        else:
+            path.unlink()
+    return 1 if options.check and differences else 0
+
+
+def _find_modules(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.py") if path.name not in HANDWRITTEN)
+
+
+def _format(source: str) -> str:
+    """Sort the names and wrap the lines again: names have become shorter, or unused."""
+    config = str(ROOT / "pyproject.toml")
+    for command in (["check", "--select", "F401,I,RUF022", "--fix"], ["format"]):
         source = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--quiet", "--config", config, "-"],
             input=source,
@@ -64,11 +133,5 @@ def _tidy(source: str) -> str:
     return source
 
 
-def main() -> None:
-    for master, mirror in PAIRS.items():
-        derived = derive((PACKAGE / master).read_text(encoding="utf-8"))
-        (PACKAGE / mirror).write_text(derived, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,232 +1,290 @@
-"""What async code does otherwise than blocking code: the clients' only room that knows anyio.
+"""What async code does differently from blocking code: the one module of the clients with anyio.
 
-`_sync_io.py` has the same names for the blocking colour; a test compares the two.
+`_sync/concurrency.py` has the same names for blocking code; a test compares the two.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
-from cromicle_sdk._core.deadline import Limits
-from cromicle_sdk._http.sockets import Address, ClosedByCaller
+from cromicle_sdk._http.sockets import Address, ClosedByCaller, TimeLimitReached
 
 __all__ = [
-    "Interrupt",
-    "Pause",
-    "Pauses",
-    "Slots",
-    "connect",
-    "discard",
-    "find_place",
-    "give_way",
-    "receive",
+    "CancelHandle",
+    "ConnectionLimiter",
+    "Runtime",
+    "checkpoint",
+    "current_runtime",
+    "finish_iterator",
+    "is_runtime_alive",
+    "limit_waits",
     "resolve",
-    "send",
     "shield",
+    "sleep",
     "time_limit",
+    "wait_any_writable",
+    "wait_readable",
+    "wait_writable",
 ]
 
-# How often a waiting call looks up, in seconds: a slot may have been given back by the garbage
-# collector in another thread, where an event does not wake the loop.
-_LOOK_UP = 1.0
+# How often a call that waits for a slot polls, in seconds: the garbage collector may have released
+# one in another thread, where an event does not wake the loop.
+_POLL_SECONDS = 1.0
 
 # More than the chunks of one byte in what is read at a time.
-_STEPS_TO_DISCARD = 20_000
+_STEPS_TO_FINISH = 20_000
 
 
-def find_place() -> object:
-    """Where connections live: this process and this event loop."""
+T = TypeVar("T")
+
+# A process and an event loop of it, as a key.
+Runtime = tuple[int, object]
+
+
+def current_runtime() -> Runtime:
+    """What connections belong to: this process and this event loop."""
     return os.getpid(), anyio.lowlevel.current_token()
 
 
+def is_runtime_alive(runtime: Runtime) -> bool:
+    """Whether its event loop may still run in this process."""
+    process, token = runtime
+    loop: Any = getattr(token, "native_token", token)
+    if process != os.getpid():
+        return False
+    if hasattr(loop, "is_closed"):
+        return not loop.is_closed()
+    try:
+        # trio has no other way to tell.
+        loop.run_sync_soon(int)
+    except RuntimeError:
+        return False
+    return True
+
+
+class CancelHandle:
+    """Cancels one call: its present wait and those to come.
+
+    `cancel` may be called by any task, thread or signal handler. In another event loop, a wait for
+    a socket sees it at once, and one for a slot when it next polls.
+    """
+
+    __slots__ = ("__weakref__", "_process", "_scope", "_socket", "_thread", "is_cancelled")
+
+    def __init__(self) -> None:
+        self.is_cancelled: bool = False
+        self._process = os.getpid()
+        self._scope: anyio.CancelScope | None = None
+        self._socket: socket.socket | None = None
+        self._thread = 0
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        scope, sock = self._scope, self._socket
+        # A scope belongs to its event loop, and so to one thread.
+        if scope is not None and self._thread == threading.get_ident():
+            scope.cancel()
+        # A forked child shares the connection with its parent, which may be reading it.
+        elif sock is not None and self._process == os.getpid():
+            # Nothing waits for a socket that is not connected any more.
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def check(self) -> None:
+        """Raise `ClosedByCaller` after `cancel`."""
+        if self.is_cancelled:
+            raise _closed()
+
+    def _enter(self, scope: anyio.CancelScope | None) -> None:
+        self._thread = threading.get_ident()
+        self._scope = scope
+
+    async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
+        """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
+        return await self._run(wait, timeout, None)
+
+    async def _run(
+        self,
+        wait: Callable[[], Awaitable[object]],
+        timeout: float | None,
+        sock: socket.socket | None,
+    ) -> bool:
+        self._socket = sock
+        self.check()
+        deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        self._thread = threading.get_ident()
+        with anyio.CancelScope(deadline=deadline) as scope:
+            self._scope = scope
+            try:
+                await wait()
+            finally:
+                self._scope = self._socket = None
+        self.check()
+        return not scope.cancelled_caught
+
+
+def _closed() -> ClosedByCaller:
+    return ClosedByCaller("it was closed while it was under way")
+
+
 async def resolve(
-    host: str, port: int, timeout: float | None, interrupt: Interrupt
-) -> list[Address]:
-    """A host's addresses. Raises `OSError`, and `ClosedByCaller`."""
-    with interrupt.watch(), anyio.fail_after(timeout):
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]
+    host: str, port: int, timeout: float | None, cancel_handle: CancelHandle
+) -> list[Address] | None:
+    """A host's addresses; None where the resolver did not answer within `timeout` seconds.
+
+    Raises `OSError` and `ClosedByCaller`.
+    """
+    found: list[Address] = []
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+
+    async def wait() -> None:
+        # Not `anyio.getaddrinfo`: on uvloop that is another resolver than the blocking client's.
+        for family, _, _, _, address in await anyio.to_thread.run_sync(
+            look_up, abandon_on_cancel=True
+        ):
+            found.append((family, address))
+
+    return found if await cancel_handle.run(wait, timeout) else None
 
 
-async def connect(sock: socket.socket, address: Any, timeout: float | None) -> None:
-    """Connect a new socket to an address. Raises `OSError`."""
-    sock.setblocking(False)
-    with anyio.fail_after(timeout):
-        with suppress(BlockingIOError):
-            sock.connect(address)
-        await anyio.wait_writable(sock)
-    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))
+async def wait_readable(
+    sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle
+) -> bool:
+    """Wait until a socket has bytes or an end to read; False at the timeout.
+
+    Raises `ClosedByCaller`.
+    """
+    return await cancel_handle._run(lambda: anyio.wait_readable(sock), timeout, sock)
 
 
-async def receive(sock: socket.socket, max_bytes: int, timeout: float | None) -> bytes:
-    """The next bytes, b"" at the end. Raises `OSError`."""
-    with suppress(BlockingIOError):
-        data = sock.recv(max_bytes)
-        # A server that is always ahead must not keep the loop from other tasks, nor a
-        # cancellation from this one.
-        await give_way()
-        return data
-    with anyio.fail_after(timeout):
-        while True:
-            await anyio.wait_readable(sock)
-            # A wake-up may come to nothing.
-            with suppress(BlockingIOError):
-                return sock.recv(max_bytes)
+async def wait_writable(
+    sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle
+) -> bool:
+    """Wait until a socket takes bytes, or is connected; False at the timeout.
+
+    Raises `ClosedByCaller`.
+    """
+    return await cancel_handle._run(lambda: anyio.wait_writable(sock), timeout, sock)
 
 
-async def send(sock: socket.socket, data: bytes, timeout: float | None) -> None:
-    """Send all of it. Raises `OSError`."""
-    rest = memoryview(data)
-    with anyio.fail_after(timeout):
-        while rest:
-            # A wait inside a handler would have the error for its context, and its frames, which
-            # hold the request.
-            with suppress(BlockingIOError):
-                rest = rest[sock.send(rest) :]
-                continue
-            await anyio.wait_writable(sock)
+async def wait_any_writable(
+    socks: list[socket.socket], timeout: float | None, cancel_handle: CancelHandle
+) -> list[socket.socket]:
+    """The first of several sockets to be connected or refused; none at the timeout.
+
+    Raises `ClosedByCaller`.
+    """
+    ready: list[socket.socket] = []
+
+    async def wait() -> None:
+        async with anyio.create_task_group() as group:
+
+            async def watch(sock: socket.socket) -> None:
+                await anyio.wait_writable(sock)
+                ready.append(sock)
+                group.cancel_scope.cancel()
+
+            for sock in socks:
+                group.start_soon(watch, sock)
+
+    await cancel_handle.run(wait, timeout)
+    return ready
 
 
-async def give_way() -> None:
+async def checkpoint() -> None:
     """Let other tasks run, and a cancellation come."""
     await anyio.lowlevel.checkpoint()
 
 
-class Interrupt:
-    """What ends a call's present wait from elsewhere, and those to come."""
-
-    def __init__(self) -> None:
-        self.is_over: bool = False
-        self._scope: anyio.CancelScope | None = None
-        self._place: object = None
-
-    def end(self) -> None:
-        self.is_over = True
-        # A scope belongs to its loop: from elsewhere the wait sees it when it next looks up.
-        if self._scope is not None and self._place == find_place():
-            self._scope.cancel()
-
-    def check(self) -> None:
-        """Raise `ClosedByCaller` after `end`."""
-        if self.is_over:
-            raise ClosedByCaller("it was closed while it was under way")
-
-    @contextmanager
-    def watch(self) -> Generator[None]:
-        """A wait that `end` ends. Raises `ClosedByCaller`."""
-        self.check()
-        self._place = find_place()
-        with anyio.CancelScope() as self._scope:
-            yield
-        self._scope = None
-        self.check()
+async def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
+    """Wait between two attempts; a cancellation ends it."""
+    with suppress(ClosedByCaller):
+        await cancel_handle.run(lambda: anyio.sleep(seconds), None)
 
 
-class Slots:
-    """How many exchanges may be under way; who finds none free waits in line.
+class ConnectionLimiter:
+    """How many exchanges may be under way in one event loop; further ones are queued.
 
     `release` may be called by the garbage collector, at any point and from any thread.
     """
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._line: OrderedDict[anyio.Event, None] = OrderedDict()
+        self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
 
-    async def acquire(self, timeout: float | None, interrupt: Interrupt) -> None:
-        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller`."""
-        if self._free and not self._line:
+    async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
+        """Take a slot; False where none was free within `timeout` seconds.
+
+        Raises `ClosedByCaller`.
+        """
+        if self._free and not self._queue:
             self._free -= 1
-            return
-        turn = anyio.Event()
-        self._line[turn] = None
+            return True
+        waiter = anyio.Event()
+        self._queue[waiter] = None
+
+        async def wait() -> None:
+            # A slot may have been released just before this call was queued.
+            self._wake()
+            while not (waiter.is_set() or cancel_handle.is_cancelled):
+                with anyio.move_on_after(_POLL_SECONDS):
+                    await waiter.wait()
+
         try:
-            with interrupt.watch(), anyio.fail_after(timeout):
-                # A slot may have been given back just before this call stood in line.
-                self._serve()
-                while not (turn.is_set() or interrupt.is_over):
-                    with anyio.move_on_after(_LOOK_UP):
-                        await turn.wait()
+            if await cancel_handle.run(wait, timeout):
+                return True
         except BaseException:
-            # In one step, between whose halves nobody can be given the slot of nobody.
-            try:
-                del self._line[turn]
-            except KeyError:
-                self.release()
+            self._leave(waiter)
             raise
+        self._leave(waiter)
+        return False
 
     def release(self) -> None:
-        """Give a slot back: to the first in line, where there is one."""
+        """Return a slot: to the first in the queue, where there is one."""
         self._free += 1
-        self._serve()
+        self._wake()
 
-    def _serve(self) -> None:
-        while self._free and self._line:
-            self._free -= 1
-            turn, _ = self._line.popitem(last=False)
-            turn.set()
-
-
-class Pause:
-    """A wait that can be ended from elsewhere."""
-
-    def __init__(self) -> None:
-        self._over = anyio.Event()
-
-    async def wait(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await self._over.wait()
-
-    def end(self) -> None:
-        self._over.set()
-
-
-class Pauses:
-    """The pauses of a client, which all end with it."""
-
-    def __init__(self) -> None:
-        self._waiting: set[Pause] = set()
-        self._are_over = False
-
-    async def wait(self, seconds: float, pause: Pause) -> None:
-        self._waiting.add(pause)
+    def _leave(self, waiter: anyio.Event) -> None:
+        # `del` is atomic: a waiter that is no longer queued already owns a slot.
         try:
-            if not self._are_over:
-                await pause.wait(seconds)
-        finally:
-            self._waiting.discard(pause)
+            del self._queue[waiter]
+        except KeyError:
+            self.release()
 
-    def end(self) -> None:
-        """End those under way, and have none any more."""
-        self._are_over = True
-        for pause in list(self._waiting):
-            pause.end()
+    def _wake(self) -> None:
+        while self._free and self._queue:
+            self._free -= 1
+            waiter, _ = self._queue.popitem(last=False)
+            waiter.set()
 
 
-def discard(chunks: AsyncIterator[bytes]) -> None:
-    """Finish an iterator whose connection is closed, without an event loop's help.
+def finish_iterator(chunks: AsyncIterator[bytes]) -> None:
+    """Run an iterator whose connection is closed to its end, without an event loop's help.
 
-    A generator that is dropped unfinished would be a warning under trio, and a task on asyncio.
-    Nothing in it can wait any more, so its steps are taken by hand until it raises. One of a
-    transport of the user's may have no end: it is left to itself after a while.
+    A generator that is dropped unfinished is a warning under trio, and a task on asyncio. Nothing
+    in it can wait any more, so its steps are taken by hand until it raises. One of a transport of
+    the user's may have no end, and is dropped after a while.
     """
     step = None
-    for _ in range(_STEPS_TO_DISCARD):
+    for _ in range(_STEPS_TO_FINISH):
         step = step or chunks.__anext__().__await__()
         try:
             next(step)
         except StopIteration:
-            step = None  # it was one of the pieces that had been read before
-        except Exception:  # noqa: BLE001 - whatever it is, it ends the generator, and nobody asks
+            step = None  # it was one of the chunks that had been read before
+        except Exception:  # noqa: BLE001 - whatever it is, it ends the generator
             return
 
 
@@ -237,8 +295,76 @@ def shield() -> Generator[None]:
         yield
 
 
-@contextmanager
-def time_limit(limits: Limits) -> Generator[None]:
-    """Hold somebody else's code to the limits. Raises `TimeoutError`."""
-    with anyio.fail_after(limits.left()):
-        yield
+async def time_limit(
+    run: Callable[[], Awaitable[None]], seconds: float | None, cancel_handle: CancelHandle
+) -> None:
+    """Hold the code of a custom client to a limit. Raises `TimeLimitReached`, `ClosedByCaller`."""
+    if not await cancel_handle.run(run, seconds):
+        raise TimeLimitReached
+
+
+def limit_waits(
+    run: Callable[[], Awaitable[T]], find_limit: Callable[[], float], cancel_handle: CancelHandle
+) -> Awaitable[T]:
+    """As `time_limit`, for code that rarely waits: the seconds are asked for where it does.
+
+    Raises `TimeLimitReached` and `ClosedByCaller`.
+    """
+    return _LimitedWaits(run, find_limit, cancel_handle)
+
+
+class _LimitedWaits(Generic[T]):
+    """Awaits something with a cancel scope around each of its suspensions, and only those.
+
+    A scope costs 3 to 9 us, and most chunks of a custom client's response have arrived with the one
+    before, so that no wait is needed.
+    """
+
+    __slots__ = ("_cancel_handle", "_find_limit", "_run")
+
+    def __init__(
+        self,
+        run: Callable[[], Awaitable[T]],
+        find_limit: Callable[[], float],
+        cancel_handle: CancelHandle,
+    ) -> None:
+        self._run = run
+        self._find_limit = find_limit
+        self._cancel_handle = cancel_handle
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        if self._cancel_handle.is_cancelled:
+            raise _closed()
+        steps = self._run().__await__()
+        try:
+            suspension = next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        return (yield from self._resume(steps, suspension))
+
+    def _resume(self, steps: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
+        deadline = anyio.current_time() + self._find_limit()
+        is_interrupted = False
+        while True:
+            value: Any = None
+            error: BaseException | None = None
+            # The scope is left before the code goes on, which may leave a scope that it has entered
+            # before this one.
+            try:
+                with anyio.CancelScope(deadline=math.inf if is_interrupted else deadline) as scope:
+                    self._cancel_handle._enter(None if is_interrupted else scope)
+                    value = yield suspension
+            except BaseException as raised:  # noqa: BLE001 - it is raised where the code waits
+                error = raised
+            self._cancel_handle._enter(None)
+            # Not `cancelled_caught`: under trio a cancellation is a value, which raises further in.
+            if scope.cancel_called and error is None:
+                # What the code does on its way out is not limited any more.
+                is_interrupted = True
+                error = _closed() if self._cancel_handle.is_cancelled else TimeLimitReached()
+            try:
+                suspension = steps.send(value) if error is None else steps.throw(error)
+            except StopIteration as done:
+                result: T = done.value
+                return result

@@ -1,309 +1,343 @@
-"""Connections: one exchange each, used again only when clean, many in flight at linear cost."""
+"""The connection pool below our transports: one exchange a connection, at linear cost.
+
+httpcore's pool is not used. Its bookkeeping is quadratic in the requests in flight, and on asyncio
+a cancelled request can lose its slot for good (httpcore issue 1093; httpcore2 2.16 has mended
+both). Nor does it notice bytes that follow a response, which would be read as the response to the
+next request. Here a connection belongs to one exchange or is idle.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable
-from typing import Any, cast
-from weakref import WeakSet, WeakValueDictionary, finalize
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet, finalize
 
-import h11
 import httpcore
 
-from cromicle_sdk._core.deadline import Limits
-from cromicle_sdk._core.request import Request
-from cromicle_sdk._http.sockets import (
-    IDLE_SECONDS,
-    PIECES_AT_ONCE,
-    Body,
-    ClosedByCaller,
-    Head,
-    Route,
-    default_ssl_context,
-    find_protocol,
-    next_piece,
-    snapshot,
-)
+from cromicle_sdk._core.deadline import CallTimeouts
+from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
+from cromicle_sdk._http.framing import receive_body
+from cromicle_sdk._http.libraries import convert_error, convert_request, find_library
+from cromicle_sdk._http.proxies import Route
+from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.translate import redact_error, redact_reason
 
-from . import concurrency as io
-from .network import AsyncWire
+from . import concurrency
+from .connection import AsyncConnection, AsyncLoopPool
 
-__all__ = ["AsyncConnections", "AsyncExchange"]
+if TYPE_CHECKING:
+    import h11
+    from typing_extensions import Self
+
+__all__ = ["AsyncExchange", "AsyncPool"]
 
 
-class AsyncConnections:
-    """A client's connections to its endpoint.
-
-    httpcore's pool is not used: its bookkeeping is quadratic in the calls in flight, and on
-    asyncio a cancelled call can lose its place in it for good (httpcore issue 1093). Here a
-    connection belongs to one exchange or lies idle.
-    """
+class AsyncPool:
+    """The pool of a transport: one of its own for each event loop, and for each forked process."""
 
     def __init__(self, route: Route, *, max_connections: int) -> None:
         self._route = route
         self._max_connections = max_connections
-        # By process and event loop. An earlier one lives on while it has exchanges under way.
-        self._homes: WeakValueDictionary[object, _AsyncHome] = WeakValueDictionary()
-        # The present one, if any. A client that nobody closed, and nobody has any more, leaves
-        # no socket behind: not by `__del__`, before which a collector may have come to the socket.
-        self._here: list[_AsyncHome] = []
-        finalize(self, _leave, self._here)
-        # Who holds a call is its stream: one that an interrupt has cut off is not kept here.
-        self._active: WeakSet[AsyncExchange] = WeakSet()
-        self._pauses = io.Pauses()
-        self.is_closed: bool = False
+        self._loop_pools: dict[concurrency.Runtime, AsyncLoopPool] = {}
+        self._lock = threading.Lock()
+        # Of plain httpx requests: the calls of our own clients are cancelled by those.
+        self._exchanges: WeakSet[AsyncExchange] = WeakSet()
+        self.is_closed = False
+        # A pool that is dropped unclosed leaves no socket behind. Not by `__del__`, before which
+        # the collector may have come to the sockets.
+        finalize(self, _close_all, self._loop_pools)
 
-    def start(self, limits: Limits) -> AsyncExchange:
-        """An exchange that has yet to be sent. Raises `ClosedByCaller` after `close`."""
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Run the exchange that a call of ours sends along; or a new one, for a plain request.
+
+        Raises `httpcore`'s errors; for a call of ours also `ClosedByCaller`.
+        """
+        library = find_library(request)
+        if library is httpcore:
+            return await self._handle(request)
+        try:
+            return await self._handle(convert_request(request), library)
+        except Exception as error:
+            raise convert_error(error, library) from error
+
+    async def _handle(
+        self, request: httpcore.Request, library: ModuleType = httpcore
+    ) -> httpcore.Response:
+        exchange = request.extensions.get(EXCHANGE_EXTENSION)
+        if isinstance(exchange, AsyncExchange):
+            return await exchange.run(self.find_loop_pool(), request, library)
+        return await self._handle_plain_request(request, library)
+
+    async def _handle_plain_request(
+        self, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
+        timeouts = CallTimeouts.for_request(
+            request.extensions.get("timeout", {}), now=time.monotonic()
+        )
+        exchange = AsyncExchange(timeouts, concurrency.CancelHandle())
+        self._exchanges.add(exchange)
+        try:
+            return await exchange.run(self.find_loop_pool(), request, library)
+        except ClosedByCaller as error:
+            exchange.abandon()
+            raise httpcore.ReadError(str(error)) from error
+        except BaseException:
+            exchange.abandon()
+            raise
+
+    def find_loop_pool(self) -> AsyncLoopPool:
+        """The pool of the running event loop. Raises `ClosedByCaller` after `aclose`."""
         if self.is_closed:
             raise ClosedByCaller("its client is closed")
-        exchange = AsyncExchange(self, self._find_home(), limits)
-        self._active.add(exchange)
-        return exchange
+        runtime = concurrency.current_runtime()
+        pool = self._loop_pools.get(runtime)
+        if pool is None:
+            with self._lock:
+                self._close_dead_loop_pools()
+                pool = self._loop_pools.setdefault(
+                    runtime, AsyncLoopPool(self._route, self._max_connections)
+                )
+        return pool
 
-    def connect(self, limits: Limits, interrupt: io.Interrupt) -> _AsyncConnection:
-        """A new connection, which connects when it is first used."""
-        return _AsyncConnection(self._route, AsyncWire(limits, interrupt))
+    def _close_dead_loop_pools(self) -> None:
+        """Close what a fork or an event loop that has ended has left behind."""
+        for runtime in list(self._loop_pools):
+            if not concurrency.is_runtime_alive(runtime):
+                self._loop_pools.pop(runtime).close()
 
-    async def wait(self, seconds: float, pause: io.Pause) -> None:
-        """Wait between two attempts; the end of the pause, or `close`, cuts it short."""
-        await self._pauses.wait(seconds, pause)
-
-    def close(self) -> None:
-        """Close all connections; whoever waits for one of them wakes up."""
+    async def aclose(self) -> None:
+        """Close all connections, and cancel the plain requests in flight."""
         self.is_closed = True
-        for home in list(self._homes.values()):
-            home.leave()
-        for exchange in snapshot(self._active):
-            exchange.abort()
-        self._pauses.end()
+        _close_all(self._loop_pools)
+        for exchange in snapshot(self._exchanges):
+            exchange.cancel_handle.cancel()
 
-    def forget(self, exchange: AsyncExchange) -> None:
-        self._active.discard(exchange)
+    async def __aenter__(self) -> Self:
+        return self
 
-    def _find_home(self) -> _AsyncHome:
-        """After a fork, or on another event loop, everything begins afresh.
-
-        What is in flight elsewhere goes on there and is closed, not kept, when it ends.
-        """
-        place = io.find_place()
-        home = self._homes.get(place)
-        if home is None:
-            home = self._homes[place] = _AsyncHome(self._max_connections)
-        if home not in self._here:
-            _leave(self._here)
-            self._here[:] = [home]
-            home.enter()
-        return home
+    async def __aexit__(self, *arguments: object) -> None:
+        await self.aclose()
 
 
-def _leave(homes: list[_AsyncHome]) -> None:
-    for home in homes:
-        home.leave()
-
-
-class _AsyncHome:
-    """Where connections live, a process and an event loop: its slots, and what lies idle in it."""
-
-    def __init__(self, max_connections: int) -> None:
-        self.slots: io.Slots = io.Slots(max_connections)
-        # The end of the list is the most recently used. Its operations are atomic, so that a
-        # collected stream may give back a connection at any time, in any thread.
-        self._idle: deque[_AsyncConnection] = deque()
-        self._is_left = False
-
-    def enter(self) -> None:
-        """Connections are kept here from now on."""
-        self._is_left = False
-
-    def leave(self) -> None:
-        """Nobody comes here any more: close what lies idle, and what would come to do so."""
-        self._is_left = True
-        while (connection := self._pop(self._idle.pop)) is not None:
-            connection.close()
-
-    def take_idle(self) -> _AsyncConnection | None:
-        """The idle connection that was used last and still lives, if there is one."""
-        while (connection := self._pop(self._idle.pop)) is not None:
-            if not connection.is_expired and connection.wire.is_quiet:
-                return connection
-            connection.close()
-        return None
-
-    def park(self, connection: _AsyncConnection) -> None:
-        """Keep a clean connection for the next call."""
-        connection.idle_since = time.monotonic()
-        self._idle.append(connection)
-        if self._is_left:
-            self.leave()
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Close the connections that have lain idle for too long: the oldest ones."""
-        while (oldest := self._pop(self._idle.popleft)) is not None:
-            if not oldest.is_expired:
-                self._idle.appendleft(oldest)
-                return
-            oldest.close()
-
-    def _pop(self, take: Callable[[], _AsyncConnection]) -> _AsyncConnection | None:
-        # Between a look at the list and the taking another thread may have emptied it.
-        try:
-            return take()
-        except IndexError:
-            return None
-
-
-class _AsyncConnection:
-    """One httpcore connection, and the wire below it."""
-
-    def __init__(self, route: Route, wire: AsyncWire) -> None:
-        self.idle_since: float = 0.0
-        self.wire: AsyncWire = wire
-        self.url: httpcore.URL = route.url
-        ssl_context = route.ssl_context
-        if ssl_context is None and route.endpoint.scheme == "https":
-            ssl_context = default_ssl_context()
-        # Only its factory is used: it knows direct, forwarded, tunnelled and SOCKS connections.
-        factory = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context, proxy=route.proxy, network_backend=self.wire
-        )
-        self.http: httpcore.AsyncConnectionInterface = factory.create_connection(route.origin)
-
-    @property
-    def is_expired(self) -> bool:
-        return time.monotonic() - self.idle_since > IDLE_SECONDS
-
-    def close(self) -> None:
-        self.wire.close()
+def _close_all(pools: dict[concurrency.Runtime, AsyncLoopPool]) -> None:
+    for pool in list(pools.values()):
+        pool.close()
 
 
 class AsyncExchange:
-    """One request and its answer. It holds a slot and a connection until it is over."""
+    """One request and its response. It holds a slot and a connection until it is over.
 
-    head: Head
+    The call makes it and passes it in the extensions of its httpx request; the pool runs it. So
+    the call can abandon it at any moment, whichever layer of httpx an exception has passed.
 
-    def __init__(self, connections: AsyncConnections, home: _AsyncHome, limits: Limits) -> None:
-        self._connections = connections
-        self._home = home
-        self._limits = limits
-        self._has_slot = False
-        self._connection: _AsyncConnection | None = None
-        self._response: httpcore.Response | None = None
-        self._protocol: h11.Connection | None = None
+    It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
+    unfinished is a warning under trio.
+
+    `redact` is given by a call of our own: it takes the call's secrets out of a text that the
+    server wrote. The request of such a call is sent again where the server had closed the idle
+    connection before it read it.
+    """
+
+    def __init__(
+        self,
+        timeouts: CallTimeouts,
+        cancel_handle: concurrency.CancelHandle,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
+        self._timeouts = timeouts
+        self.cancel_handle = cancel_handle
+        self._redact = redact
+        self._pool: AsyncLoopPool | None = None
+        self._connection: AsyncConnection | None = None
+        self.response: httpcore.Response | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self.response = None
+        self.trailers: tuple[tuple[bytes, bytes], ...] = ()
+        self._parser: h11.Connection | None = None
+        self._source: Any = None
         self._chunks: AsyncIterator[bytes] | None = None
-        self._pieces = 0
-        self._interrupt = io.Interrupt()
-        self._is_over = False
+        self._needs_data = False
+        self._failure: httpcore.RemoteProtocolError | None = None
+        self._is_end = False
+        self._library: ModuleType = httpcore
 
-    async def send(self, request: Request) -> None:
-        """Send the request and wait for the head of its answer.
+    async def run(
+        self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
+        """Send the request and wait for the head of its response, whose stream is this object.
 
-        Raises what httpcore, sockets and TLS raise, `TimeoutError` and `ClosedByCaller`.
+        Errors while it is iterated are those of `library`.
+
+        Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
+        authentication does.
         """
-        await self._home.slots.acquire(self._limits.left(), self._interrupt)
-        self._has_slot = True
-        idle = self._home.take_idle()
-        if idle is None or not await self._resend(idle, request):
-            connection = self._connections.connect(self._limits, self._interrupt)
-            await self._send_on(connection, request)
-
-    async def _resend(self, connection: _AsyncConnection, request: Request) -> bool:
-        """Send on a connection that was used before; False where it was gone already."""
+        self.abandon()
+        self._start()
+        self._library = library
+        await self._acquire_slot(pool)
+        request.stream = _AsyncRequestBody(request.stream, self._timeouts)
         try:
-            await self._send_on(connection, request)
-        except (OSError, httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
-            # The server closed it just as the request went out, a race that nobody can win: as
-            # no byte came back, the request has the right to a connection of its own.
-            if isinstance(error, TimeoutError) or connection.wire.has_received:
-                raise
-            connection.close()
-            return False
-        return True
+            response = await self._send(pool, request)
+        except Exception as error:
+            # Instrumentation sees it before the call does.
+            if self._redact is not None:
+                redact_error(error, self._redact)
+            raise
+        # httpcore's response is kept, and read through this object.
+        self._source, response.stream = response.stream, self
+        self.response = response
+        if self._redact is not None:
+            redact_reason(response.extensions, self._redact)
+        return response
 
-    async def _send_on(self, connection: _AsyncConnection, request: Request) -> None:
+    async def _acquire_slot(self, pool: AsyncLoopPool) -> None:
+        self._timeouts.enter("pool", time.monotonic())
+        left = self._timeouts.left(time.monotonic())
+        if not await pool.limiter.acquire(left, self.cancel_handle):
+            raise httpcore.PoolTimeout
+        self._pool = pool
+
+    async def _send(self, pool: AsyncLoopPool, request: httpcore.Request) -> httpcore.Response:
+        origin = request.url.origin
+        idle = pool.get_idle(origin)
+        if idle is not None:
+            try:
+                return await self._send_on(idle, request)
+            except (httpcore.NetworkError, httpcore.RemoteProtocolError):
+                idle.close()
+                if self._redact is None or not idle.is_request_unread:
+                    raise
+        # The server closed the idle connection just as the request was sent, a race that no check
+        # wins: it has not seen the request, which gets a connection of its own.
+        return await self._send_on(pool.open_connection(origin), request)
+
+    async def _send_on(
+        self, connection: AsyncConnection, request: httpcore.Request
+    ) -> httpcore.Response:
         self._connection = connection
-        self._interrupt.check()
-        wire = connection.wire
-        wire.limits = self._limits
-        wire.interrupt = self._interrupt
-        wire.has_received = False
-        self._limits.enter("connect")
-        response: Any = await connection.http.handle_async_request(
-            httpcore.Request(
-                b"POST",
-                connection.url,
-                headers=request.headers,
-                content=Body(request.body, self._limits),
-            )
-        )
-        self._response = response
-        self._protocol = find_protocol(connection.http)
-        self.head = Head(response.status, response.headers, response.extensions["http_version"])
+        response = await connection.send(request, self._timeouts, self.cancel_handle)
+        self._parser = connection.find_h11()
+        return response
 
     async def read(self) -> bytes | bytearray:
-        """The next bytes of the body, b"" at its end. Raises as `send` does."""
-        if self._protocol is None:
-            return await self._read_slowly()
-        assert self._connection is not None, "read() comes after send()"
-        self._pieces += 1
-        if self._pieces % PIECES_AT_ONCE == 0:
-            await io.give_way()
-        while (data := next_piece(self._protocol)) is None:
-            self._protocol.receive_data(await self._connection.wire.read())
-        if data:
-            self._limits.see_text()
+        """What has arrived of the body, after a wait where that is nothing; b"" at its end.
+
+        Raises as `run` does.
+        """
+        if self._is_end:
+            return b""
+        data = await (self._read_source() if self._parser is None else self._read(self._parser))
+        if self._timeouts.phase != "stall":
+            self._timeouts.enter("stall", time.monotonic())
         return data
 
-    async def _read_slowly(self) -> bytes:
+    async def _read(self, parser: h11.Connection) -> bytes | bytearray:
+        if self._failure is not None:
+            raise self._failure
+        if not self._needs_data:
+            # Bytes lie ready, possibly many: let others run.
+            await concurrency.checkpoint()
+        while True:
+            if self._needs_data:
+                assert self._connection is not None, "read() comes after run()"
+                parser.receive_data(await self._connection.read())
+            part = receive_body(parser)
+            self._needs_data = part.needs_data
+            if part.is_end:
+                self._is_end, self.trailers = True, part.trailers
+                return part.data
+            if part.error is not None:
+                self._failure = part.error
+                if not part.data:
+                    raise part.error
+            if part.data:
+                return part.data
+
+    async def _read_source(self) -> bytes:
         if self._chunks is None:
-            assert self._response is not None, "read() comes after send()"
-            # httpcore has one class of response for both colours.
-            self._chunks = aiter(cast("AsyncIterable[bytes]", self._response.stream))
+            # httpcore has one class of response for sync and async.
+            self._chunks = aiter(cast("AsyncIterable[bytes]", self._source))
         async for data in self._chunks:
             if data:
-                self._limits.see_text()
                 return data
+        self._is_end = True
         return b""
 
-    async def finish(self) -> None:
-        """The body has ended: keep the connection where it is clean, and close it elsewhere.
-
-        `is_quiet` looks again before it is used.
-        """
-        assert self._connection is not None, "finish() comes after read()"
-        assert self._response is not None, "finish() comes after read()"
-        await self._response.aclose()
-        if self._connection.http.is_idle() and not self._has_leftover(self._connection.wire):
-            self._home.park(self._connection)
-            self._connection = None
-        self.drop()
-
-    def _has_leftover(self, wire: AsyncWire) -> bool:
-        """Whether bytes have come that would be taken for the answer to the next request."""
-        return self._protocol is None or bool(self._protocol.trailing_data[0]) or wire.has_unread
-
-    def abort(self) -> None:
-        """End it from anywhere; who waits for it sees `ClosedByCaller`, and drops it."""
-        self._interrupt.end()
-        if self._connection is not None:
-            self._connection.wire.abort()
-
     async def aclose(self) -> None:
-        self.drop()
+        """The body is not read any further.
 
-    def drop(self) -> None:
-        """Let go of slot and connection, without waiting for anything."""
-        if self._is_over:
-            return
-        # An interrupt may come at any line; whoever drops it again does the rest.
+        Keeps the connection where the response has ended and left it clean; closes it elsewhere.
+        """
+        connection, pool = self._connection, self._pool
+        if self._is_end and connection is not None and pool is not None:
+            await self._source.aclose()
+            if connection.is_clean:
+                pool.put_idle(connection)
+                self._connection = None
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Release the slot and close the connection, without waiting."""
+        # An interrupt may come at any line; the next call does the rest.
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
         if self._chunks is not None:
-            io.discard(self._chunks)
-        self._connections.forget(self)
-        if self._has_slot:
-            self._has_slot = False
-            self._home.slots.release()
-        self._is_over = True
+            concurrency.finish_iterator(self._chunks)
+            self._chunks = None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.limiter.release()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
+        try:
+            data = await self.read()
+        except Exception as error:
+            self.abandon()
+            if self._library is httpcore:
+                raise
+            raise convert_error(error, self._library) from error
+        except BaseException:
+            self.abandon()
+            raise
+        if not data:
+            raise StopAsyncIteration
+        return bytes(data)
+
+    def __del__(self) -> None:
+        self.abandon()
+
+
+class _AsyncRequestBody:
+    """A request's body. httpcore asks for it when the connection is ready: "connect" is over.
+
+    httpx's own bodies can be iterated in either way; here it is the one without async generators,
+    since one that is dropped unfinished is a warning under trio.
+    """
+
+    def __init__(self, stream: Any, timeouts: CallTimeouts) -> None:
+        self._stream = stream
+        self._timeouts = timeouts
+        self._parts: Iterator[bytes] | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._timeouts.enter("send", time.monotonic())
+        if not hasattr(self._stream, "__iter__"):
+            return aiter(self._stream)
+        self._parts = iter(self._stream)
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._parts is not None, "it is iterated after __aiter__()"
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration

@@ -1,86 +1,146 @@
-"""The clock of one call: what it waits for now, and how long it still may."""
+"""The timeouts of one call: what it waits for now, and how long it still may."""
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Mapping
+from typing import Literal
 
 from .errors import TimeoutPhase
 from .options import LONGEST_WAIT, Timeout
 
-__all__ = ["Limits"]
+__all__ = ["CallTimeouts", "Phase"]
+
+# The phases of an attempt. "send" is a part of `first_byte` for the caller.
+Phase = Literal["pool", "connect", "send", "first_byte", "stall"]
 
 # Event loops round their timers, uvloop to a millisecond, and may wake a little early: seconds.
 _TIMER_SLACK = 0.005
 
 
-class Limits:
-    """The limits of a `Timeout` while its call runs; seconds of `time.monotonic`.
+class CallTimeouts:
+    """The limits of a call as it moves through its phases.
 
-    A call goes through the phases "pool" (a wait for a free connection, which `total` alone
-    limits), "connect", "first_byte" and "stall", once for each attempt.
+    An attempt goes through "pool" (the wait for one of `max_connections`), "connect", "send",
+    "first_byte" and "stall". `total` spans all attempts and the waits between them, less the time
+    spent in "pool". Every `now` is in seconds of the same monotonic clock.
     """
 
-    __slots__ = ("_deadline", "_held", "_until", "phase", "started", "timeout")
+    __slots__ = (
+        "_deadline",
+        "_held",
+        "_limits",
+        "_pool_entered",
+        "_restarting",
+        "_total",
+        "_until",
+        "phase",
+        "started",
+    )
 
-    def __init__(self, timeout: Timeout) -> None:
-        self.timeout: Timeout = timeout
-        self.started: float = time.monotonic()
-        self._deadline = math.inf if timeout.total is None else self.started + timeout.total
-        self.enter("pool")
-
-    def enter(self, phase: TimeoutPhase, *, total_only: bool = False) -> None:
-        """The call waits for something else from now on.
-
-        `total_only` leaves the phase's own limit to somebody else.
-        """
-        self.phase: TimeoutPhase = phase
+    def __init__(
+        self,
+        limits: Mapping[Phase, float | None],
+        *,
+        total: float | None,
+        restarting: frozenset[Phase],
+        now: float,
+    ) -> None:
+        self.started: float = now
+        self._limits = limits
+        self._total = math.inf if total is None else total
+        self._restarting = restarting
+        self._deadline: float | None = None
+        self._pool_entered = now
         self._held: float | None = None
-        limit = None if total_only or phase == "pool" else getattr(self.timeout, phase)
-        self._until = (
-            self._deadline if limit is None else min(self._deadline, time.monotonic() + limit)
-        )
+        self.phase: Phase = "pool"
+        self._start("pool", now)
 
-    def begin_read(self) -> None:
-        """A wait for bytes begins: `stall` counts from here, `first_byte` goes on."""
-        if self.phase == "stall":
-            self.enter("stall")
+    @classmethod
+    def for_call(cls, timeout: Timeout, *, now: float) -> CallTimeouts:
+        """The timeouts of a call of this package."""
+        limits: dict[Phase, float | None] = {
+            "pool": timeout.pool,
+            "connect": timeout.connect,
+            "send": timeout.first_byte,
+            "first_byte": timeout.first_byte,
+            "stall": timeout.stall,
+        }
+        return cls(limits, total=timeout.total, restarting=_RESTARTING_IN_CALL, now=now)
+
+    @classmethod
+    def for_request(cls, timeouts: Mapping[str, float | None], *, now: float) -> CallTimeouts:
+        """The timeouts of a plain httpx request: its extension `timeout`, each read by itself."""
+        limits: dict[Phase, float | None] = {
+            "pool": timeouts.get("pool"),
+            "connect": timeouts.get("connect"),
+            "send": timeouts.get("write"),
+            "first_byte": timeouts.get("read"),
+            "stall": timeouts.get("read"),
+        }
+        return cls(limits, total=None, restarting=_RESTARTING_IN_REQUEST, now=now)
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """The call waits for something else from now on."""
+        if phase == "pool":
+            self._pool_entered = now
+        elif self.phase == "pool":
+            # Waiting for a slot is not charged to `total`.
+            waited = now - self._pool_entered
+            self._deadline = (
+                now + self._total if self._deadline is None else self._deadline + waited
+            )
+        self._held = None
+        self._start(phase, now)
+
+    def begin_wait(self, now: float) -> None:
+        """A wait for bytes begins, after the caller may have taken its time with the last ones."""
+        if self.phase in self._restarting:
+            self._start(self.phase, now)
         elif self._held is not None:
-            held, self._held = self._held, None
-            self._until = min(self._deadline, time.monotonic() + held)
+            self._until = now + self._held
+            self._held = None
 
-    def hold(self) -> None:
-        """The caller has the call in hand, whose time counts for `total` alone."""
-        self._held = self._until - time.monotonic()
+    def progress(self, now: float) -> None:
+        """Bytes moved: a limit from one to the next starts again."""
+        if self.phase in self._restarting:
+            self._start(self.phase, now)
 
-    def check_total(self, now: float) -> None:
-        """Raise `TimeoutError` where `total` is used up at the time `now`."""
-        if now > self._deadline:
-            raise TimeoutError
+    def hold(self, now: float) -> None:
+        """The caller has control; its time counts for `total` alone."""
+        self._held = self._until - now
 
-    def see_text(self) -> None:
-        """Bytes of the reply have come: `first_byte` is over."""
-        if self.phase != "stall":
-            self.enter("stall")
+    def left(self, now: float) -> float | None:
+        """Seconds that the next wait may take, None for no limit; 0 or less once it has run out."""
+        until = self._until
+        if self._deadline is not None and self.phase != "pool" and self._deadline < until:
+            until = self._deadline
+        return None if until == math.inf else min(until - now, LONGEST_WAIT)
 
-    def left(self) -> float | None:
-        """Seconds that the next wait may take, None for no limit.
+    def total_left(self, now: float) -> float:
+        """Seconds until `total` runs out; infinite where it is None."""
+        if self.phase == "pool":
+            now = self._pool_entered
+        return self._total if self._deadline is None else self._deadline - now
 
-        Raises `TimeoutError` where there are none.
-        """
-        if self._until == math.inf:
-            return None
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return min(left, LONGEST_WAIT)
+    def limit(self, phase: TimeoutPhase) -> float | None:
+        """The limit of a phase, or of the whole call, in seconds."""
+        if phase == "total":
+            return None if self._total == math.inf else self._total
+        return self._limits[phase]
 
-    def total_left(self) -> float:
-        """Seconds until `total` is used up; infinite where it is None."""
-        return self._deadline - time.monotonic()
-
-    def phase_that_ended(self) -> TimeoutPhase:
+    def expired_phase(self, now: float) -> TimeoutPhase:
         """Which limit it was, once a wait has run out of time."""
-        if self.phase != "pool" and self.total_left() <= _TIMER_SLACK:
+        if self.phase != "pool" and self.total_left(now) <= _TIMER_SLACK:
             return "total"
-        return self.phase
+        return "first_byte" if self.phase == "send" else self.phase
+
+    def _start(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        limit = self._limits[phase]
+        self._until = math.inf if limit is None else now + limit
+
+
+# `first_byte` spans the wait for the head and what comes before the first byte of the body.
+_RESTARTING_IN_CALL: frozenset[Phase] = frozenset({"send", "stall"})
+_RESTARTING_IN_REQUEST: frozenset[Phase] = frozenset({"send", "first_byte", "stall"})

@@ -50,6 +50,7 @@ __all__ = [
     "UnexpectedContentError",
     "UnprocessableEntityError",
     "add_sentence",
+    "describe",
     "shorten",
     "status_error_class",
 ]
@@ -368,3 +369,12 @@ def status_error_class(status_code: int) -> type[APIStatusError]:
     if 500 <= status_code < 600:
         return InternalServerError
     return _STATUS_ERRORS.get(status_code, APIStatusError)
+
+
+def describe(error: CromicleError) -> str:
+    """An error in a few words for a log line; nothing of what the server wrote."""
+    if isinstance(error, APIStatusError):
+        return f"status {error.status_code}"
+    if isinstance(error, APITimeoutError):
+        return f"timeout ({error.phase})"
+    return type(error).__name__

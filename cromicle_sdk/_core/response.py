@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
-from io import StringIO
 from typing import cast
 
 from .errors import (
@@ -28,7 +27,7 @@ from .errors import (
 )
 from .options import Options
 
-__all__ = ["Headers", "Reply", "ReplyReceiver", "parse_retry_after"]
+__all__ = ["Head", "Headers", "Reply", "ResponseDecoder", "parse_retry_after"]
 
 _BYTE_ORDER_MARK = "\ufeff"
 # Enough to show what a server said, and far less than what an endless error page sends.
@@ -100,6 +99,9 @@ class Headers(Mapping[str, str]):
         return f"Headers({self._values!r})"
 
 
+_NO_HEADERS = Headers()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """A whole reply; `str(reply)` is its text.
@@ -125,11 +127,24 @@ class Reply:
         return self.text
 
 
-class ReplyReceiver:
-    """One attempt's answer, bytes in and text out.
+@dataclass(frozen=True)
+class Head:
+    """The head of a response, as it was received.
 
-    Call `receive_head` once, then `receive_data` for each piece and `receive_eof` at the end;
-    `receive_failure` says what an error of the connection means at that point. Each raises or
+    `came_over_network` is False for one that a transport made up, such as a mock.
+    """
+
+    status_code: int
+    headers: Iterable[tuple[bytes, bytes]]
+    http_version: bytes
+    came_over_network: bool
+
+
+class ResponseDecoder:
+    """Decodes one attempt's response: bytes in, text out.
+
+    Call `receive_head` once, then `receive_data` for each chunk and `receive_eof` at the end;
+    `receive_failure` tells what an error of the connection means at that point. Each raises or
     returns errors of this package. Times are seconds of any one clock.
     """
 
@@ -143,22 +158,25 @@ class ReplyReceiver:
         self._started = started
         self._attempt = attempt
         self._status_code: int | None = None
-        self._headers = Headers()
+        self._headers = _NO_HEADERS
         self._is_encoded = False
-        self._refusal: Callable[[str], CromicleError] | None = None
-        self._refused_body = bytearray()
-        self._text = StringIO()
+        self._rejection: Callable[[str], CromicleError] | None = None
+        self._rejected_body = bytearray()
+        # In UTF-8, which takes a quarter of what a `StringIO` does.
+        self._text = bytearray()
         self._tail: bytes | bytearray = b""
         self._begun = False
         self._received = 0
         self._decoded = 0
         self._chunks = 0
         self._first_text_after: float | None = None
+        self._ended: float | None = None
+        self._reply: Reply | None = None
 
     @property
     def text(self) -> str:
         """The reply so far."""
-        return self._text.getvalue()
+        return self._text.decode() if self._reply is None else self._reply.text
 
     @property
     def status_code(self) -> int | None:
@@ -170,74 +188,66 @@ class ReplyReceiver:
         return self._headers
 
     @property
-    def is_reply(self) -> bool:
+    def is_accepted(self) -> bool:
         """Whether what comes now is a reply, not the rest of an answer that is refused."""
-        return self._status_code is not None and self._refusal is None
+        return self._status_code is not None and self._rejection is None
 
-    def receive_head(
-        self,
-        status_code: int,
-        headers: Iterable[tuple[bytes, bytes]],
-        *,
-        http_version: bytes,
-        wall_clock: float,
-    ) -> None:
-        """The answer's head. `wall_clock` is the time in seconds since the epoch.
+    def receive_head(self, head: Head, *, wall_clock: float) -> None:
+        """The response's head. `wall_clock` is the time in seconds since the epoch.
 
         Raises `UnexpectedContentError` or `ReplyTooLargeError` where the head alone says that no
         reply follows; where an error has a body to show, the next calls collect and raise it.
         """
-        self._status_code = status_code
+        status_code = self._status_code = head.status_code
         # What is decided is decided by what was sent; what is shown has no secret in it.
-        sent = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        self._headers = Headers(
-            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
-            for name, value in sent.items()
-        )
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers]
+        sent = Headers(pairs)
+        self._headers = self._redact_headers(sent, pairs)
         encoding = sent.get("content-encoding", "").strip().lower()
         self._is_encoded = encoding not in ("", "identity")
         if not 200 <= status_code < 300:
             retry_after = parse_retry_after(sent.get("retry-after"), now=wall_clock)
-            self._refusal = lambda body: self._status_error(status_code, body, retry_after)
+            self._rejection = lambda body: self._status_error(status_code, body, retry_after)
             return
         # A compressed text is refused in either mode: nothing here could read it.
         if self._is_encoded:
             shown = shorten(self._headers["content-encoding"])
             raise self._unexpected(f"it is compressed ({shown}), which was not asked for")
         if self._strict:
-            self._check_strictly(status_code, sent, http_version)
+            self._check_strictly(head, sent)
         length = sent.get("content-length", "")
-        if _LENGTH.match(length) and int(length[:20]) > self._max_bytes and self.is_reply:
+        if _LENGTH.match(length) and int(length[:20]) > self._max_bytes and self.is_accepted:
             raise self._too_large()
 
     def receive_data(self, data: bytes | bytearray, *, now: float) -> str:
         """The text that these bytes complete, "" where they complete none."""
-        if self._refusal is not None:
-            self._collect_refused(data, self._refusal)
+        if self._rejection is not None:
+            self._collect_rejected(data, self._rejection)
             return ""
-        room = self._max_bytes - self._received
         self._received += len(data)
-        if len(data) > room:
-            self._decode(data[:room], final=False, now=now)
+        if self._received > self._max_bytes:
+            surplus = self._received - self._max_bytes
+            self._decode(data[:-surplus], final=False, now=now)
             raise self._too_large()
         return self._decode(data, final=False, now=now)
 
     def receive_eof(self, *, now: float) -> str:
         """The end of the answer: the last text, nearly always ""."""
-        if self._refusal is not None:
-            raise self._refuse(self._refusal)
+        if self._rejection is not None:
+            raise self._refuse(self._rejection)
         text = self._decode(b"", final=True, now=now)
         if self._strict and not self._chunks:
             raise self._unexpected("it is empty")
+        self._ended = now
         return text
 
     def receive_failure(self, error: APIConnectionError) -> CromicleError:
         """What a failure of the connection is, here: before the head, in an error, in a reply."""
-        if self._refusal is not None:
+        if self._rejection is not None:
             # The status is known, and says more than the end of its explanation would.
-            return self._refuse(self._refusal)
+            return self._refuse(self._rejection)
         error.attempts = self._attempt
-        error.partial_text = self.text
+        error.partial_text = self._text
         # It quotes the line that it could not read.
         error.detail = self._redact(error.detail)
         error.args = (self._redact(error.problem),)
@@ -245,33 +255,56 @@ class ReplyReceiver:
             return error
         return IncompleteReplyError(
             f"The reply from {self._url} broke off after {self._received} bytes: {error.detail}.",
-            partial_text=self.text,
+            partial_text=self._text,
             attempts=self._attempt,
             hint="The text so far is in partial_text.",
             is_final=error.is_final,
         )
 
-    def build_reply(self, *, now: float) -> Reply:
-        """The whole reply, after `receive_eof`."""
-        assert self._status_code is not None, "build_reply() comes after receive_eof()"
-        return Reply(
-            text=self.text,
-            status_code=self._status_code,
-            headers=self._headers,
-            attempts=self._attempt,
-            chunks=self._chunks,
-            first_text_after=self._first_text_after,
-            elapsed=now - self._started,
+    @property
+    def reply(self) -> Reply:
+        """The whole reply, after `receive_eof`. Built on demand: its text is a copy."""
+        if self._reply is None:
+            assert self._status_code is not None, "a reply follows receive_eof()"
+            assert self._ended is not None, "a reply follows receive_eof()"
+            self._reply = Reply(
+                text=self.text,
+                status_code=self._status_code,
+                headers=self._headers,
+                attempts=self._attempt,
+                chunks=self._chunks,
+                first_text_after=self._first_text_after,
+                elapsed=self._ended - self._started,
+            )
+            self._text.clear()
+        return self._reply
+
+    @property
+    def summary(self) -> str:
+        """Figures for a log line; nothing of what was said."""
+        elapsed = 0.0 if self._ended is None else self._ended - self._started
+        return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
+
+    def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
+        # One search instead of one for each name and value: nearly always there is no secret.
+        everything = "\n".join([text for pair in pairs for text in pair])
+        if self._redact(everything) == everything:
+            return sent
+        return Headers(
+            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
+            for name, value in sent.items()
         )
 
-    def _check_strictly(self, status_code: int, sent: Headers, http_version: bytes) -> None:
-        if status_code != 200:
-            raise self._unexpected(f"its status is {_status_line(status_code)}, not 200")
+    def _check_strictly(self, head: Head, sent: Headers) -> None:
+        if head.status_code != 200:
+            raise self._unexpected(f"its status is {_status_line(head.status_code)}, not 200")
         if not _may_be_text(sent.get("content-type", "")):
             problem = f"it is {shorten(_media_type(self._headers['content-type']))}"
-            self._refusal = lambda body: self._unexpected(problem, body)
-        elif not (
-            "content-length" in sent or "transfer-encoding" in sent or http_version == b"HTTP/2"
+            self._rejection = lambda body: self._unexpected(problem, body)
+        elif head.came_over_network and not (
+            "content-length" in sent
+            or "transfer-encoding" in sent
+            or head.http_version == b"HTTP/2"
         ):
             raise self._unexpected(
                 "it has neither a length nor chunks, so that a cut would go unnoticed"
@@ -289,11 +322,16 @@ class ReplyReceiver:
         else:
             self._decoded += used
             self._tail = data[used:] if used < len(data) else b""
-            return self._accept(text, now)
+            if not text or not self._chunks:
+                return self._accept(text, now)
+            # What a chunk costs in the middle of a reply.
+            self._chunks += 1
+            self._text += text.encode()
+            return text
         self._accept(good, now)
         raise ReplyDecodeError(
             f"The reply from {self._url} is not UTF-8: {problem}.",
-            partial_text=self.text,
+            partial_text=self._text,
             attempts=self._attempt,
             hint="The text before that is in partial_text; strict=False accepts such bytes.",
         )
@@ -303,7 +341,7 @@ class ReplyReceiver:
             text = self._begin(text, now)
         if text:
             self._chunks += 1
-            self._text.write(text)
+            self._text += text.encode()
         return text
 
     def _begin(self, text: str, now: float) -> str:
@@ -315,20 +353,22 @@ class ReplyReceiver:
             self._first_text_after = now - self._started
         return text
 
-    def _collect_refused(
-        self, data: bytes | bytearray, refusal: Callable[[str], CromicleError]
+    def _collect_rejected(
+        self, data: bytes | bytearray, rejection: Callable[[str], CromicleError]
     ) -> None:
-        room = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._refused_body)
-        self._refused_body += data[:room]
+        room = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._rejected_body)
+        self._rejected_body += data[:room]
         if len(data) >= room:
-            raise self._refuse(refusal)
+            raise self._refuse(rejection)
 
-    def _refuse(self, refusal: Callable[[str], CromicleError]) -> CromicleError:
-        body = self._redact("" if self._is_encoded else self._refused_body.decode(errors="replace"))
-        if len(self._refused_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
+    def _refuse(self, rejection: Callable[[str], CromicleError]) -> CromicleError:
+        body = self._redact(
+            "" if self._is_encoded else self._rejected_body.decode(errors="replace")
+        )
+        if len(self._rejected_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
             # Its end may be the beginning of a secret.
             body = body[:-_REDACTION_MARGIN]
-        return refusal(body.encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
+        return rejection(body.encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
 
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
@@ -365,7 +405,7 @@ class ReplyReceiver:
     def _too_large(self) -> ReplyError:
         return ReplyTooLargeError(
             f"The reply from {self._url} is longer than max_reply_bytes ({self._max_bytes}).",
-            partial_text=self.text,
+            partial_text=self._text,
             attempts=self._attempt,
             hint="Raise that option if such a reply is wanted.",
         )

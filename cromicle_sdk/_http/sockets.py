@@ -1,39 +1,27 @@
-"""Connections: what both colours know of them, and do without waiting."""
+"""Sockets: addresses, options and the state of an idle one, without waiting."""
 
 from __future__ import annotations
 
 import socket
-import ssl
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from itertools import zip_longest
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-import h11
-import httpcore
-import httpx
-
-from cromicle_sdk._core.deadline import Limits
-from cromicle_sdk._core.endpoint import Endpoint
-
 __all__ = [
+    "ATTEMPT_DELAY_SECONDS",
     "IDLE_SECONDS",
-    "PIECES_AT_ONCE",
     "READ_BYTES",
     "Address",
-    "Body",
     "ClosedByCaller",
-    "Head",
-    "Route",
-    "default_ssl_context",
-    "find_protocol",
-    "is_quiet",
-    "next_piece",
+    "TimeLimitReached",
+    "interleave_families",
+    "is_from_system",
+    "is_request_unread",
+    "is_reusable",
     "parse_address",
-    "share",
     "snapshot",
+    "start_connect",
 ]
 
 T = TypeVar("T")
@@ -41,98 +29,47 @@ T = TypeVar("T")
 # A family and what its sockets connect to.
 Address = tuple[socket.AddressFamily, Any]
 
-# How long a connection waits for its next call. Servers drop theirs after 5 s (uvicorn, Node)
-# to 75 s (nginx); one that is gone is noticed before use, so this only bounds what lies idle.
+# How long a connection stays idle. Servers close theirs after 5 s (uvicorn, Node) to 75 s (nginx);
+# a closed one is noticed before it is used, so this only bounds the number of idle sockets.
 IDLE_SECONDS = 30.0
 
 # What httpcore reads at a time, too.
 READ_BYTES = 64 * 1024
 
-# What is read at a time may hold ten thousand chunks, of 10 us each and more: after so many a
-# task lets the others run, at some 0.1 us a chunk.
-PIECES_AT_ONCE = 128
+
+# RFC 8305, 5: "Connection Attempt Delay", the recommended value in seconds.
+ATTEMPT_DELAY_SECONDS = 0.25
+
+# More than a round trip on most networks, and less than a model takes for anything.
+_RACE_SECONDS = 0.1
+
+# A model may be silent for minutes, after which routers forget the connection without a word. The
+# first probe comes after 60 s, and the connection is given up after 5 of them, 10 s apart.
+_KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            *(("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60)),  # Linux and Windows, macOS
+            *(("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 5)),
+        )
+        if hasattr(socket, name)
+    ),
+]
 
 
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
     """The stream or its client was closed while this call was under way."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """The head of an answer, as the wire had it."""
-
-    status_code: int
-    headers: list[tuple[bytes, bytes]]
-    http_version: bytes
-
-
-@dataclass(frozen=True)
-class Route:
-    """How a client reaches its endpoint."""
-
-    endpoint: Endpoint
-    proxy: httpcore.Proxy | None
-    ssl_context: ssl.SSLContext | None
-
-    @property
-    def origin(self) -> httpcore.Origin:
-        endpoint = self.endpoint
-        return httpcore.Origin(endpoint.scheme.encode(), endpoint.host.encode(), endpoint.port)
-
-    @property
-    def url(self) -> httpcore.URL:
-        endpoint = self.endpoint
-        return httpcore.URL(
-            scheme=endpoint.scheme,
-            host=endpoint.host,
-            port=endpoint.port,
-            target=endpoint.path,
-        )
-
-
-class Body:
-    """A request's body, to be sent once, in either colour.
-
-    httpcore asks for it when the connection is ready and the head is on its way: the moment
-    from which `first_byte` counts.
-    """
-
-    __slots__ = ("_content", "_limits")
-
-    def __init__(self, content: bytes, limits: Limits) -> None:
-        self._content: bytes | None = content
-        self._limits = limits
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        content, self._content = self._content, None
-        if content is None:
-            raise StopIteration
-        self._limits.enter("first_byte")
-        return content
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return next(self)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-
-@lru_cache(maxsize=1)
-def default_ssl_context() -> ssl.SSLContext:
-    """The process's one context: certifi's certificates take some 10 ms to load."""
-    return httpx.create_ssl_context()
+class TimeLimitReached(Exception):  # noqa: N818 - becomes an APITimeoutError
+    """A limit of the call's timeouts ran out, in code that knows no exception of httpx's."""
 
 
 def parse_address(host: str, port: int) -> list[Address]:
-    """The address that an IP literal is, so that no resolver is asked; none for a name.
+    """The address of an IP literal, which needs no resolver; an empty list for a name.
 
-    Raises `UnicodeError` for what can't be a name: resolvers differ in what they say of it.
+    Raises `UnicodeError` for a host that cannot be a name: resolvers differ in what they raise.
     """
     try:
         address = ip_address(host)
@@ -145,57 +82,82 @@ def parse_address(host: str, port: int) -> list[Address]:
     return [(socket.AF_INET, (str(address), port))]
 
 
-def share(left: float | None, among: int) -> float | None:
-    """One address's part of the time to connect: a dead IPv6 route must not use up all of it."""
-    return None if left is None else left / among
+def interleave_families(addresses: list[Address]) -> list[Address]:
+    """The addresses in the order to try them: the families take turns, the first one first.
+
+    Source: RFC 8305, 4.
+    """
+    families = list(dict.fromkeys(family for family, _ in addresses))
+    by_family = [[each for each in addresses if each[0] == family] for family in families]
+    return [each for turn in zip_longest(*by_family) for each in turn if each is not None]
 
 
-def is_quiet(sock: socket.socket) -> bool:
-    """Whether an idle connection still lives and has sent nothing more."""
+def start_connect(address: Address) -> tuple[socket.socket, bool]:
+    """A non-blocking TCP socket that connects to an address, and whether it is connected already.
+
+    Raises `OSError`.
+    """
+    family, target = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for level, option, value in _KEEP_ALIVE:
+            sock.setsockopt(level, option, value)
+        try:
+            sock.connect(target)
+        except BlockingIOError:
+            return sock, False
+    except BaseException:
+        sock.close()
+        raise
+    return sock, True
+
+
+def is_request_unread(sock: socket.socket, *, seconds_since_sent: float) -> bool:
+    """Whether a server closed an idle connection before it worked on the request sent on it.
+
+    It did where a part of the request was never acknowledged: the close was already on its way.
+    Where all of it was, the time decides.
+    """
+    return seconds_since_sent < _RACE_SECONDS or _has_unacknowledged(sock)
+
+
+def _has_unacknowledged(sock: socket.socket) -> bool:
+    """Whether bytes are in the send queue that the peer has not acknowledged, where known."""
+    try:
+        from fcntl import ioctl
+        from termios import TIOCOUTQ
+
+        return any(ioctl(sock, TIOCOUTQ, b"\0" * 4))
+    except (ImportError, OSError):
+        return False
+
+
+def is_from_system(error: OSError) -> bool:
+    """Whether a system call raised an error that the calling frame has just caught.
+
+    Otherwise a signal handler of the caller's has, which ran meanwhile.
+    """
+    return error.__traceback__ is None or error.__traceback__.tb_next is None
+
+
+def is_reusable(sock: socket.socket) -> bool:
+    """Whether an idle connection is open and has received nothing since its last response."""
+    try:
         sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return True
     except OSError:
         return False
-    # The end, or the beginning of an answer that nobody asked for.
+    # The end of the connection, or the beginning of a response to no request.
     return False
 
 
-def find_protocol(connection: object) -> h11.Connection | None:
-    """The h11 connection that an httpcore connection keeps below one or more of its own.
-
-    No public name leads to it. It is asked for two things: the body, for httpcore's generators
-    make a chunk a fifth dearer (9.9 against 8.6 us, blocking, CPython 3.11), and whether more
-    has arrived than was asked for, which httpcore does not tell. Where it is not found the body
-    comes through httpcore, and the connection is not used again.
-    """
-    while hasattr(connection, "_connection"):
-        connection = getattr(connection, "_connection")  # noqa: B009 - private, and not typed
-    protocol = getattr(connection, "_h11_state", None)
-    return protocol if isinstance(protocol, h11.Connection) else None
-
-
-def next_piece(protocol: h11.Connection) -> bytes | bytearray | None:
-    """What has arrived of a body: its next piece, b"" at its end, None where more must be read.
-
-    Raises `httpcore.RemoteProtocolError` for what is no HTTP.
-    """
-    try:
-        event = protocol.next_event()
-    except h11.RemoteProtocolError as error:
-        raise httpcore.RemoteProtocolError(str(error)) from None
-    if event is h11.NEED_DATA:
-        return None
-    # Otherwise it is the end of the message, with trailers or none.
-    return event.data if isinstance(event, h11.Data) else b""
-
-
 def snapshot(items: WeakSet[T]) -> list[T]:
-    """What is in a set that other threads change meanwhile."""
+    """The items of a set that other threads change meanwhile."""
     while True:
         try:
             return list(items)
         except RuntimeError:
-            continue  # it has changed while it was read
+            continue  # it changed while it was read

@@ -1,135 +1,232 @@
-"""What blocking code does otherwise than async code.
+"""What blocking code does differently from async code.
 
-`_async_io.py` has the same names for the async colour; a test compares the two.
+`_async/concurrency.py` has the same names for async code; a test compares the two.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import select
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from cromicle_sdk._core.deadline import Limits
-from cromicle_sdk._http.sockets import Address, ClosedByCaller
+from cromicle_sdk._http.sockets import Address, ClosedByCaller, TimeLimitReached
 
 __all__ = [
-    "Interrupt",
-    "Pause",
-    "Pauses",
-    "Slots",
-    "connect",
-    "discard",
-    "find_place",
-    "give_way",
-    "receive",
+    "CancelHandle",
+    "ConnectionLimiter",
+    "Runtime",
+    "checkpoint",
+    "current_runtime",
+    "finish_iterator",
+    "is_runtime_alive",
+    "limit_waits",
     "resolve",
-    "send",
     "shield",
+    "sleep",
     "time_limit",
+    "wait_any_writable",
+    "wait_readable",
+    "wait_writable",
 ]
 
 T = TypeVar("T")
 
-# How often a call that waits for its turn, or for the resolver, looks whether it was closed, in
-# seconds.
-_LOOK_UP = 0.2
+# How often a call that waits for a slot, for the resolver or for a connection polls whether it was
+# cancelled, in seconds.
+_POLL_SECONDS = 0.2
 
 
-def find_place() -> object:
-    """Where connections live: this process."""
+# A process, as a key.
+Runtime = int
+
+
+def current_runtime() -> Runtime:
+    """What connections belong to: this process."""
     return os.getpid()
 
 
-def resolve(host: str, port: int, timeout: float | None, interrupt: Interrupt) -> list[Address]:
-    """A host's addresses. Raises `OSError`, and `ClosedByCaller`."""
+def is_runtime_alive(runtime: Runtime) -> bool:
+    """Whether it is this process."""
+    return runtime == os.getpid()
+
+
+class CancelHandle:
+    """Cancels one call: its present wait and those to come.
+
+    `cancel` may be called by any thread or signal handler.
+    """
+
+    __slots__ = ("__weakref__", "_process", "_socket", "_wake", "is_cancelled")
+
+    def __init__(self) -> None:
+        self.is_cancelled: bool = False
+        self._process = os.getpid()
+        self._socket: socket.socket | None = None
+        # Its operations may interrupt each other, as those of an event may not.
+        self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self._wake.put(None)
+        sock = self._socket
+        # A forked child shares the connection with its parent, which may be reading it.
+        if sock is not None and self._process == os.getpid():
+            # Nothing waits for a socket that is not connected any more.
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def check(self) -> None:
+        """Raise `ClosedByCaller` after `cancel`."""
+        if self.is_cancelled:
+            raise ClosedByCaller("it was closed while it was under way")
+
+    def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
+        """Run somebody else's code, which sees neither a cancellation nor the timeout.
+
+        False where it ended after `timeout` seconds. Raises `ClosedByCaller`.
+        """
+        self.check()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        wait()
+        self.check()
+        return time.monotonic() < deadline
+
+    def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
+        """Wait for an event of a connected socket; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        self._socket = sock
+        try:
+            self.check()
+            is_ready = bool(_poll([sock], event, timeout))
+        finally:
+            self._socket = None
+        self.check()
+        return is_ready
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait; a cancellation ends it."""
+        with suppress(Empty):
+            self._wake.get(timeout=0 if self.is_cancelled else seconds)
+
+
+_READ, _WRITE = 1, 2
+
+
+def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
+    """The sockets that are ready, none at the timeout, in seconds."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        mask = select.POLLIN if event == _READ else select.POLLOUT
+        by_number = {sock.fileno(): sock for sock in socks}
+        for number in by_number:
+            poller.register(number, mask)
+        # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
+        milliseconds = None if timeout is None else math.ceil(max(timeout, 0) * 1000)
+        return [by_number[number] for number, _ in poller.poll(milliseconds)]
+    reading, writing = (socks, []) if event == _READ else ([], socks)
+    # Windows reports a refused connection as an exceptional condition alone.
+    limit = None if timeout is None else max(timeout, 0)
+    ready = select.select(reading, writing, socks, limit)
+    return list(dict.fromkeys(sock for group in ready for sock in group))
+
+
+def resolve(
+    host: str, port: int, timeout: float | None, cancel_handle: CancelHandle
+) -> list[Address] | None:
+    """A host's addresses; None where the resolver did not answer within `timeout` seconds.
+
+    Raises `OSError` and `ClosedByCaller`.
+    """
     answer: SimpleQueue[list[Address] | Exception] = SimpleQueue()
 
-    def ask() -> None:
+    def look_up() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except Exception as error:  # noqa: BLE001 - raised below, where somebody waits for it
+        except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
             answer.put(error)
         else:
             answer.put([(family, address) for family, _, _, _, address in found])
 
-    # The resolver takes no timeout, so a thread waits for it that can be left behind.
+    # The resolver takes no timeout, so a thread waits for it that can be left behind. None starts
+    # in a subinterpreter, or while the interpreter ends.
     try:
-        threading.Thread(target=ask, name="cromicle-resolve", daemon=True).start()
-    except RuntimeError as error:
-        raise OSError(f"no thread for the resolver: {error}") from None
-    result = _take(answer, timeout, interrupt)
+        threading.Thread(target=look_up, name="cromicle-resolve", daemon=True).start()
+    except RuntimeError:
+        look_up()
+    results = _take(answer, timeout, cancel_handle)
+    if not results:
+        return None
+    result = results[0]
     if isinstance(result, Exception):
         raise result
     return result
 
 
-def connect(sock: socket.socket, address: Any, timeout: float | None) -> None:
-    """Connect a new socket to an address. Raises `OSError`."""
-    sock.settimeout(timeout)
-    sock.connect(address)
+def wait_readable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
+    """Wait until a socket has bytes or an end to read; False at the timeout.
+
+    Raises `ClosedByCaller`.
+    """
+    return cancel_handle._poll(sock, _READ, timeout)
 
 
-def receive(sock: socket.socket, max_bytes: int, timeout: float | None) -> bytes:
-    """The next bytes, b"" at the end. Raises `OSError`."""
-    sock.settimeout(timeout)
-    return sock.recv(max_bytes)
+def wait_writable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
+    """Wait until a socket takes bytes, or is connected; False at the timeout.
+
+    Raises `ClosedByCaller`.
+    """
+    return cancel_handle._poll(sock, _WRITE, timeout)
 
 
-def send(sock: socket.socket, data: bytes, timeout: float | None) -> None:
-    """Send all of it. Raises `OSError`."""
-    sock.settimeout(timeout)
-    sock.sendall(data)
+def wait_any_writable(
+    socks: list[socket.socket], timeout: float | None, cancel_handle: CancelHandle
+) -> list[socket.socket]:
+    """The first of several sockets to be connected or refused; none at the timeout.
+
+    Raises `ClosedByCaller`.
+    """
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        cancel_handle.check()
+        left = deadline - time.monotonic()
+        if ready := _poll(socks, _WRITE, min(left, _POLL_SECONDS)):
+            return ready
+        if left <= _POLL_SECONDS:
+            return []
 
 
-def give_way() -> None:
+def checkpoint() -> None:
     """Nothing: the interpreter lets other threads run."""
 
 
-class Interrupt:
-    """What ends a call's present wait from elsewhere, and those to come."""
-
-    def __init__(self) -> None:
-        self.is_over: bool = False
-
-    def end(self) -> None:
-        self.is_over = True
-
-    def check(self) -> None:
-        """Raise `ClosedByCaller` after `end`."""
-        if self.is_over:
-            raise ClosedByCaller("it was closed while it was under way")
-
-    @contextmanager
-    def watch(self) -> Generator[None]:
-        """A wait for somebody else's code, which only sees afterwards that it was ended.
-
-        Raises `ClosedByCaller`.
-        """
-        self.check()
-        yield
-        self.check()
+def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
+    """Wait between two attempts; a cancellation ends it."""
+    cancel_handle._sleep(seconds)
 
 
-def _take(queue: SimpleQueue[T], timeout: float | None, interrupt: Interrupt) -> T:
-    """The next item. Raises `TimeoutError`, and `ClosedByCaller`."""
+def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHandle) -> list[T]:
+    """The next item, or none at the timeout. Raises `ClosedByCaller`."""
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     while True:
-        interrupt.check()
+        cancel_handle.check()
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError
+            return []
         with suppress(Empty):
-            return queue.get(timeout=min(left, _LOOK_UP))
+            return [queue.get(timeout=min(left, _POLL_SECONDS))]
 
 
-class Slots:
-    """How many exchanges may be under way; who finds none free waits in line.
+class ConnectionLimiter:
+    """How many exchanges may be under way in one process; further ones are queued.
 
     `release` may be called by the garbage collector, at any point and from any thread, even
     inside `acquire`: a `SimpleQueue` is made for that, a lock would wait for itself.
@@ -139,57 +236,26 @@ class Slots:
         self._unused = iter(range(count))
         self._free: SimpleQueue[None] = SimpleQueue()
 
-    def acquire(self, timeout: float | None, interrupt: Interrupt) -> None:
-        """Take a slot. Raises `TimeoutError`, and `ClosedByCaller`."""
+    def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
+        """Take a slot; False where none was free within `timeout` seconds.
+
+        Raises `ClosedByCaller`.
+        """
         try:
             self._free.get_nowait()
         except Empty:
             if next(self._unused, None) is None:
-                _take(self._free, timeout, interrupt)
+                return bool(_take(self._free, timeout, cancel_handle))
+        return True
 
     def release(self) -> None:
-        """Give a slot back: to the first in line, where there is one."""
+        """Return a slot: to the first in the queue, where there is one."""
         self._free.put(None)
 
 
-class Pause:
-    """A wait that can be ended from elsewhere."""
-
-    def __init__(self) -> None:
-        self._over = threading.Event()
-
-    def wait(self, seconds: float) -> None:
-        self._over.wait(seconds)
-
-    def end(self) -> None:
-        self._over.set()
-
-
-class Pauses:
-    """The pauses of a client, which all end with it."""
-
-    def __init__(self) -> None:
-        self._waiting: set[Pause] = set()
-        self._are_over = False
-
-    def wait(self, seconds: float, pause: Pause) -> None:
-        self._waiting.add(pause)
-        try:
-            if not self._are_over:
-                pause.wait(seconds)
-        finally:
-            self._waiting.discard(pause)
-
-    def end(self) -> None:
-        """End those under way, and have none any more."""
-        self._are_over = True
-        for pause in list(self._waiting):
-            pause.end()
-
-
-def discard(chunks: Iterator[bytes]) -> None:
+def finish_iterator(chunks: Iterator[bytes]) -> None:
     """Finish an iterator whose connection is closed."""
-    # A generator has it; an iterator of the user's client may have nothing to close.
+    # A generator has `close`; an iterator of a custom client may have nothing to close.
     getattr(chunks, "close", list)()
 
 
@@ -199,12 +265,20 @@ def shield() -> Generator[None]:
     yield
 
 
-@contextmanager
-def time_limit(limits: Limits) -> Generator[None]:
-    """Hold somebody else's code to the limits, as far as a look at the clock can.
+def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: CancelHandle) -> None:
+    """Hold the code of a custom client to a limit, as far as the clock after it can.
 
-    Raises `TimeoutError`.
+    Raises `TimeLimitReached` and `ClosedByCaller`.
     """
-    limits.left()
-    yield
-    limits.left()
+    if not cancel_handle.run(run, seconds):
+        raise TimeLimitReached
+
+
+def limit_waits(
+    run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: CancelHandle
+) -> T:
+    """As `time_limit`; the caller looks at the clock afterwards. Raises `ClosedByCaller`."""
+    cancel_handle.check()
+    result = run()
+    cancel_handle.check()
+    return result

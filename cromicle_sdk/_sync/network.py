@@ -1,52 +1,76 @@
-"""One connection's bytes: sockets and TLS, within the limits of the call that has it now."""
+# Generated from _async/network.py by tests/unasync.py; do not edit.
+"""The bytes of one connection: sockets and TLS, within the timeouts of the call that uses it now.
+
+httpcore's own backends are not used, for what they cannot do: asyncio's streams read ahead, which
+hides bytes that follow a response, and close a turn of the loop later; no read or resolver of the
+blocking backend is woken by `close()`, or ends with a total deadline.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import ssl
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import httpcore
 
-from cromicle_sdk._core.deadline import Limits
+from cromicle_sdk._core.deadline import CallTimeouts
+from cromicle_sdk._http.framing import FramingObserver, is_h11_reachable
 from cromicle_sdk._http.sockets import (
+    ATTEMPT_DELAY_SECONDS,
     READ_BYTES,
     Address,
     ClosedByCaller,
-    is_quiet,
+    interleave_families,
+    is_from_system,
+    is_request_unread,
+    is_reusable,
     parse_address,
-    share,
+    start_connect,
 )
 
-from . import concurrency as io
+from . import concurrency
 
-__all__ = ["Wire"]
+__all__ = ["Network"]
 
 T = TypeVar("T")
 
 
-class Wire(httpcore.NetworkBackend):
-    """The network as one httpcore connection sees it.
+class Network(httpcore.NetworkBackend):
+    """The network below one httpcore connection.
 
-    The limits of the call are looked up at every wait, whatever timeouts httpcore asks for: it
-    knows only those between two reads. A closed wire lets go of its socket at once and without
-    waiting, so that no cancellation and no garbage collection can lose it.
+    The timeouts of the call apply to every wait, whatever httpcore passes: it knows only those
+    between two reads. `close` releases the socket at once and without waiting, so that no
+    cancellation and no garbage collection can lose it.
     """
 
-    def __init__(self, limits: Limits, interrupt: io.Interrupt) -> None:
-        self.limits = limits
-        self.interrupt = interrupt
-        # Whether the answer to the present request has begun.
-        self.has_received = False
+    def __init__(self) -> None:
+        self._call: _Call | None = None
         self._socket: socket.socket | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
-        self._stream: _Stream | None = None
-        self._is_aborted = False
+        self._stream: _NetworkStream | None = None
+        self._observer: FramingObserver | None = None
+        self._has_received = False
+        self._sent_at = 0.0
+        self._is_request_unread = False
+        self._is_closed = False
         self._process = os.getpid()
+
+    def start_exchange(
+        self, timeouts: CallTimeouts, cancel_handle: concurrency.CancelHandle
+    ) -> None:
+        """Obey this call from now on."""
+        self._call = _Call(timeouts, cancel_handle)
+        self._has_received = False
+        self._is_request_unread = False
+        self._observer = None if is_h11_reachable() else FramingObserver()
 
     def connect_tcp(
         self,
@@ -56,82 +80,222 @@ class Wire(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        addresses = parse_address(host, port)
-        if not addresses:
-            addresses = io.resolve(host, port, self.limits.left(), self.interrupt)
-        self._connect_first(addresses)
+        self._connect_first(self._resolve(host, port))
         return self.open_stream(_TCP(self))
 
-    def open_stream(self, layer: _Layer) -> _Stream:
-        self._stream = _Stream(self, layer)
+    def open_stream(self, layer: _Layer) -> httpcore.NetworkStream:
+        """A stream over a layer, in place of the one below it."""
+        self._stream = _NetworkStream(self, layer)
         return self._stream
 
     def read(self) -> bytes:
-        """The next bytes that httpcore would read, b"" at the end. Raises `OSError`."""
+        """The next bytes that httpcore would read, b"" at the end."""
         assert self._stream is not None, "nothing is read before connect_tcp()"
         return self._stream.read(READ_BYTES)
 
-    def _connect_first(self, addresses: list[Address]) -> None:
-        failure = OSError("the host has no address")
-        for number, (family, address) in enumerate(addresses):
-            limit = share(self.limits.left(), among=len(addresses) - number)
-            try:
-                # The kernel may know one family of addresses only.
-                self._socket = socket.socket(family, socket.SOCK_STREAM)
-                self.check()
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                io.connect(self._socket, address, limit)
-            except OSError as error:
-                failure = error
-            else:
-                return
-            if self._socket is not None:
-                self._socket.close()
-        self.check()
-        raise failure
+    @property
+    def is_request_unread(self) -> bool:
+        """Whether the server closed the connection before it had read the current request."""
+        return self._is_request_unread
 
     @property
-    def socket(self) -> socket.socket:
-        self.check()
-        assert self._socket is not None, "nothing is read or written before connect_tcp()"
-        return self._socket
+    def has_trailing_data(self) -> bool:
+        """Whether more has arrived than the response, as far as this is known below httpcore.
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether this idle connection still lives and has sent nothing more."""
-        return self._socket is not None and is_quiet(self._socket)
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether bytes have been taken from the socket that nobody has read yet.
-
-        A TLS layer takes several records at once and hands them over one by one.
+        A TLS layer takes several records at once and returns them one by one.
         """
-        return self._stream is not None and self._stream.has_unread
+        has_unread = self._stream is not None and self._stream.has_unread
+        return has_unread or (self._observer is not None and self._observer.has_trailing_data)
 
-    def check(self) -> None:
-        """Raise `ClosedByCaller` where this connection must not be touched any more."""
-        if self._is_aborted:
-            raise ClosedByCaller("it was closed while it was in use")
-        if self._process != os.getpid():
-            # Parent and child would share one answer between them.
-            raise ClosedByCaller("it belongs to the process that this one was forked from")
+    @property
+    def is_reusable(self) -> bool:
+        """Whether this idle connection is open and has received nothing more."""
+        return (
+            self._socket is not None and self._process == os.getpid() and is_reusable(self._socket)
+        )
 
-    def abort(self) -> None:
-        """End it from anywhere: who waits for its bytes wakes up and sees `ClosedByCaller`."""
-        self._is_aborted = True
-        # A child shares the connection itself with its parent, who may be reading it.
-        if self._socket is not None and self._process == os.getpid():
-            # One that is not connected any more has nobody waiting for it.
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore documents of a socket; None for what is unknown."""
+        sock = self._socket
+        if sock is None:
+            return None
+        if info == "is_readable":
+            return not is_reusable(sock)
+        found = {"socket": lambda: sock, "client_addr": sock.getsockname}
+        found["server_addr"] = sock.getpeername
+        return found[info]() if info in found else None
 
     def close(self) -> None:
-        self._is_aborted = True
-        # It knows this wire, too, and a ring of objects would wait for the collector.
+        self._is_closed = True
+        # They refer to this object: break the cycle, so that it is freed without the cyclic GC.
         self._stream = None
+        self._call = None
         if self._socket is not None:
             self._socket.close()
+
+    def receive(self, max_bytes: int) -> bytes:
+        """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
+        sock, call = self._use_socket()
+        while True:
+            try:
+                data = sock.recv(max_bytes)
+            except BlockingIOError:
+                data = None
+            except OSError as error:
+                call.cancel_handle.check()
+                if not is_from_system(error):
+                    raise
+                self._notice_close(sock)
+                raise httpcore.ReadError(str(error)) from error
+            if data is not None:
+                if not data:
+                    self._notice_close(sock)
+                # A server that is always ahead must not keep the loop from other tasks, nor a
+                # cancellation from this one.
+                concurrency.checkpoint()
+                call.cancel_handle.check()
+                return data
+            left = call.timeouts.left(time.monotonic())
+            if not concurrency.wait_readable(sock, left, call.cancel_handle):
+                raise httpcore.ReadTimeout
+
+    def send(self, data: bytes) -> None:
+        """Send all of it. Raises `httpcore`'s errors."""
+        sock, call = self._use_socket()
+        # Bytes first: a view is what some fake sockets do not take.
+        rest: bytes | memoryview = data
+        while rest:
+            # No wait stands inside a handler: it would have the error for its context, and its
+            # frames, which hold the request.
+            try:
+                sent = sock.send(rest)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                call.cancel_handle.check()
+                if not is_from_system(error):
+                    raise
+                raise httpcore.WriteError(str(error)) from error
+            now = time.monotonic()
+            if sent:
+                rest = memoryview(rest)[sent:]
+                call.timeouts.progress(now)
+            elif not concurrency.wait_writable(sock, call.timeouts.left(now), call.cancel_handle):
+                raise httpcore.WriteTimeout
+
+    def _notice_close(self, sock: socket.socket) -> None:
+        if not self._has_received:
+            since = time.monotonic() - self._sent_at
+            self._is_request_unread = is_request_unread(sock, seconds_since_sent=since)
+
+    def begin_read(self) -> None:
+        """A read begins: what was written has been sent."""
+        timeouts, now = self._use_call().timeouts, time.monotonic()
+        if timeouts.phase == "send":
+            self._sent_at = now
+            timeouts.enter("first_byte", now)
+        else:
+            timeouts.begin_wait(now)
+
+    def finish_read(self, data: bytes) -> None:
+        """Bytes have arrived of the response, or of a proxy's answer before the request."""
+        self._has_received = True
+        if self._observer is not None and self._use_call().timeouts.phase != "connect":
+            self._observer.receive_data(data)
+
+    def _resolve(self, host: str, port: int) -> list[Address]:
+        call = self._use_call()
+        try:
+            found = parse_address(host, port) or concurrency.resolve(
+                host, port, call.timeouts.left(time.monotonic()), call.cancel_handle
+            )
+        except UnicodeError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        except OSError as error:
+            # The resolver's errors have a number.
+            if error.errno is None:
+                raise
+            raise httpcore.ConnectError(str(error)) from error
+        if found is None:
+            raise httpcore.ConnectTimeout
+        return found
+
+    def _connect_first(self, addresses: list[Address]) -> None:
+        """Connect to the addresses in parallel, each a little later; the first to accept wins.
+
+        Source: RFC 8305 (Happy Eyeballs), sections 4 and 5.
+        """
+        call = self._use_call()
+        untried = deque(interleave_families(addresses))
+        pending: list[socket.socket] = []
+        failure = OSError("the host has no address")
+        try:
+            while untried or pending:
+                if untried:
+                    try:
+                        sock, is_connected = start_connect(untried.popleft())
+                    except OSError as error:
+                        # The kernel may lack a family of addresses.
+                        if error.errno is None:
+                            raise
+                        failure = error
+                        continue
+                    if is_connected:
+                        self._socket = sock
+                        return
+                    pending.append(sock)
+                ready = self._wait_connected(pending, call, is_last=not untried)
+                for sock in ready:
+                    pending.remove(sock)
+                    error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if not error_number:
+                        self._socket = sock
+                        return
+                    failure = OSError(error_number, os.strerror(error_number))
+                    sock.close()
+        finally:
+            for sock in pending:
+                sock.close()
+        raise httpcore.ConnectError(str(failure)) from failure
+
+    def _wait_connected(
+        self, pending: list[socket.socket], call: _Call, *, is_last: bool
+    ) -> list[socket.socket]:
+        """The sockets that have connected or failed; none when the next address is due."""
+        left = call.timeouts.left(time.monotonic())
+        if left is not None and left <= 0:
+            raise httpcore.ConnectTimeout
+        is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
+        timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
+        if len(pending) == 1:
+            is_ready = concurrency.wait_writable(pending[0], timeout, call.cancel_handle)
+            ready = list(pending) if is_ready else []
+        else:
+            ready = concurrency.wait_any_writable(pending, timeout, call.cancel_handle)
+        if not ready and is_limit:
+            raise httpcore.ConnectTimeout
+        return ready
+
+    def _use_socket(self) -> tuple[socket.socket, _Call]:
+        call = self._use_call()
+        assert self._socket is not None, "nothing is read or written before connect_tcp()"
+        return self._socket, call
+
+    def _use_call(self) -> _Call:
+        if self._is_closed or self._call is None:
+            raise ClosedByCaller("it was closed while it was in use")
+        if self._process != os.getpid():
+            # Parent and child would share one response between them.
+            raise ClosedByCaller("it belongs to the process that this one was forked from")
+        return self._call
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What every wait for the network obeys."""
+
+    timeouts: CallTimeouts
+    cancel_handle: concurrency.CancelHandle
 
 
 class _Layer(Protocol):
@@ -146,25 +310,14 @@ class _TCP:
 
     has_unread = False
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, network: Network) -> None:
+        self._network = network
 
     def receive(self, max_bytes: int) -> bytes:
-        wire = self._wire
-        try:
-            data = io.receive(wire.socket, max_bytes, wire.limits.left())
-        except OSError:
-            wire.check()
-            raise
-        wire.check()
-        return data
+        return self._network.receive(max_bytes)
 
     def send(self, data: bytes) -> None:
-        try:
-            io.send(self._wire.socket, data, self._wire.limits.left())
-        except OSError:
-            self._wire.check()
-            raise
+        self._network.send(data)
 
 
 class _TLS:
@@ -181,26 +334,34 @@ class _TLS:
         return self._incoming.pending > 0 or self._lower.has_unread
 
     def handshake(self) -> None:
-        self._run(self.ssl_object.do_handshake)
+        self._run(self.ssl_object.do_handshake, httpcore.ConnectError)
 
     def receive(self, max_bytes: int) -> bytes:
-        return self._run(partial(self.ssl_object.read, max_bytes))
+        return self._run(partial(self.ssl_object.read, max_bytes), httpcore.ReadError)
 
     def send(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            # Piece by piece, so that the ciphertext does not pile up.
-            piece = rest[:READ_BYTES]
-            rest = rest[self._run(partial(self.ssl_object.write, piece)) :]
+            # Part by part, so that the ciphertext does not pile up.
+            write = partial(self.ssl_object.write, rest[:READ_BYTES])
+            rest = rest[self._run(write, httpcore.WriteError) :]
 
-    def _run(self, operation: Callable[[], T]) -> T:
+    def _run(self, operation: Callable[[], T], failure: type[httpcore.NetworkError]) -> T:
         while True:
             # A wait inside a handler would have the error for its context, and its frames.
-            with suppress(ssl.SSLWantReadError):
+            try:
                 result = operation()
-                self._flush()
-                return result
+            except ssl.SSLWantReadError:
+                is_done = False
+            except OSError as error:
+                if not is_from_system(error):
+                    raise
+                raise failure(str(error)) from error
+            else:
+                is_done = True
             self._flush()
+            if is_done:
+                return result
             data = self._lower.receive(READ_BYTES)
             if data:
                 self._incoming.write(data)
@@ -212,15 +373,15 @@ class _TLS:
             self._lower.send(self._outgoing.read())
 
 
-class _Stream(httpcore.NetworkStream):
+class _NetworkStream(httpcore.NetworkStream):
     """What httpcore reads from and writes to.
 
-    What it writes is held back until it reads, so that a request's head and body go out
-    together: one packet instead of two for a short prompt.
+    Writes are held back until it reads, so that a request's head and body are sent together: one
+    packet instead of two for a short prompt.
     """
 
-    def __init__(self, wire: Wire, layer: _Layer) -> None:
-        self._wire = wire
+    def __init__(self, network: Network, layer: _Layer) -> None:
+        self._network = network
         self._layer = layer
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -230,15 +391,15 @@ class _Stream(httpcore.NetworkStream):
         return self._layer.has_unread
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        self._wire.limits.begin_read()
         if self._unsent:
-            # A server may refuse a request before it has read all of it: its answer is still
-            # there to be read.
+            # A server may reject a request before it has read all of it: its response can still
+            # be read.
             with suppress(httpcore.WriteError):
                 self._flush()
+        self._network.begin_read()
         data = self._layer.receive(max_bytes)
         if data:
-            self._wire.has_received = True
+            self._network.finish_read(data)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -251,15 +412,10 @@ class _Stream(httpcore.NetworkStream):
         data = b"".join(self._unsent)
         self._unsent.clear()
         self._unsent_bytes = 0
-        try:
-            self._layer.send(data)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise httpcore.WriteError(str(error)) from None
+        self._layer.send(data)
 
     def close(self) -> None:
-        self._wire.close()
+        self._network.close()
 
     def start_tls(
         self,
@@ -269,7 +425,10 @@ class _Stream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         layer = _TLS(self._layer, ssl_context, server_hostname)
         layer.handshake()
-        return self._wire.open_stream(layer)
+        return self._network.open_stream(layer)
 
     def get_extra_info(self, info: str) -> Any:
-        return None
+        """What httpcore documents: "socket", "ssl_object", "client_addr", "server_addr", …"""
+        if info == "ssl_object":
+            return getattr(self._layer, "ssl_object", None)
+        return self._network.get_extra_info(info)

@@ -1,15 +1,20 @@
-"""A server with scripted replies and faults, for the tests of code that uses this SDK.
+"""A server with scripted replies and faults, to test code that uses this SDK.
 
-The pytest fixtures `cromicle_server` and `cromicle_faults` come with the package.
+`cromicle_sdk.testing.fixtures` is the pytest plugin, which pytest loads by itself: the fixtures
+`cromicle_server` and `cromicle_faults`.
 """
 
 from __future__ import annotations
 
-from ._connection import Connection, DisconnectedError
-from ._request import RecordedRequest
-from ._script import Behaviour
-from ._server import FaultyServer
-from ._wire import LAST_CHUNK, build_chunk, build_head
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .connection import Connection, DisconnectedError
+    from .faulty_server import FaultyServer
+    from .request import RecordedRequest
+    from .response import LAST_CHUNK, build_chunk, build_head
+    from .script import Behaviour
 
 __all__ = [
     "LAST_CHUNK",
@@ -21,3 +26,30 @@ __all__ = [
     "build_chunk",
     "build_head",
 ]
+
+_MODULES = {
+    "Behaviour": "script",
+    "Connection": "connection",
+    "DisconnectedError": "connection",
+    "FaultyServer": "faulty_server",
+    "LAST_CHUNK": "response",
+    "RecordedRequest": "request",
+    "build_chunk": "response",
+    "build_head": "response",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use (PEP 562).
+
+    pytest imports this package for its plugin in every run, with or without these names.
+    """
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -34,9 +34,9 @@ from cromicle_sdk import (
     Retry,
     Timeout,
 )
-from cromicle_sdk._async import concurrency as _async_io
-from cromicle_sdk._http import sockets as _transport
-from cromicle_sdk._sync import concurrency as _sync_io
+from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._http import proxies
+from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk.testing import FaultyServer, build_head
 
 QUICK = Retry(attempts=2, first_delay=0)
@@ -190,7 +190,7 @@ class TestTLS:
         runtime.run(scenario)
 
     def test_one_context_serves_all_clients(self) -> None:
-        assert _transport.default_ssl_context() is _transport.default_ssl_context()
+        assert proxies.default_ssl_context() is proxies.default_ssl_context()
 
 
 class TestProxies:
@@ -491,8 +491,8 @@ class TestIdleConnections:
         async def scenario() -> None:
             async with runtime.client(base_url=faults.base_url) as client:
                 await runtime.together(*[lambda: client.chat("Hi")] * 8)
-                monkeypatch.setattr("cromicle_sdk._async.client.pool.IDLE_SECONDS", -1.0)
-                monkeypatch.setattr("cromicle_sdk._sync.client.pool.IDLE_SECONDS", -1.0)
+                monkeypatch.setattr("cromicle_sdk._async.connection.IDLE_SECONDS", -1.0)
+                monkeypatch.setattr("cromicle_sdk._sync.connection.IDLE_SECONDS", -1.0)
                 await client.chat("Hi")
                 faults.wait_until_closed()
 
@@ -642,7 +642,7 @@ class TestElsewhere:
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert next(stream) == "x"
+        assert next(stream).strip("x") == ""
         stream.close()
         assert client.chat("Hi").text == "fresh"
         client.close()
@@ -712,7 +712,7 @@ async def close_while_it_waits(runtime: Runtime, stream: Any) -> None:
         assert time.monotonic() - started < 20
 
     async def close() -> None:
-        while inner._exchange is None:
+        while inner._attempt is None:
             time.sleep(0.01) if runtime.is_blocking else await anyio.sleep(0.01)
         if not runtime.is_blocking:
             await anyio.wait_all_tasks_blocked()
@@ -736,8 +736,8 @@ def test_a_family_that_the_kernel_lacks_is_passed_over(
     async def resolve(*args: Any) -> Any:
         return found
 
-    monkeypatch.setattr(_async_io, "resolve", resolve)
-    monkeypatch.setattr(_sync_io, "resolve", lambda *args: found)
+    monkeypatch.setattr(async_concurrency, "resolve", resolve)
+    monkeypatch.setattr(sync_concurrency, "resolve", lambda *args: found)
 
     async def scenario() -> None:
         async with runtime.client(base_url=f"http://h.example:{port}") as client:

@@ -1,137 +1,140 @@
-"""The clock of one call, with a clock that the test winds."""
+"""The timeouts of a call: a table of phases and of times that the test passes in."""
 
 from __future__ import annotations
 
 import math
 import socket
-from types import SimpleNamespace
 
 import pytest
 
-from cromicle_sdk._core import deadline as _limits
-from cromicle_sdk._core.deadline import Limits
-from cromicle_sdk._core.errors import TimeoutPhase
+from cromicle_sdk._core.deadline import CallTimeouts, Phase
 from cromicle_sdk._core.options import Timeout
 
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+TIMEOUT = Timeout(connect=5, first_byte=20, stall=10, total=100, pool=50)
+NO_LIMITS = Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(_limits, "time", SimpleNamespace(monotonic=clock.monotonic))
-    return clock
+def build(timeout: Timeout = TIMEOUT, now: float = 1000.0) -> CallTimeouts:
+    return CallTimeouts.for_call(timeout, now=now)
 
 
-TIMEOUT = Timeout(connect=5, first_byte=20, stall=10, total=100)
-
-
-def test_a_call_begins_in_the_pool(clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    assert limits.phase == "pool"
-    assert limits.started == 1000.0
-    assert limits.left() == 100
-    assert limits.total_left() == 100
-    clock.now += 30
-    assert limits.left() == 70
+def test_a_call_begins_in_the_pool() -> None:
+    timeouts = build()
+    assert timeouts.phase == "pool"
+    assert timeouts.started == 1000
+    assert timeouts.left(1000) == 50
+    assert timeouts.left(1030) == 20
+    assert timeouts.expired_phase(1050) == "pool"
 
 
 @pytest.mark.parametrize(
-    ("phase", "left"), [("pool", 100), ("connect", 5), ("first_byte", 20), ("stall", 10)]
+    ("phase", "limit", "reported"),
+    [
+        ("connect", 5, "connect"),
+        ("send", 20, "first_byte"),
+        ("first_byte", 20, "first_byte"),
+        ("stall", 10, "stall"),
+    ],
 )
-def test_each_phase_has_its_limit(phase: TimeoutPhase, left: float, clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    limits.enter(phase)
-    assert limits.phase == phase
-    assert limits.left() == left
-    clock.now += 1
-    assert limits.left() == left - 1
-    limits.enter(phase)
-    assert limits.left() == min(left, 99)
-    clock.now += min(left, 99)
-    with pytest.raises(TimeoutError):
-        limits.left()
-    assert limits.phase_that_ended() == phase
+def test_each_phase_has_its_limit(phase: Phase, limit: float, reported: str) -> None:
+    timeouts = build()
+    timeouts.enter(phase, 1000)
+    assert timeouts.phase == phase
+    assert timeouts.left(1000) == limit
+    assert timeouts.left(1001) == limit - 1
+    left = timeouts.left(1000 + limit)
+    assert left is not None
+    assert left <= 0
+    assert timeouts.expired_phase(1000 + limit) == reported
 
 
-@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall"])
-def test_the_total_limits_every_phase(phase: TimeoutPhase, clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    clock.now += 98
-    limits.enter(phase)
-    assert limits.left() == 2
-    clock.now += 2
-    with pytest.raises(TimeoutError):
-        limits.left()
-    assert limits.phase_that_ended() == "total"
+@pytest.mark.parametrize("phase", ["connect", "send", "first_byte", "stall"])
+def test_the_total_limits_every_phase(phase: Phase) -> None:
+    timeouts = build()
+    timeouts.enter("connect", 1000)
+    timeouts.enter(phase, 1098)
+    assert timeouts.left(1098) == 2
+    assert timeouts.total_left(1098) == 2
+    assert timeouts.expired_phase(1100) == "total"
 
 
-def test_the_wait_for_a_connection_is_named_when_it_took_the_total(clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    clock.now += 100
-    with pytest.raises(TimeoutError):
-        limits.left()
-    assert limits.phase_that_ended() == "pool"
+def test_waiting_for_a_slot_is_not_charged_to_the_total() -> None:
+    timeouts = build()
+    assert timeouts.total_left(1040) == 100
+    timeouts.enter("connect", 1040)
+    assert timeouts.total_left(1040) == 100
+    timeouts.enter("pool", 1070)
+    assert timeouts.left(1070) == 50
+    assert timeouts.total_left(1110) == 70
+    timeouts.enter("connect", 1110)
+    assert timeouts.total_left(1110) == 70
+    assert timeouts.total_left(1181) == -1
 
 
-@pytest.mark.parametrize("phase", ["connect", "first_byte", "stall"])
-def test_total_only(phase: TimeoutPhase, clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    limits.enter(phase, total_only=True)
-    assert limits.phase == phase
-    assert limits.left() == 100
+@pytest.mark.parametrize("phase", ["pool", "connect", "send", "first_byte", "stall"])
+def test_no_limits(phase: Phase) -> None:
+    timeouts = build(NO_LIMITS)
+    timeouts.enter(phase, 1000)
+    assert timeouts.left(1e9) is None
+    assert timeouts.total_left(1e9) == math.inf
 
 
-@pytest.mark.parametrize("phase", ["pool", "connect", "first_byte", "stall"])
-def test_no_limits(phase: TimeoutPhase, clock: Clock) -> None:
-    limits = Limits(Timeout(connect=None, first_byte=None, stall=None, total=None))
-    limits.enter(phase)
-    clock.now += 1e9
-    assert limits.left() is None
-    assert limits.total_left() == math.inf
-    assert limits.phase_that_ended() == phase
+def test_one_limit_without_a_total() -> None:
+    timeouts = build(Timeout(connect=5, total=None, pool=None))
+    assert timeouts.left(1000) is None
+    timeouts.enter("connect", 1000)
+    assert timeouts.left(1000) == 5
 
 
-def test_one_limit_without_a_total(clock: Clock) -> None:
-    limits = Limits(Timeout(connect=5, total=None))
-    assert limits.left() is None
-    limits.enter("connect")
-    assert limits.left() == 5
+def test_stall_counts_from_each_wait_and_first_byte_goes_on() -> None:
+    timeouts = build()
+    timeouts.enter("first_byte", 1000)
+    timeouts.begin_wait(1015)
+    assert timeouts.left(1015) == 5
+    timeouts.enter("stall", 1015)
+    timeouts.begin_wait(1024)
+    assert timeouts.left(1024) == 10
 
 
-def test_stall_counts_from_each_read_and_first_byte_goes_on(clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    limits.enter("first_byte")
-    clock.now += 15
-    limits.begin_read()
-    assert limits.phase == "first_byte"
-    assert limits.left() == 5
-    limits.enter("stall")
-    clock.now += 9
-    limits.begin_read()
-    assert limits.left() == 10
+def test_sending_that_moves_does_not_run_out() -> None:
+    timeouts = build()
+    timeouts.enter("send", 1000)
+    timeouts.progress(1019)
+    assert timeouts.left(1019) == 20
+    timeouts.enter("first_byte", 1030)
+    timeouts.progress(1040)
+    assert timeouts.left(1040) == 10
 
 
-def test_the_total_runs_on_over_attempts(clock: Clock) -> None:
-    limits = Limits(TIMEOUT)
-    limits.enter("connect")
-    clock.now += 60
-    limits.enter("pool")
-    assert limits.left() == 40
-    clock.now += 41
-    assert limits.total_left() == -1
+def test_the_callers_time_between_head_and_body_counts_for_the_total_alone() -> None:
+    timeouts = build()
+    timeouts.enter("first_byte", 1000)
+    timeouts.hold(1005)
+    timeouts.begin_wait(1060)
+    assert timeouts.left(1060) == 15
+    timeouts.hold(1065)
+    timeouts.begin_wait(1095)
+    assert timeouts.left(1095) == 5
+
+
+def test_a_plain_request_has_the_timeouts_of_httpx() -> None:
+    limits = {"pool": 1.0, "connect": 2.0, "write": 3.0, "read": 4.0}
+    timeouts = CallTimeouts.for_request(limits, now=1000)
+    assert timeouts.left(1000) == 1
+    for phase, limit in (("connect", 2), ("send", 3), ("first_byte", 4), ("stall", 4)):
+        timeouts.enter(phase, 1000)  # type: ignore[arg-type]  # a str of the table
+        assert timeouts.left(1000) == limit
+    # Each read has the whole of it.
+    timeouts.enter("first_byte", 1000)
+    timeouts.begin_wait(1003)
+    assert timeouts.left(1003) == 4
+    assert CallTimeouts.for_request({}, now=1000).left(1000) is None
 
 
 @pytest.mark.parametrize("seconds", [1e10, 1e100, 1.7e308])
 def test_a_huge_limit_can_be_waited_for(seconds: float) -> None:
     # It passed the check of the option, so no `OverflowError` may come of it later.
-    limits = Limits(Timeout(connect=seconds, total=seconds))
-    limits.enter("connect")
+    timeouts = build(Timeout(connect=seconds, total=seconds))
+    timeouts.enter("connect", 1000)
     with socket.socket() as sock:
-        sock.settimeout(limits.left())
+        sock.settimeout(timeouts.left(1000))

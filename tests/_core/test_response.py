@@ -31,7 +31,7 @@ from cromicle_sdk._core.errors import (
 )
 from cromicle_sdk._core.options import Options, Retry, Timeout
 from cromicle_sdk._core.request import build_request, hash_prompt
-from cromicle_sdk._core.response import Headers, Reply, ReplyReceiver, parse_retry_after
+from cromicle_sdk._core.response import Head, Headers, Reply, ResponseDecoder, parse_retry_after
 from cromicle_sdk._core.secrets import Secret
 
 CANARY = "sk-canary-123456"
@@ -60,42 +60,43 @@ def build_options(**changes: Any) -> Options:
 FAILED = "The server failed; try again later, or tell who runs it."
 
 
-def build_receiver(
+def build_decoder(
     *, redact: Callable[[str], str] = str, attempt: int = 2, **changes: Any
-) -> ReplyReceiver:
-    return ReplyReceiver(build_options(**changes), redact=redact, started=10.0, attempt=attempt)
+) -> ResponseDecoder:
+    return ResponseDecoder(build_options(**changes), redact=redact, started=10.0, attempt=attempt)
 
 
 def receive_head(
-    receiver: ReplyReceiver,
+    decoder: ResponseDecoder,
     status_code: int = 200,
     headers: Iterable[tuple[bytes, bytes]] = CHUNKED,
     http_version: bytes = b"HTTP/1.1",
+    *,
+    came_over_network: bool = True,
 ) -> None:
-    receiver.receive_head(
-        status_code, headers, http_version=http_version, wall_clock=1_000_000_000.0
-    )
+    head = Head(status_code, headers, http_version, came_over_network)
+    decoder.receive_head(head, wall_clock=1_000_000_000.0)
 
 
 def receive(
-    pieces: Iterable[bytes], *, strict: bool = True, max_reply_bytes: int = 1_000_000
+    chunks: Iterable[bytes], *, strict: bool = True, max_reply_bytes: int = 1_000_000
 ) -> tuple[str, CromicleError | None]:
-    """What is handed over, and the error that ended it."""
-    receiver = build_receiver(strict=strict, max_reply_bytes=max_reply_bytes)
-    receive_head(receiver)
-    handed_over, failure = "", None
+    """What is yielded, and the error that ended it."""
+    decoder = build_decoder(strict=strict, max_reply_bytes=max_reply_bytes)
+    receive_head(decoder)
+    yielded, failure = "", None
     try:
-        for piece in pieces:
-            handed_over += receiver.receive_data(piece, now=11.0)
-        handed_over += receiver.receive_eof(now=12.0)
+        for chunk in chunks:
+            yielded += decoder.receive_data(chunk, now=11.0)
+        yielded += decoder.receive_eof(now=12.0)
     except CromicleError as error:
         failure = error
     if failure is None:
-        assert receiver.build_reply(now=12.0).text == receiver.text == handed_over
+        assert decoder.reply.text == decoder.text == yielded
     else:
-        assert receiver.text.startswith(handed_over)
-        assert isinstance(failure, UnexpectedContentError) or failure.partial_text == receiver.text
-    return handed_over, failure
+        assert decoder.text.startswith(yielded)
+        assert isinstance(failure, UnexpectedContentError) or failure.partial_text == decoder.text
+    return yielded, failure
 
 
 def receive_answer(
@@ -106,12 +107,12 @@ def receive_answer(
     **changes: Any,
 ) -> CromicleError:
     """The error that an answer ends in."""
-    receiver = build_receiver(redact=redact, **changes)
+    decoder = build_decoder(redact=redact, **changes)
     with pytest.raises(CromicleError) as caught:
-        receive_head(receiver, status_code, headers)
-        assert not receiver.is_reply
-        assert receiver.receive_data(body, now=11.0) == ""
-        receiver.receive_eof(now=12.0)
+        receive_head(decoder, status_code, headers)
+        assert not decoder.is_accepted
+        assert decoder.receive_data(body, now=11.0) == ""
+        decoder.receive_eof(now=12.0)
     assert caught.value.attempts == 2
     return caught.value
 
@@ -155,18 +156,18 @@ def test_every_cut_gives_the_same_text(mark: bytes, strict: bool) -> None:
 def test_any_cut_of_any_text(text: str, cuts: list[int], strict: bool) -> None:
     data = text.encode()
     expected = text.removeprefix("\ufeff")
-    handed_over, error = receive(split(data, *sorted(min(c, len(data)) for c in cuts)))
-    assert handed_over == expected
+    yielded, error = receive(split(data, *sorted(min(c, len(data)) for c in cuts)))
+    assert yielded == expected
     assert (error is None) == bool(expected)
     assert receive(one_by_one(data), strict=False) == (expected, None)
 
 
 def test_never_half_a_character_and_each_as_soon_as_it_is_whole() -> None:
-    receiver = build_receiver()
-    receive_head(receiver)
-    texts = [receiver.receive_data(piece, now=11.0) for piece in one_by_one("é😀a".encode())]
+    decoder = build_decoder()
+    receive_head(decoder)
+    texts = [decoder.receive_data(chunk, now=11.0) for chunk in one_by_one("é😀a".encode())]
     assert texts == ["", "é", "", "", "", "😀", "a"]
-    assert receiver.receive_eof(now=12.0) == ""
+    assert decoder.receive_eof(now=12.0) == ""
 
 
 BYTES = st.binary(max_size=24) | st.lists(
@@ -213,17 +214,17 @@ def test_any_body_whole_cut_or_byte_by_byte(
     body: bytes, strict: bool, limit: int, cuts: list[int]
 ) -> None:
     kind, text = expected_outcome(body, strict=strict, limit=limit)
-    for pieces in (
+    for chunks in (
         [body],
         one_by_one(body),
         split(body, *sorted(min(cut, len(body)) for cut in cuts)),
     ):
-        handed_over, error = receive(pieces, strict=strict, max_reply_bytes=limit)
+        yielded, error = receive(chunks, strict=strict, max_reply_bytes=limit)
         assert type(error) is (type(None) if kind is None else kind)
         if error is None:
-            assert handed_over == text
+            assert yielded == text
         else:
-            assert text.startswith(handed_over)
+            assert text.startswith(yielded)
             assert error.partial_text == ("" if kind is UnexpectedContentError else text)
 
 
@@ -233,8 +234,8 @@ def test_an_error_says_the_same_however_the_bytes_came(
     body: bytes, strict: bool, limit: int
 ) -> None:
     _, whole = receive([body], strict=strict, max_reply_bytes=limit)
-    _, pieces = receive(one_by_one(body), strict=strict, max_reply_bytes=limit)
-    assert whole == pieces
+    _, chunks = receive(one_by_one(body), strict=strict, max_reply_bytes=limit)
+    assert whole == chunks
 
 
 @settings(deadline=None, max_examples=100)
@@ -242,10 +243,10 @@ def test_an_error_says_the_same_however_the_bytes_came(
 def test_a_cut_reply_leaves_an_exact_prefix(text: str, place: int) -> None:
     data = text.encode()
     for strict in (True, False):
-        receiver = build_receiver(strict=strict)
-        receive_head(receiver)
-        receiver.receive_data(data[:place], now=11.0)
-        error = receiver.receive_failure(APIConnectionError("x"))
+        decoder = build_decoder(strict=strict)
+        receive_head(decoder)
+        decoder.receive_data(data[:place], now=11.0)
+        error = decoder.receive_failure(APIConnectionError("x"))
         assert isinstance(error, IncompleteReplyError)
         assert text.removeprefix("\ufeff").startswith(error.partial_text)
         assert len(error.partial_text.encode()) >= len(data[:place]) - len(BOM) - 3
@@ -263,8 +264,8 @@ def test_a_cut_reply_leaves_an_exact_prefix(text: str, place: int) -> None:
     ],
 )
 def test_what_is_not_utf8(body: bytes, problem: str, partial_text: str) -> None:
-    for pieces in ([body], one_by_one(body)):
-        _, error = receive(pieces)
+    for chunks in ([body], one_by_one(body)):
+        _, error = receive(chunks)
         assert isinstance(error, ReplyDecodeError)
         assert str(error) == (
             f"The reply from {URL} is not UTF-8: {problem}. The text before that is in "
@@ -290,8 +291,8 @@ def test_the_place_of_a_bad_byte_is_right_past_the_limit_too() -> None:
     [(1, 1, True), (10, 10, True), (11, 10, False), (1000, 10, False), (2, 1, False)],
 )
 def test_max_reply_bytes(size: int, limit: int, fits: bool) -> None:
-    for pieces in ([b"x" * size], one_by_one(b"x" * size)):
-        _, error = receive(pieces, max_reply_bytes=limit)
+    for chunks in ([b"x" * size], one_by_one(b"x" * size)):
+        _, error = receive(chunks, max_reply_bytes=limit)
         if fits:
             assert error is None
         else:
@@ -301,7 +302,7 @@ def test_max_reply_bytes(size: int, limit: int, fits: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "refused"),
+    ("length", "rejected"),
     [
         (b"100", False),
         (b"101", True),
@@ -316,19 +317,19 @@ def test_max_reply_bytes(size: int, limit: int, fits: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_length_past_the_limit_is_refused_before_the_body(
-    length: bytes, refused: bool, strict: bool
+def test_a_length_past_the_limit_is_rejected_before_the_body(
+    length: bytes, rejected: bool, strict: bool
 ) -> None:
-    receiver = build_receiver(max_reply_bytes=100, strict=strict)
+    decoder = build_decoder(max_reply_bytes=100, strict=strict)
     headers = [(b"content-length", length)]
-    if refused:
+    if rejected:
         with pytest.raises(ReplyTooLargeError) as caught:
-            receive_head(receiver, headers=headers)
+            receive_head(decoder, headers=headers)
         assert caught.value.partial_text == ""
         assert caught.value.attempts == 2
     else:
-        receive_head(receiver, headers=headers)
-        assert receiver.is_reply
+        receive_head(decoder, headers=headers)
+        assert decoder.is_accepted
 
 
 def test_a_long_page_is_a_page_not_a_long_reply() -> None:
@@ -342,13 +343,13 @@ def test_a_long_page_is_a_page_not_a_long_reply() -> None:
 
 
 def test_before_and_after_the_head() -> None:
-    receiver = build_receiver()
-    before = (receiver.status_code, dict(receiver.headers), receiver.text, receiver.is_reply)
+    decoder = build_decoder()
+    before = (decoder.status_code, dict(decoder.headers), decoder.text, decoder.is_accepted)
     assert before == (None, {}, "", False)
-    receive_head(receiver)
-    assert receiver.status_code == 200
-    assert receiver.headers["content-type"] == "text/plain"
-    assert receiver.is_reply
+    receive_head(decoder)
+    assert decoder.status_code == 200
+    assert decoder.headers["content-type"] == "text/plain"
+    assert decoder.is_accepted
 
 
 PLAIN = b"text/plain"
@@ -370,14 +371,14 @@ def test_texts(media_type: bytes | None, strict: bool) -> None:
     headers = [(b"transfer-encoding", b"chunked")]
     if media_type is not None:
         headers.append((b"content-type", media_type))
-    receiver = build_receiver(strict=strict)
-    receive_head(receiver, headers=headers)
-    assert receiver.receive_data("é".encode(), now=11.0) == "é"
-    assert receiver.receive_eof(now=11.0) == ""
+    decoder = build_decoder(strict=strict)
+    receive_head(decoder, headers=headers)
+    assert decoder.receive_data("é".encode(), now=11.0) == "é"
+    assert decoder.receive_eof(now=11.0) == ""
 
 
 @pytest.mark.parametrize("media_type", OTHER_TYPES)
-def test_what_is_no_text_is_refused_with_its_body(media_type: bytes) -> None:
+def test_what_is_no_text_is_rejected_with_its_body(media_type: bytes) -> None:
     headers = [(b"content-type", media_type), (b"transfer-encoding", b"chunked")]
     error = receive_answer(200, "<é>".encode(), *headers)
     assert isinstance(error, UnexpectedContentError)
@@ -385,9 +386,9 @@ def test_what_is_no_text_is_refused_with_its_body(media_type: bytes) -> None:
     assert error.partial_text == ""
     assert URL in str(error)
     assert media_type.decode().partition(";")[0].strip().lower() in str(error)
-    receiver = build_receiver(strict=False)
-    receive_head(receiver, headers=headers)
-    assert receiver.receive_data(b"<html>", now=11.0) == "<html>"
+    decoder = build_decoder(strict=False)
+    receive_head(decoder, headers=headers)
+    assert decoder.receive_data(b"<html>", now=11.0) == "<html>"
 
 
 @pytest.mark.parametrize(
@@ -399,23 +400,23 @@ def test_what_is_no_text_is_refused_with_its_body(media_type: bytes) -> None:
         b"text/html,text/plain",
     ],
 )
-def test_json_and_html_by_other_names_are_refused(media_type: bytes) -> None:
-    receiver = build_receiver()
+def test_json_and_html_by_other_names_are_rejected(media_type: bytes) -> None:
+    decoder = build_decoder()
     receive_head(
-        receiver, headers=[(b"content-type", media_type), (b"transfer-encoding", b"chunked")]
+        decoder, headers=[(b"content-type", media_type), (b"transfer-encoding", b"chunked")]
     )
-    assert not receiver.is_reply
+    assert not decoder.is_accepted
 
 
 @pytest.mark.parametrize("status_code", [201, 202, 203, 204, 205, 206, 226, 299])
 def test_a_success_that_is_not_200(status_code: int) -> None:
-    receiver = build_receiver()
+    decoder = build_decoder()
     with pytest.raises(UnexpectedContentError, match=rf"its status is {status_code}\b"):
-        receive_head(receiver, status_code)
-    lenient = build_receiver(strict=False)
+        receive_head(decoder, status_code)
+    lenient = build_decoder(strict=False)
     receive_head(lenient, status_code, ())
     assert lenient.receive_eof(now=11.0) == ""
-    assert lenient.build_reply(now=12.0).status_code == status_code
+    assert lenient.reply.status_code == status_code
 
 
 @pytest.mark.parametrize(
@@ -430,34 +431,43 @@ def test_a_success_that_is_not_200(status_code: int) -> None:
     ],
 )
 def test_framing(headers: list[tuple[bytes, bytes]], http_version: bytes, framed: bool) -> None:
-    receiver = build_receiver()
+    decoder = build_decoder()
     if framed:
-        receive_head(receiver, headers=headers, http_version=http_version)
-        assert receiver.is_reply
+        receive_head(decoder, headers=headers, http_version=http_version)
+        assert decoder.is_accepted
     else:
         with pytest.raises(UnexpectedContentError, match="neither a length nor chunks"):
-            receive_head(receiver, headers=headers, http_version=http_version)
-    lenient = build_receiver(strict=False)
+            receive_head(decoder, headers=headers, http_version=http_version)
+    lenient = build_decoder(strict=False)
     receive_head(lenient, headers=headers, http_version=http_version)
-    assert lenient.is_reply
+    assert lenient.is_accepted
+
+
+def test_a_response_that_came_over_no_network_needs_no_framing() -> None:
+    """As that of a mock, or of an ASGI transport."""
+    decoder = build_decoder()
+    receive_head(decoder, headers=[], came_over_network=False)
+    assert decoder.receive_data(b"Hello", now=11.0) == "Hello"
+    decoder.receive_eof(now=12.0)
+    assert decoder.reply.text == "Hello"
 
 
 @pytest.mark.parametrize(
     "encoding", [b"gzip", b"GZIP", b"deflate", b"br", b"zstd", b"x", b"gzip, gzip", b"identity, br"]
 )
 @pytest.mark.parametrize("strict", [True, False])
-def test_an_encoded_reply_is_refused_in_either_mode(encoding: bytes, strict: bool) -> None:
-    receiver = build_receiver(strict=strict)
+def test_an_encoded_reply_is_rejected_in_either_mode(encoding: bytes, strict: bool) -> None:
+    decoder = build_decoder(strict=strict)
     with pytest.raises(UnexpectedContentError, match="it is compressed") as caught:
-        receive_head(receiver, headers=[*CHUNKED, (b"content-encoding", encoding)])
+        receive_head(decoder, headers=[*CHUNKED, (b"content-encoding", encoding)])
     assert caught.value.body == ""
 
 
 @pytest.mark.parametrize("encoding", [b"identity", b" Identity ", b""])
 def test_no_encoding_by_name(encoding: bytes) -> None:
-    receiver = build_receiver()
-    receive_head(receiver, headers=[*CHUNKED, (b"content-encoding", encoding)])
-    assert receiver.is_reply
+    decoder = build_decoder()
+    receive_head(decoder, headers=[*CHUNKED, (b"content-encoding", encoding)])
+    assert decoder.is_accepted
 
 
 @pytest.mark.parametrize("body", [b"", BOM])
@@ -485,41 +495,41 @@ def test_what_a_server_says_is_quoted_safely(name: bytes) -> None:
 # Replies
 
 
-def test_build_reply() -> None:
-    receiver = build_receiver()
-    receive_head(receiver, headers=[*CHUNKED, (b"X-Request-Id", b"r-7")])
+def test_reply() -> None:
+    decoder = build_decoder()
+    receive_head(decoder, headers=[*CHUNKED, (b"X-Request-Id", b"r-7")])
     for now, data in ((11.0, b"\xc3"), (11.5, b"\xa9"), (12.0, b""), (13.0, b"ab")):
-        receiver.receive_data(data, now=now)
-    receiver.receive_eof(now=14.0)
-    reply = receiver.build_reply(now=14.5)
+        decoder.receive_data(data, now=now)
+    decoder.receive_eof(now=14.0)
+    reply = decoder.reply
     assert reply == Reply(
         text="éab",
         status_code=200,
-        headers=receiver.headers,
+        headers=decoder.headers,
         attempts=2,
         chunks=2,
         first_text_after=1.5,
-        elapsed=4.5,
+        elapsed=4.0,
     )
     assert reply.request_id == "r-7"
     assert str(reply) == "éab"
 
 
 def test_an_empty_reply_has_no_first_text() -> None:
-    receiver = build_receiver(strict=False)
-    receive_head(receiver)
-    receiver.receive_eof(now=14.0)
-    reply = receiver.build_reply(now=14.0)
+    decoder = build_decoder(strict=False)
+    receive_head(decoder)
+    decoder.receive_eof(now=14.0)
+    reply = decoder.reply
     assert (reply.first_text_after, reply.chunks, str(reply)) == (None, 0, "")
     assert reply.request_id is None
 
 
 def test_the_last_text_may_come_at_the_end() -> None:
-    receiver = build_receiver(strict=False)
-    receive_head(receiver)
-    assert receiver.receive_data(b"\xe2\x82", now=11.0) == ""
-    assert receiver.receive_eof(now=13.0) == "\ufffd"
-    assert receiver.build_reply(now=13.0).first_text_after == 3.0
+    decoder = build_decoder(strict=False)
+    receive_head(decoder)
+    assert decoder.receive_data(b"\xe2\x82", now=11.0) == ""
+    assert decoder.receive_eof(now=13.0) == "\ufffd"
+    assert decoder.reply.first_text_after == 3.0
 
 
 def test_a_reply_is_a_frozen_value() -> None:
@@ -544,44 +554,44 @@ def test_a_reply_is_a_frozen_value() -> None:
         assert twin.headers == reply.headers
 
 
-def test_many_small_pieces_cost_no_more_than_their_bytes() -> None:
-    receiver = build_receiver()
-    receive_head(receiver)
+def test_many_small_chunks_cost_no_more_than_their_bytes() -> None:
+    decoder = build_decoder()
+    receive_head(decoder)
     for _ in range(100_000):
-        receiver.receive_data(b"word ", now=11.0)
-    assert len(receiver.text) == 500_000
+        decoder.receive_data(b"word ", now=11.0)
+    assert len(decoder.text) == 500_000
 
 
 # Failures
 
 
 def test_a_failure_before_the_head_is_itself() -> None:
-    failure = APIConnectionError("refused")
-    error = build_receiver().receive_failure(failure)
+    failure = APIConnectionError("rejected")
+    error = build_decoder().receive_failure(failure)
     assert error is failure
     assert (error.attempts, error.partial_text) == (2, "")
 
 
 @pytest.mark.parametrize("phase", ["stall", "total", "first_byte"])
 def test_a_timeout_in_a_reply_carries_the_text(phase: Any) -> None:
-    receiver = build_receiver()
-    receive_head(receiver)
-    receiver.receive_data(b"ab\xc3", now=11.0)
+    decoder = build_decoder()
+    receive_head(decoder)
+    decoder.receive_data(b"ab\xc3", now=11.0)
     failure = APITimeoutError("slow", phase=phase)
-    error = receiver.receive_failure(failure)
+    error = decoder.receive_failure(failure)
     assert error is failure
     assert (error.attempts, error.partial_text) == (2, "ab")
 
 
 @pytest.mark.parametrize("is_final", [True, False])
 def test_a_failure_in_a_reply_is_incomplete(is_final: bool) -> None:
-    receiver = build_receiver()
-    receive_head(receiver)
-    receiver.receive_data("ab€".encode()[:-1], now=11.0)
+    decoder = build_decoder()
+    receive_head(decoder)
+    decoder.receive_data("ab€".encode()[:-1], now=11.0)
     failure = APIConnectionError("x")
     failure.detail = "reset by peer"
     failure.is_final = is_final
-    error = receiver.receive_failure(failure)
+    error = decoder.receive_failure(failure)
     assert isinstance(error, IncompleteReplyError)
     assert str(error) == (
         f"The reply from {URL} broke off after 4 bytes: reset by peer. "
@@ -594,10 +604,10 @@ def test_a_failure_in_a_reply_is_incomplete(is_final: bool) -> None:
     "failure", [APIConnectionError("x"), APITimeoutError("x", phase="stall")], ids=["cut", "slow"]
 )
 def test_a_failure_in_an_error_body_leaves_the_status(failure: APIConnectionError) -> None:
-    receiver = build_receiver()
-    receive_head(receiver, 503, ())
-    receiver.receive_data(b"overlo", now=11.0)
-    error = receiver.receive_failure(failure)
+    decoder = build_decoder()
+    receive_head(decoder, 503, ())
+    decoder.receive_data(b"overlo", now=11.0)
+    error = decoder.receive_failure(failure)
     assert isinstance(error, InternalServerError)
     assert error.body == "overlo"
     assert error.attempts == 2
@@ -723,21 +733,21 @@ def test_strange_bodies(body: bytes) -> None:
 
 
 def test_an_error_body_is_read_to_64_kib_and_no_further() -> None:
-    receiver = build_receiver()
-    receive_head(receiver, 500, ())
-    assert receiver.receive_data(b"x" * (LIMIT - 1), now=11.0) == ""
+    decoder = build_decoder()
+    receive_head(decoder, 500, ())
+    assert decoder.receive_data(b"x" * (LIMIT - 1), now=11.0) == ""
     with pytest.raises(InternalServerError) as caught:
-        receiver.receive_data(b"yz" * 10_000_000, now=11.0)
+        decoder.receive_data(b"yz" * 10_000_000, now=11.0)
     assert caught.value.body == "x" * (LIMIT - 1) + "y"
 
 
-def test_a_body_of_many_pieces() -> None:
-    receiver = build_receiver()
-    receive_head(receiver, 500, ())
-    for piece in one_by_one("größe".encode()):
-        assert receiver.receive_data(piece, now=11.0) == ""
+def test_a_body_of_many_chunks() -> None:
+    decoder = build_decoder()
+    receive_head(decoder, 500, ())
+    for chunk in one_by_one("größe".encode()):
+        assert decoder.receive_data(chunk, now=11.0) == ""
     with pytest.raises(InternalServerError) as caught:
-        receiver.receive_eof(now=11.0)
+        decoder.receive_eof(now=11.0)
     assert caught.value.body == "größe"
 
 
@@ -794,9 +804,9 @@ def test_an_echo_in_a_header_is_hidden() -> None:
             200, b"", (name, CANARY.encode()), (b"content-length", b"0"), redact=redact()
         )
         assert_hidden(error)
-    receiver = build_receiver(redact=redact())
-    receive_head(receiver, headers=[*CHUNKED, (b"x-token", f"{CANARY}".encode())])
-    assert receiver.headers["x-token"] == "[redacted]"
+    decoder = build_decoder(redact=redact())
+    receive_head(decoder, headers=[*CHUNKED, (b"x-token", f"{CANARY}".encode())])
+    assert decoder.headers["x-token"] == "[redacted]"
 
 
 def test_an_echo_in_a_page_is_hidden() -> None:
@@ -822,18 +832,18 @@ def test_an_echo_in_json_is_hidden_in_the_message_too(token: str, escaped: str) 
 
 @pytest.mark.parametrize("token", ["text", "identity", "5", "chunked"])
 def test_a_token_that_is_a_word_of_the_head_changes_no_decision(token: str) -> None:
-    receiver = build_receiver(redact=redact(token))
+    decoder = build_decoder(redact=redact(token))
     head = [
         (b"content-type", b"text/plain"),
         (b"content-encoding", b"identity"),
         (b"content-length", b"5"),
     ]
-    receiver.receive_head(200, head, http_version=b"HTTP/1.1", wall_clock=0.0)
-    assert receiver.is_reply
-    assert receiver.receive_data(b"Hello", now=11.0) == "Hello"
-    refused = status_error(429, b"", (b"retry-after", b"5"), redact=redact(token))
-    assert refused.retry_after == 5
-    assert token not in dict(refused.headers).values()
+    receive_head(decoder, headers=head)
+    assert decoder.is_accepted
+    assert decoder.receive_data(b"Hello", now=11.0) == "Hello"
+    rejected = status_error(429, b"", (b"retry-after", b"5"), redact=redact(token))
+    assert rejected.retry_after == 5
+    assert token not in dict(rejected.headers).values()
 
 
 @pytest.mark.parametrize("token", ["content", "type", "e", "id", "location", "x-request-id"])
@@ -850,7 +860,7 @@ def test_a_token_that_is_a_part_of_a_name_hides_no_fact(token: str) -> None:
     assert f"x-{token}" not in echoed.headers
 
 
-def test_an_echo_over_and_over_is_hidden_to_the_last_piece() -> None:
+def test_an_echo_over_and_over_is_hidden_to_the_last_chunk() -> None:
     # What is redacted is shorter, so that the end of what was read is within the limit.
     error = echo("x" * 5 + CANARY * 10_000)
     assert isinstance(error, APIStatusError)
@@ -868,10 +878,10 @@ def test_an_echo_in_broken_framing_is_hidden() -> None:
     # h11 quotes the line that it can't read: "illegal header line: bytearray(b'...')".
     failure = APIConnectionError(f"No answer came from {URL}: illegal header line: {CANARY}.")
     failure.detail = f"illegal header line: {CANARY}"
-    assert_hidden(build_receiver(redact=redact()).receive_failure(failure))
-    receiver = build_receiver(redact=redact())
-    receive_head(receiver)
-    assert_hidden(receiver.receive_failure(failure))
+    assert_hidden(build_decoder(redact=redact()).receive_failure(failure))
+    decoder = build_decoder(redact=redact())
+    receive_head(decoder)
+    assert_hidden(decoder.receive_failure(failure))
 
 
 # Headers
@@ -1014,10 +1024,10 @@ def test_a_refusal_says_how_long_to_wait() -> None:
     )
 
 
-def pieces_of(data: bytes) -> Iterator[bytes]:
+def chunks_of(data: bytes) -> Iterator[bytes]:
     yield from one_by_one(data)
 
 
 def test_a_reply_of_every_character() -> None:
     text = "".join(map(chr, (*range(1, 0xD800), *range(0xE000, 0x11000), 0x10FFFF)))
-    assert receive(pieces_of(text.encode()), max_reply_bytes=10**6) == (text, None)
+    assert receive(chunks_of(text.encode()), max_reply_bytes=10**6) == (text, None)

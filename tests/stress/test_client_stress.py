@@ -34,6 +34,8 @@ from cromicle_sdk import (
     Retry,
     Timeout,
 )
+from cromicle_sdk._async import network as async_network
+from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -69,12 +71,12 @@ def misbehave(connection: Connection, request: RecordedRequest) -> None:
     chance = random.Random(f"fault {request.message} {request.connection}")
     data = text_of(request.message).encode()
     cuts = sorted(chance.sample(range(len(data) + 1), min(3, len(data))))
-    pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if b > a]
-    body = b"".join(build_chunk(piece) for piece in pieces)
+    chunks = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if b > a]
+    body = b"".join(build_chunk(piece) for piece in chunks)
     good = build_head() + body + LAST_CHUNK
     if chance.random() > 0.3:
-        for piece in pieces:
-            connection.send(build_head() if piece is pieces[0] else b"")
+        for piece in chunks:
+            connection.send(build_head() if piece is chunks[0] else b"")
             connection.send(build_chunk(piece))
         connection.send(LAST_CHUNK)
         return
@@ -334,11 +336,11 @@ def test_mutated_answers_come_out_the_same_however_they_are_cut(runtime: Runtime
         runtime.run(scenario)
 
 
-PIECES: list[bytes] = []
+CHUNKS: list[bytes] = []
 
 
-async def scripted_call(runtime: Runtime, pieces: list[bytes]) -> Any:
-    PIECES[:] = pieces
+async def scripted_call(runtime: Runtime, chunks: list[bytes]) -> Any:
+    CHUNKS[:] = chunks
     client = runtime.client(base_url="http://127.0.0.1:9", retry=ONCE)
     try:
         return await client.chat("Hi")
@@ -348,7 +350,7 @@ async def scripted_call(runtime: Runtime, pieces: list[bytes]) -> Any:
 
 def patch_sockets(patch: pytest.MonkeyPatch, runtime: Runtime) -> None:
     def receive(*args: Any) -> bytes:
-        return PIECES.pop(0) if PIECES else b""
+        return CHUNKS.pop(0) if CHUNKS else b""
 
     def nothing(*args: Any) -> None:
         return None
@@ -359,14 +361,10 @@ def patch_sockets(patch: pytest.MonkeyPatch, runtime: Runtime) -> None:
     async def async_nothing(*args: Any) -> None:
         return None
 
-    room = (
-        "cromicle_sdk._sync.concurrency"
-        if runtime.is_blocking
-        else "cromicle_sdk._async.concurrency"
-    )
-    patch.setattr(f"{room}.connect", nothing if runtime.is_blocking else async_nothing)
-    patch.setattr(f"{room}.send", nothing if runtime.is_blocking else async_nothing)
-    patch.setattr(f"{room}.receive", receive if runtime.is_blocking else async_receive)
+    network: type = sync_network.Network if runtime.is_blocking else async_network.AsyncNetwork
+    patch.setattr(network, "_connect_first", nothing if runtime.is_blocking else async_nothing)
+    patch.setattr(network, "send", nothing if runtime.is_blocking else async_nothing)
+    patch.setattr(network, "receive", receive if runtime.is_blocking else async_receive)
 
 
 # Load on a server that is down, threads, forks, signals.

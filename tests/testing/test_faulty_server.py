@@ -1,4 +1,4 @@
-"""The faulty server does on the wire what its methods say, and leaves nothing behind."""
+"""The faulty server sends the bytes that its methods document, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import os
 import resource
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import httpx
 import pytest
 import trustme
 
-from cromicle_sdk import Client, IncompleteReplyError, Retry, _pytest_plugin
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -35,11 +31,6 @@ from cromicle_sdk.testing import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The plugin's own, whether or not pytest has loaded it as one.
-cromicle_faults = _pytest_plugin.cromicle_faults
-cromicle_server = _pytest_plugin.cromicle_server
-
-ROOT = Path(__file__).parent.parent
 BODY = b'{"message":"Hi","token":"canary","hash":"1f"}'
 REQUEST = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 TEXT = "Hello from the faulty server."
@@ -65,7 +56,7 @@ def server() -> Iterator[FaultyServer]:
         yield server
 
 
-class Wire:
+class RawClient:
     """A bare TCP client."""
 
     def __init__(self, server: FaultyServer, request: bytes = REQUEST) -> None:
@@ -103,8 +94,8 @@ class Wire:
 
 
 def connect_and_read(server: FaultyServer) -> bytes:
-    with Wire(server, b"") as wire:
-        return wire.read_to_end()
+    with RawClient(server, b"") as raw:
+        return raw.read_to_end()
 
 
 def port_of(server: FaultyServer) -> int:
@@ -115,7 +106,7 @@ def post(server: FaultyServer) -> httpx.Response:
     return httpx.post(f"{server.base_url}/chat", content=BODY, timeout=20)
 
 
-# What is sent, to the byte
+# The bytes that are sent
 
 KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
     ("nothing scripted", lambda s: None, HEAD + in_chunks(TEXT) + LAST_CHUNK),
@@ -125,7 +116,7 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
         lambda s: s.reply(chunks=[b"\xc3", "", b"\xbc", "ok"]),
         HEAD + b"1\r\n\xc3\r\n1\r\n\xbc\r\n2\r\nok\r\n" + LAST_CHUNK,
     ),
-    ("nothing to say", lambda s: s.reply(""), HEAD + LAST_CHUNK),
+    ("empty text", lambda s: s.reply(""), HEAD + LAST_CHUNK),
     (
         "exact length",
         lambda s: s.reply("ü", length="exact"),
@@ -247,7 +238,7 @@ CLOSED: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
         lambda s: s.reply("a", close=True),
         HEAD[:-2] + b"connection: close\r\n\r\n" + in_chunks("a") + LAST_CHUNK,
     ),
-    ("closed without a word", lambda s: s.close_idle("a"), HEAD + in_chunks("a") + LAST_CHUNK),
+    ("closed without notice", lambda s: s.close_idle("a"), HEAD + in_chunks("a") + LAST_CHUNK),
     (
         "fail and close",
         lambda s: s.fail(500, body="", close=True),
@@ -260,28 +251,28 @@ CLOSED: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
 @pytest.mark.parametrize(
     ("configure", "expected"), [row[1:] for row in KEPT], ids=[r[0] for r in KEPT]
 )
-def test_an_answer_that_keeps_the_connection(
+def test_a_response_that_keeps_the_connection_alive(
     server: FaultyServer, configure: Callable[[FaultyServer], object], expected: bytes
 ) -> None:
     configure(server)
-    with Wire(server) as wire:
-        assert wire.read(len(expected)) == expected
-        # What the first answer left too much would stand in front of the second one.
-        wire.sock.sendall(REQUEST)
-        assert wire.read(len(expected)) == expected
-        assert wire.is_silent()
+    with RawClient(server) as raw:
+        assert raw.read(len(expected)) == expected
+        # Extra bytes of the first response would precede the second one.
+        raw.sock.sendall(REQUEST)
+        assert raw.read(len(expected)) == expected
+        assert raw.is_silent()
     assert server.connections == 1
 
 
 @pytest.mark.parametrize(
     ("configure", "expected"), [r[1:] for r in CLOSED], ids=[r[0] for r in CLOSED]
 )
-def test_an_answer_that_closes_the_connection(
+def test_a_response_that_closes_the_connection(
     server: FaultyServer, configure: Callable[[FaultyServer], object], expected: bytes
 ) -> None:
     configure(server)
-    with Wire(server) as wire:
-        assert wire.read_to_end() == expected
+    with RawClient(server) as raw:
+        assert raw.read_to_end() == expected
     server.wait_until_closed()
 
 
@@ -293,16 +284,16 @@ def test_a_cut_inside_a_chunk_needs_a_chunk() -> None:
 
 
 @pytest.mark.parametrize("after", [None, "", "Hello"])
-def test_a_reset_is_a_reset(server: FaultyServer, after: str | None) -> None:
+def test_reset_sends_a_rst(server: FaultyServer, after: str | None) -> None:
     server.reset(after)
     expected = b"" if after is None else HEAD + (in_chunks(after) if after else b"")
-    with Wire(server) as wire:
-        assert wire.read(len(expected)) == expected
+    with RawClient(server) as raw:
+        assert raw.read(len(expected)) == expected
         with pytest.raises(ConnectionResetError):
-            wire.sock.recv(1)
+            raw.sock.recv(1)
 
 
-def test_a_reset_on_accept_needs_no_request_and_records_none(server: FaultyServer) -> None:
+def test_a_reset_on_accept_needs_and_records_no_request(server: FaultyServer) -> None:
     server.reset(when="accept").reply("ok")
     with pytest.raises(ConnectionResetError):
         connect_and_read(server)
@@ -318,27 +309,27 @@ def test_a_cut_on_accept_needs_no_request(server: FaultyServer) -> None:
 
 def test_raw_bytes_on_accept_come_before_the_request(server: FaultyServer) -> None:
     server.raw(b"Who is there?", when="accept").reply("ok")
-    with Wire(server, b"") as wire:
-        assert wire.read(13) == b"Who is there?"
-        wire.sock.sendall(REQUEST)
-        assert wire.read(len(HEAD) + 7) == HEAD + in_chunks("ok")
+    with RawClient(server, b"") as raw:
+        assert raw.read(13) == b"Who is there?"
+        raw.sock.sendall(REQUEST)
+        assert raw.read(len(HEAD) + 7) == HEAD + in_chunks("ok")
 
 
-def test_a_kept_connection_meets_an_accept_behaviour_with_its_next_request(
+def test_an_accept_behaviour_acts_on_the_next_request_of_a_kept_connection(
     server: FaultyServer,
 ) -> None:
     server.reply("").cut(when="accept")
-    with Wire(server) as wire:
-        assert wire.read(len(HEAD) + 5) == HEAD + LAST_CHUNK
-        wire.sock.sendall(REQUEST)
-        assert wire.read_to_end() == b""
+    with RawClient(server) as raw:
+        assert raw.read(len(HEAD) + 5) == HEAD + LAST_CHUNK
+        raw.sock.sendall(REQUEST)
+        assert raw.read_to_end() == b""
 
 
-def test_a_long_body_is_refused_unread(server: FaultyServer) -> None:
+def test_a_status_on_head_is_sent_before_the_body_is_read(server: FaultyServer) -> None:
     server.fail(413, when="head")
     head, _, _ = REQUEST.partition(BODY)
-    with Wire(server, head) as wire:
-        assert wire.read_to_end().startswith(b"HTTP/1.1 413 ")
+    with RawClient(server, head) as raw:
+        assert raw.read_to_end().startswith(b"HTTP/1.1 413 ")
     assert server.requests[0].body == b""
 
 
@@ -346,15 +337,17 @@ def test_a_long_body_is_refused_unread(server: FaultyServer) -> None:
 
 
 @pytest.mark.parametrize("after", [None, "", "Hello"])
-def test_a_stall_lasts_until_the_client_leaves(server: FaultyServer, after: str | None) -> None:
+def test_a_stall_lasts_until_the_client_disconnects(
+    server: FaultyServer, after: str | None
+) -> None:
     server.stall(after).reply(close=True)
     expected = b"" if after is None else HEAD + (in_chunks(after) if after else b"")
-    with Wire(server) as wire:
-        assert wire.read(len(expected)) == expected
+    with RawClient(server) as raw:
+        assert raw.read(len(expected)) == expected
         server.wait_for_requests(1)
-        wire.sock.sendall(REQUEST)
+        raw.sock.sendall(REQUEST)
         assert post(server).text == TEXT
-        assert wire.is_silent()
+        assert raw.is_silent()
         assert server.open_connections >= 1
     server.wait_until_closed()
     assert server.open_connections == 0
@@ -364,35 +357,35 @@ def test_a_stall_lasts_until_the_client_leaves(server: FaultyServer, after: str 
 def test_a_stall_ends_when_the_server_stops(when: Literal["accept", "head", "request"]) -> None:
     with FaultyServer() as server:
         server.stall(when=when)
-        with Wire(server) as wire:
+        with RawClient(server) as raw:
             server.stop()
-            assert_ended(wire)
+            assert_ended(raw)
 
 
-def test_a_stall_that_leaves_the_body_unread_blocks_a_long_one(server: FaultyServer) -> None:
+def test_a_stall_on_head_blocks_a_client_that_sends_a_long_body(server: FaultyServer) -> None:
     server.stall(when="head")
-    with Wire(server, b"POST /chat HTTP/1.1\r\ncontent-length: 99999999\r\n\r\n") as wire:
+    with RawClient(server, b"POST /chat HTTP/1.1\r\ncontent-length: 99999999\r\n\r\n") as raw:
         server.wait_for_requests(1)
-        wire.sock.settimeout(0)
+        raw.sock.settimeout(0)
         with pytest.raises(BlockingIOError):
-            send_endlessly(wire)
+            send_endlessly(raw)
 
 
-def test_chunks_behind_a_gate_wait_for_it(server: FaultyServer) -> None:
+def test_the_second_chunk_waits_for_the_gate(server: FaultyServer) -> None:
     gate = threading.Event()
     server.reply(chunks=["a", "b"], gate=gate, delay=0.001).reply()
-    with Wire(server) as wire:
-        assert wire.read(len(HEAD) + 6) == HEAD + in_chunks("a")
+    with RawClient(server) as raw:
+        assert raw.read(len(HEAD) + 6) == HEAD + in_chunks("a")
         assert post(server).text == TEXT
-        assert wire.is_silent()
+        assert raw.is_silent()
         gate.set()
-        assert wire.read(11) == in_chunks("b") + LAST_CHUNK
+        assert raw.read(11) == in_chunks("b") + LAST_CHUNK
 
 
-def test_a_gate_lets_a_client_leave(server: FaultyServer) -> None:
+def test_a_wait_for_a_gate_ends_when_the_client_disconnects(server: FaultyServer) -> None:
     server.reply("a", gate=threading.Event())
-    with Wire(server) as wire:
-        assert wire.read(len(HEAD) + 6) == HEAD + in_chunks("a")
+    with RawClient(server) as raw:
+        assert raw.read(len(HEAD) + 6) == HEAD + in_chunks("a")
     server.wait_until_closed()
 
 
@@ -410,33 +403,33 @@ def test_a_gate_lets_a_client_leave(server: FaultyServer) -> None:
         ),
     ],
 )
-def test_a_drip_for_ever_ends_when_the_client_leaves(
+def test_an_endless_drip_ends_when_the_client_disconnects(
     server: FaultyServer, configure: Callable[[FaultyServer], object], expected: bytes
 ) -> None:
     configure(server)
-    with Wire(server) as wire:
-        assert wire.read(len(expected)) == expected
+    with RawClient(server) as raw:
+        assert raw.read(len(expected)) == expected
     server.wait_until_closed()
 
 
-def test_a_flood_ends_when_the_client_leaves(server: FaultyServer) -> None:
+def test_a_flood_ends_when_the_client_disconnects(server: FaultyServer) -> None:
     server.flood("tick")
-    with Wire(server) as wire:
-        assert len(wire.read(5_000_000)) == 5_000_000
+    with RawClient(server) as raw:
+        assert len(raw.read(5_000_000)) == 5_000_000
     server.wait_until_closed()
 
 
 def test_a_flood_ends_when_the_server_stops(server: FaultyServer) -> None:
     server.flood(newline=False)
-    with Wire(server) as wire:
-        wire.read(1)
+    with RawClient(server) as raw:
+        raw.read(1)
         server.stop()
-        assert_ended(wire)
+        assert_ended(raw)
 
 
 @pytest.mark.parametrize("size", [0, 10, 65540, 200_000])
 @pytest.mark.parametrize("newline", [True, False])
-def test_a_flood_of_some_size(server: FaultyServer, size: int, newline: bool) -> None:
+def test_a_flood_of_a_given_size(server: FaultyServer, size: int, newline: bool) -> None:
     server.flood("tick", size=size, newline=newline, status=500)
     response = post(server)
     line = "tick\n" if newline else "tick"
@@ -444,14 +437,14 @@ def test_a_flood_of_some_size(server: FaultyServer, size: int, newline: bool) ->
     assert response.text == (line * size)[:size]
 
 
-def send_endlessly(wire: Wire) -> None:
+def send_endlessly(raw: RawClient) -> None:
     while True:
-        wire.sock.send(bytes(100_000))
+        raw.sock.send(bytes(100_000))
 
 
-def assert_ended(wire: Wire) -> None:
+def assert_ended(raw: RawClient) -> None:
     with contextlib.suppress(ConnectionResetError):
-        wire.read_to_end()
+        raw.read_to_end()
 
 
 # Content codings
@@ -466,7 +459,7 @@ def assert_ended(wire: Wire) -> None:
         ("zstd", bytes),
     ],
 )
-def test_an_encoded_answer(
+def test_an_encoded_reply(
     server: FaultyServer, coding: str, decode: Callable[[bytes], bytes]
 ) -> None:
     server.encoded("Hello", coding=coding)
@@ -475,7 +468,7 @@ def test_an_encoded_answer(
         assert decode(b"".join(response.iter_raw())) == b"Hello"
 
 
-def test_a_bomb_is_small_on_the_wire(server: FaultyServer) -> None:
+def test_a_decompression_bomb_is_sent_compressed(server: FaultyServer) -> None:
     server.encoded("ab", size=3_000_001)
     response = post(server)
     assert response.text == "ab" * 1_500_000 + "a"
@@ -491,14 +484,14 @@ def test_each_request_takes_the_next_behaviour_and_the_last_repeats(server: Faul
     assert statuses == [503, 429, 200, 200, 200]
 
 
-def test_what_is_added_while_the_last_repeats_comes_next(server: FaultyServer) -> None:
+def test_a_behaviour_added_while_the_last_repeats_is_next(server: FaultyServer) -> None:
     server.fail(503)
     assert [post(server).status_code for _ in range(3)] == [503, 503, 503]
     server.fail(502).fail(501)
     assert [post(server).status_code for _ in range(3)] == [502, 501, 501]
 
 
-def test_clear_forgets_script_and_requests(server: FaultyServer) -> None:
+def test_clear_removes_behaviours_and_requests(server: FaultyServer) -> None:
     server.fail(503)
     post(server)
     assert server.clear() is server
@@ -507,7 +500,7 @@ def test_clear_forgets_script_and_requests(server: FaultyServer) -> None:
     assert server.connections == 2
 
 
-def test_a_behaviour_of_ones_own_answers(server: FaultyServer) -> None:
+def test_script_calls_the_behaviour_with_connection_and_request(server: FaultyServer) -> None:
     def echo_and_reset(connection: Connection, request: RecordedRequest) -> None:
         connection.send(build_head(length=2) + request.message.encode())
         connection.pause(0)
@@ -515,15 +508,15 @@ def test_a_behaviour_of_ones_own_answers(server: FaultyServer) -> None:
         connection.reset()
 
     server.script(echo_and_reset)
-    with Wire(server) as wire:
-        assert wire.read(len(headed("content-length: 2")) + 2).endswith(b"\r\n\r\nHi")
+    with RawClient(server) as raw:
+        assert raw.read(len(headed("content-length: 2")) + 2).endswith(b"\r\n\r\nHi")
         with pytest.raises(ConnectionResetError):
-            wire.sock.recv(1)
+            raw.sock.recv(1)
     assert server.requests[0].connection == 1
 
 
-def test_a_behaviour_that_goes_on_after_it_has_closed_is_told(server: FaultyServer) -> None:
-    told = threading.Event()
+def test_sending_after_close_raises_disconnected_error(server: FaultyServer) -> None:
+    raised = threading.Event()
 
     def close_twice(connection: Connection, request: RecordedRequest) -> None:
         connection.close()
@@ -531,17 +524,17 @@ def test_a_behaviour_that_goes_on_after_it_has_closed_is_told(server: FaultyServ
         try:
             connection.send(b"Too late.")
         except DisconnectedError:
-            told.set()
+            raised.set()
             raise
 
     server.script(close_twice)
-    with Wire(server) as wire:
-        assert wire.read_to_end() == b""
-    assert told.wait(20)
+    with RawClient(server) as raw:
+        assert raw.read_to_end() == b""
+    assert raised.wait(20)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_mistake_in_a_behaviour_shows_and_closes(
+def test_an_exception_in_a_behaviour_reaches_the_excepthook_and_closes(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
@@ -551,13 +544,13 @@ def test_a_mistake_in_a_behaviour_shows_and_closes(
         raise LookupError("mistake")
 
     server.script(mistake)
-    with Wire(server) as wire:
-        assert wire.read_to_end() == b""
+    with RawClient(server) as raw:
+        assert raw.read_to_end() == b""
     server.stop()
     assert repr(seen) == "[LookupError('mistake')]"
 
 
-# The record
+# Recorded requests
 
 
 def test_a_request_is_recorded(server: FaultyServer) -> None:
@@ -573,13 +566,13 @@ def test_a_request_is_recorded(server: FaultyServer) -> None:
     assert "canary" not in repr(request) + repr(server)
 
 
-def test_requests_are_a_snapshot(server: FaultyServer) -> None:
+def test_requests_is_a_copy(server: FaultyServer) -> None:
     before = server.requests
     post(server)
     assert (before, len(server.requests)) == ([], 1)
 
 
-def test_requests_say_which_connection_they_came_on(server: FaultyServer) -> None:
+def test_a_request_has_the_number_of_its_connection(server: FaultyServer) -> None:
     with httpx.Client() as client:
         for _ in range(2):
             client.post(server.base_url)
@@ -587,11 +580,11 @@ def test_requests_say_which_connection_they_came_on(server: FaultyServer) -> Non
     assert [request.connection for request in server.requests] == [1, 1, 2]
 
 
-def test_pipelined_requests_are_answered_in_turn(server: FaultyServer) -> None:
+def test_pipelined_requests_are_answered_in_order(server: FaultyServer) -> None:
     server.reply("a", delay=0.001).reply("b")
     expected = HEAD + in_chunks("a") + LAST_CHUNK + HEAD + in_chunks("b") + LAST_CHUNK
-    with Wire(server, REQUEST * 2) as wire:
-        assert wire.read(len(expected)) == expected
+    with RawClient(server, REQUEST * 2) as raw:
+        assert raw.read(len(expected)) == expected
 
 
 def test_a_body_of_many_megabytes_is_read_whole(server: FaultyServer) -> None:
@@ -605,10 +598,10 @@ def test_a_chunked_body_is_read_whole(server: FaultyServer) -> None:
     assert server.requests[0].body == b"a" * 70_000 + b"b"
 
 
-def test_extensions_and_trailers_of_a_chunked_body_are_passed_over(server: FaultyServer) -> None:
+def test_extensions_and_trailers_of_a_chunked_body_are_ignored(server: FaultyServer) -> None:
     chunked = b"POST / HTTP/1.1\r\ntransfer-encoding: Chunked\r\n\r\n"
-    with Wire(server, chunked + b"2;a=b\r\nHi\r\n0\r\nx: y\r\n\r\n" + REQUEST) as wire:
-        wire.read(1)
+    with RawClient(server, chunked + b"2;a=b\r\nHi\r\n0\r\nx: y\r\n\r\n" + REQUEST) as raw:
+        raw.read(1)
         assert [r.body for r in server.wait_for_requests(2)] == [b"Hi", BODY]
 
 
@@ -622,29 +615,29 @@ def test_extensions_and_trailers_of_a_chunked_body_are_passed_over(server: Fault
         b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_what_is_not_http_gets_a_400_and_no_record(
+def test_bytes_that_are_not_http_get_a_400_and_are_not_recorded(
     server: FaultyServer, request_bytes: bytes
 ) -> None:
-    with Wire(server, request_bytes) as wire:
-        assert wire.read_to_end().startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    with RawClient(server, request_bytes) as raw:
+        assert raw.read_to_end().startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert server.requests == []
 
 
 def test_a_request_that_breaks_off_is_not_recorded(server: FaultyServer) -> None:
-    with Wire(server, REQUEST[:-1]) as wire:
-        wire.sock.shutdown(socket.SHUT_WR)
-        assert wire.read_to_end() == b""
+    with RawClient(server, REQUEST[:-1]) as raw:
+        raw.sock.shutdown(socket.SHUT_WR)
+        assert raw.read_to_end() == b""
     server.wait_until_closed()
     assert server.requests == []
 
 
-def test_waiting_for_requests_that_do_not_come_says_how_many_did(server: FaultyServer) -> None:
+def test_a_timeout_of_wait_for_requests_has_the_number_that_arrived(server: FaultyServer) -> None:
     post(server)
     with pytest.raises(TimeoutError, match=r"1 of 2 requests arrived within 0\.01 s"):
         server.wait_for_requests(2, timeout=0.01)
 
 
-def test_a_wait_ends_with_what_it_waits_for(server: FaultyServer) -> None:
+def test_wait_for_requests_and_wait_until_closed_return_at_once(server: FaultyServer) -> None:
     def wait_for_both() -> None:
         server.wait_for_requests(1, timeout=90)
         arrived.set()
@@ -653,28 +646,30 @@ def test_a_wait_ends_with_what_it_waits_for(server: FaultyServer) -> None:
     arrived = threading.Event()
     waiting = threading.Thread(target=wait_for_both, daemon=True)
     waiting.start()
-    with Wire(server):
+    with RawClient(server):
         assert arrived.wait(20)
     waiting.join(20)
     assert not waiting.is_alive()
 
 
-def test_waiting_for_a_leaked_connection_says_that_it_is_open(server: FaultyServer) -> None:
-    with Wire(server):
+def test_a_timeout_of_wait_until_closed_has_the_number_of_open_connections(
+    server: FaultyServer,
+) -> None:
+    with RawClient(server):
         server.wait_for_requests(1)
         with pytest.raises(TimeoutError, match=r"1 connections still open after 0\.01 s"):
             server.wait_until_closed(timeout=0.01)
 
 
-# Coming and going
+# Start and stop
 
 
-def test_there_is_no_url_before_the_start() -> None:
+def test_base_url_before_start_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="start"):
         _ = FaultyServer().base_url
 
 
-def test_a_server_starts_once(server: FaultyServer) -> None:
+def test_starting_twice_is_an_error(server: FaultyServer) -> None:
     with pytest.raises(RuntimeError, match="started already"):
         server.start()
 
@@ -693,7 +688,7 @@ def test_after_stop_the_port_refuses_until_the_next_start(server: FaultyServer) 
     assert post(server).text == TEXT
 
 
-def test_connecting_to_a_black_hole_hangs_until_it_is_lifted(server: FaultyServer) -> None:
+def test_connecting_to_a_black_hole_hangs_until_stop(server: FaultyServer) -> None:
     server.black_hole()
     with pytest.raises(httpx.ConnectTimeout):
         httpx.post(server.base_url, timeout=0.1)
@@ -707,12 +702,12 @@ def test_stop_ends_fifty_connections_and_leaves_no_thread_and_no_socket() -> Non
     with FaultyServer() as server, contextlib.ExitStack() as stack:
         server.stall("Hello").drip(forever=True).reply("", gate=threading.Event()).flood()
         server.reply(delay=60, chunks=["a", "b"]).stall(when="head").reply("idle")
-        wires = [stack.enter_context(Wire(server)) for _ in range(50)]
+        clients = [stack.enter_context(RawClient(server)) for _ in range(50)]
         server.wait_for_requests(50)
         server.stop()
         assert server.open_connections == 0
-        for wire in wires:
-            assert_ended(wire)
+        for raw in clients:
+            assert_ended(raw)
     assert set(threading.enumerate()) <= threads
 
 
@@ -727,8 +722,8 @@ def test_two_hundred_clients_at_once(server: FaultyServer) -> None:
     def ask(number: int) -> bool:
         body = b"%d" % number
         request = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-        with Wire(server, request) as wire:
-            return wire.read_to_end().endswith(b"\r\n\r\n" + body)
+        with RawClient(server, request) as raw:
+            return raw.read_to_end().endswith(b"\r\n\r\n" + body)
 
     server.script(meet_then_answer)
     with ThreadPoolExecutor(200) as pool:
@@ -743,11 +738,11 @@ def test_a_server_out_of_file_descriptors_accepts_once_there_are_some(
     failed = threading.Event()
     wait = server._stopping.wait
 
-    def wait_and_tell(timeout: float) -> bool:
+    def wait_and_set(timeout: float) -> bool:
         failed.set()
         return wait(timeout)
 
-    monkeypatch.setattr(server._stopping, "wait", wait_and_tell)
+    monkeypatch.setattr(server._stopping, "wait", wait_and_set)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     clients = [socket.socket() for _ in range(3)]
     lowest_free = os.dup(0)
@@ -789,7 +784,7 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-def test_tls_speaks_the_same_script(tls_server: FaultyServer, trusting: ssl.SSLContext) -> None:
+def test_the_script_works_over_tls(tls_server: FaultyServer, trusting: ssl.SSLContext) -> None:
     tls_server.reply(chunks=["a", "b"], delay=0.001).cut("Hello").reset().stall("").flood()
     with httpx.Client(verify=trusting, base_url=tls_server.base_url, timeout=20) as client:
         assert client.post("/chat").text == "ab"
@@ -805,11 +800,11 @@ def test_tls_speaks_the_same_script(tls_server: FaultyServer, trusting: ssl.SSLC
     tls_server.wait_until_closed()
 
 
-def test_tls_that_is_not_trusted_or_not_spoken_ends_quietly(tls_server: FaultyServer) -> None:
+def test_a_failed_tls_handshake_is_not_reported(tls_server: FaultyServer) -> None:
     with pytest.raises(httpx.ConnectError, match="certificate"):
         httpx.post(tls_server.base_url)
-    with contextlib.suppress(ConnectionResetError), Wire(tls_server) as wire:
-        wire.read_to_end()
+    with contextlib.suppress(ConnectionResetError), RawClient(tls_server) as raw:
+        raw.read_to_end()
     tls_server.wait_until_closed()
     assert tls_server.requests == []
 
@@ -826,7 +821,7 @@ def test_a_fault_on_accept_breaks_the_handshake(
 def test_stop_ends_tls_connections(tls_server: FaultyServer, trusting: ssl.SSLContext) -> None:
     tls_server.stall("Hello")
     with (
-        Wire(tls_server, b"") as before_its_handshake,
+        RawClient(tls_server, b"") as before_its_handshake,
         httpx.Client(verify=trusting) as client,
         client.stream("POST", tls_server.base_url) as response,
     ):
@@ -837,7 +832,7 @@ def test_stop_ends_tls_connections(tls_server: FaultyServer, trusting: ssl.SSLCo
     assert tls_server.open_connections == 0
 
 
-def test_a_stop_in_the_middle_of_turning_to_tls_is_not_lost() -> None:
+def test_abort_during_the_switch_to_tls_is_not_lost() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     here, there = socket.socketpair()
     with here, there:
@@ -848,86 +843,6 @@ def test_a_stop_in_the_middle_of_turning_to_tls_is_not_lost() -> None:
         connection.close()
 
 
-# The fixtures
-
-
-def test_the_faults_fixture_serves_a_client_without_options(
-    request: pytest.FixtureRequest,
-) -> None:
-    faults = request.getfixturevalue("cromicle_faults")
-    faults.cut(after="Hello, wor")
-    with Client(retry=Retry(attempts=1)) as client, pytest.raises(IncompleteReplyError) as caught:
-        client.chat("Hi")
-    assert caught.value.partial_text == "Hello, wor"
-    assert [recorded.message for recorded in faults.requests] == ["Hi"]
-
-
-def test_the_server_fixture_echoes_to_a_client_without_options(
-    request: pytest.FixtureRequest,
-) -> None:
-    server = request.getfixturevalue("cromicle_server")
-    assert os.environ["CROMICLE_BASE_URL"] == server.base_url
-    with Client() as client:
-        assert "Hi" in client.chat("Hi").text
-
-
-def test_the_server_fixture_says_what_to_install(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("cromicle_sdk.server")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    with pytest.raises(pytest.fail.Exception, match=r"pip install .cromicle-sdk\[server\]"):
-        request.getfixturevalue("cromicle_server")
-
-
-def test_the_plugin_brings_both_fixtures(tmp_path: Path) -> None:
-    (tmp_path / "test_app.py").write_text(
-        "def test_faults(cromicle_faults): cromicle_faults.cut(after='Hello, wor')\n"
-        "def test_server(cromicle_server): assert cromicle_server.base_url\n"
-    )
-    run = run_python("-m", "pytest", "-q", "-p", "cromicle_sdk._pytest_plugin", cwd=tmp_path)
-    assert "2 passed" in run
-
-
-def test_the_plugin_and_the_faults_import_no_third_party_package(tmp_path: Path) -> None:
-    # `cromicle_sdk/__init__` is not theirs, so it is left out here.
-    run = run_python(
-        "-c",
-        "import sys, types\n"
-        "package = sys.modules['cromicle_sdk'] = types.ModuleType('cromicle_sdk')\n"
-        f"package.__path__ = [{str(ROOT / 'cromicle_sdk')!r}]\n"
-        "import pytest\n"
-        "before = set(sys.modules)\n"
-        "import cromicle_sdk._pytest_plugin\n"
-        "print('plugin', sorted(set(sys.modules) - before))\n"
-        "import cromicle_sdk.testing\n"
-        "names = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print('testing', sorted(names - sys.stdlib_module_names))\n",
-        cwd=tmp_path,
-    )
-    assert run.splitlines() == [
-        "plugin ['cromicle_sdk._pytest_plugin']",
-        "testing ['cromicle_sdk']",
-    ]
-
-
-def run_python(*arguments: str, cwd: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
-
-
-def test_a_status_that_is_no_number_is_refused() -> None:
+def test_a_status_that_is_not_an_int_is_an_error() -> None:
     with FaultyServer() as server, pytest.raises(TypeError, match="status: expected an int"):
         server.redirect("/elsewhere")  # type: ignore[arg-type]  # the mistake under test

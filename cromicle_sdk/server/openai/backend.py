@@ -30,7 +30,7 @@ from .completion import Completion
 from .prompt import parse_prompt
 
 if TYPE_CHECKING:
-    from cromicle_sdk._http.translate import ProxyOption
+    from cromicle_sdk._http.proxies import ProxyOption
 
 __all__ = ["openai_backend"]
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import anyio
 import httpx
 
-from cromicle_sdk._async.pool import AsyncConnections
-from cromicle_sdk._core.deadline import Limits
+from cromicle_sdk._async.session import AsyncSession
 from cromicle_sdk._core.endpoint import Endpoint
 from cromicle_sdk._core.options import ConnectionOptions, Timeout
 from cromicle_sdk._core.request import Request, build_user_agent
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk._http.translate import HTTPX_VERSION, build_route, strip_frames
+from cromicle_sdk._http.clients import HTTPX_VERSION
+from cromicle_sdk._http.proxies import Route
+from cromicle_sdk._http.translate import strip_frames
 from cromicle_sdk.server.backends import BackendError
 
 from .errors import (
@@ -31,7 +32,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from cromicle_sdk._http.translate import ProxyOption
+    from cromicle_sdk._http.proxies import ProxyOption
 
 __all__ = ["Call", "Upstream"]
 
@@ -77,8 +78,9 @@ class Upstream:
         options = ConnectionOptions.build(
             max_connections=None, proxy=proxy, verify=verify, http_client=None
         )
-        self._connections = AsyncConnections(
-            build_route(self._endpoint, options), max_connections=options.max_connections
+        self._session = AsyncSession.connect(
+            Route.find(self._endpoint, proxy=options.proxy, verify=options.verify),
+            options.max_connections,
         )
         self._key = key
         self._headers = _build_headers(self._endpoint, key)
@@ -91,7 +93,7 @@ class Upstream:
             body=body,
             secrets=() if self._key is None else (self._key,),
         )
-        return Call(self._connections, request, self._timeout)
+        return Call(self._session, request, self._timeout)
 
 
 class Call:
@@ -101,17 +103,16 @@ class Call:
     the frames of the cause hold the key.
     """
 
-    def __init__(self, connections: AsyncConnections, request: Request, timeout: Timeout) -> None:
+    def __init__(self, session: AsyncSession, request: Request, timeout: Timeout) -> None:
         self._request = request
-        self._limits = Limits(timeout)
-        self._exchange = connections.start(self._limits)
+        self._call = session.start_call(timeout)
+        self._attempt = session.start_attempt(self._call)
         self._has_ended = False
 
     async def send(self) -> None:
         """Send the request and wait for the headers of a successful response."""
-        await self._run(lambda: self._exchange.send(self._request))
-        head = self._exchange.head
-        headers = httpx.Headers(head.headers)
+        head = await self._run(lambda: self._attempt.send(self._request))
+        headers = httpx.Headers(list(head.headers))
         if head.status_code != 200:
             report = await self._read_error()
             raise build_status_error(
@@ -126,7 +127,7 @@ class Call:
 
     async def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end."""
-        data = await self._run(self._exchange.read)
+        data = await self._run(self._attempt.read)
         self._has_ended = not data
         return data
 
@@ -137,11 +138,11 @@ class Call:
                 while not self._has_ended:
                     await self.read()
         if self._has_ended:
-            await self._exchange.finish()
+            await self._attempt.aclose()
 
     def abandon(self) -> None:
         """Release the connection without waiting; it is closed unless `finish` has released it."""
-        self._exchange.drop()
+        self._attempt.abandon()
 
     async def _read_error(self) -> ErrorReport:
         body = bytearray()
@@ -155,7 +156,7 @@ class Call:
         try:
             return await step()
         except Exception as error:
-            failure = describe_failure(error, self._request, self._limits)
+            failure = describe_failure(error, self._request, self._call.timeouts)
             if failure is None:
                 raise
         except BaseException as error:  # noqa: BLE001 - a cancellation or interrupt is re-raised

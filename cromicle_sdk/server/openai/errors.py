@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import httpcore
+import httpx
 
-from cromicle_sdk._core.deadline import Limits
+from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError, TimeoutPhase
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import parse_retry_after
@@ -190,11 +190,13 @@ def parse_wait(headers: Mapping[str, str], *, now: float) -> float | None:
     return parse_retry_after(headers.get("retry-after"), now=now)
 
 
-def describe_failure(error: Exception, request: Request, limits: Limits) -> BackendError | None:
+def describe_failure(
+    error: Exception, request: Request, timeouts: CallTimeouts
+) -> BackendError | None:
     """The response to an error of the network; None for an exception of any other kind."""
     url = request.endpoint.url
     redact_error(error, request.redact)
-    translated = translate_error(error, url=url, limits=limits)
+    translated = translate_error(error, url=url, timeouts=timeouts)
     if isinstance(translated, APITimeoutError):
         waited = _WAITED[translated.phase]
         return BackendError(
@@ -202,7 +204,7 @@ def describe_failure(error: Exception, request: Request, limits: Limits) -> Back
         )
     if isinstance(translated, APIConnectionError):
         # A protocol error quotes the invalid bytes after a colon, which may be an echo.
-        is_quote = isinstance(error, httpcore.ProtocolError)
+        is_quote = isinstance(error, httpx.ProtocolError)
         problem = translated.detail.partition(":")[0] if is_quote else translated.detail
         return BackendError(
             502,

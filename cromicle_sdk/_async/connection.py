@@ -1,0 +1,184 @@
+"""The connections of one event loop: each of them, the idle ones, and how many may be in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import httpcore
+
+from cromicle_sdk._core.deadline import CallTimeouts
+from cromicle_sdk._http.framing import find_h11, is_idle
+from cromicle_sdk._http.proxies import Route, default_ssl_context
+from cromicle_sdk._http.sockets import IDLE_SECONDS
+
+from . import concurrency
+from .network import AsyncNetwork
+
+if TYPE_CHECKING:
+    import h11
+
+__all__ = ["AsyncConnection", "AsyncLoopPool"]
+
+_OriginKey = tuple[bytes, bytes, int]
+
+# One connection of httpcore's; or a pool of it, which has one, too.
+AsyncHTTP = httpcore.AsyncConnectionInterface | httpcore.AsyncConnectionPool
+
+
+class AsyncConnection:
+    """One httpcore connection, and the network below it."""
+
+    def __init__(
+        self,
+        origin: httpcore.Origin,
+        create: Callable[[AsyncNetwork], AsyncHTTP],
+    ) -> None:
+        self.origin = origin
+        self._network = AsyncNetwork()
+        self._http = create(self._network)
+        self._idle_since = 0.0
+
+    async def send(
+        self,
+        request: httpcore.Request,
+        timeouts: CallTimeouts,
+        cancel_handle: concurrency.CancelHandle,
+    ) -> httpcore.Response:
+        """Send a request, and wait for the head of its response."""
+        self._network.start_exchange(timeouts, cancel_handle)
+        timeouts.enter("connect", time.monotonic())
+        return await self._http.handle_async_request(request)
+
+    async def read(self) -> bytes:
+        """The next bytes of the network, b"" at the end."""
+        return await self._network.read()
+
+    def find_h11(self) -> h11.Connection | None:
+        """The parser of the response, where it is found below httpcore."""
+        return find_h11(self._http)
+
+    @property
+    def is_request_unread(self) -> bool:
+        """Whether the server closed the connection before it had read the current request."""
+        return self._network.is_request_unread
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether a response has ended here, and nothing has arrived after it."""
+        parser = self.find_h11()
+        return (
+            is_idle(self._http)
+            and not self._network.has_trailing_data
+            and (parser is None or not parser.trailing_data[0])
+        )
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether this idle connection can take another request."""
+        return not self.is_expired(time.monotonic()) and self._network.is_reusable
+
+    def start_idle(self, now: float) -> None:
+        """The connection waits for its next request from `now` on."""
+        self._idle_since = now
+
+    def is_expired(self, now: float) -> bool:
+        """Whether it has been idle for too long."""
+        return now - self._idle_since > IDLE_SECONDS
+
+    def close(self) -> None:
+        """Release the socket, without waiting."""
+        self._network.close()
+
+
+class AsyncLoopPool:
+    """The connections of one event loop: a slot for each exchange, and the idle connections."""
+
+    def __init__(self, route: Route, max_connections: int) -> None:
+        self._route = route
+        self._max_idle = max_connections
+        self.limiter = concurrency.ConnectionLimiter(max_connections)
+        # From the least to the most recently used.
+        self._idle: OrderedDict[AsyncConnection, None] = OrderedDict()
+        self._idle_by_origin: dict[_OriginKey, deque[AsyncConnection]] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def open_connection(self, origin: httpcore.Origin) -> AsyncConnection:
+        """A new connection, which connects when it is first used."""
+        return AsyncConnection(origin, partial(self._create, origin))
+
+    def get_idle(self, origin: httpcore.Origin) -> AsyncConnection | None:
+        """The most recently used idle connection that can take another request."""
+        while (connection := self._take(origin)) is not None:
+            if connection.is_reusable:
+                return connection
+            connection.close()
+        return None
+
+    def put_idle(self, connection: AsyncConnection) -> None:
+        """Keep a clean connection for the next request."""
+        now = time.monotonic()
+        connection.start_idle(now)
+        with self._lock:
+            self._idle[connection] = None
+            self._idle_by_origin.setdefault(_key(connection.origin), deque()).append(connection)
+        for surplus in self._take_surplus(now):
+            surplus.close()
+
+    def close(self) -> None:
+        """Close the idle connections, and each other one when its exchange is over."""
+        self._is_closed = True
+        for connection in self._take_surplus(time.monotonic()):
+            connection.close()
+
+    def _take(self, origin: httpcore.Origin) -> AsyncConnection | None:
+        with self._lock:
+            connections = self._idle_by_origin.get(_key(origin))
+            if not connections:
+                return None
+            connection = connections.pop()
+            self._forget(connection)
+            return connection
+
+    def _take_surplus(self, now: float) -> list[AsyncConnection]:
+        """The idle connections that are too old or too many; all of them after `close`."""
+        surplus: list[AsyncConnection] = []
+        with self._lock:
+            while self._idle:
+                oldest = next(iter(self._idle))
+                is_surplus = self._is_closed or len(self._idle) > self._max_idle
+                if not (is_surplus or oldest.is_expired(now)):
+                    break
+                # The oldest of all is the oldest of its origin.
+                self._idle_by_origin[_key(oldest.origin)].popleft()
+                self._forget(oldest)
+                surplus.append(oldest)
+        return surplus
+
+    def _forget(self, connection: AsyncConnection) -> None:
+        del self._idle[connection]
+        key = _key(connection.origin)
+        if not self._idle_by_origin[key]:
+            del self._idle_by_origin[key]
+
+    def _create(self, origin: httpcore.Origin, network: AsyncNetwork) -> AsyncHTTP:
+        ssl_context = self._route.ssl_context
+        if ssl_context is None and origin.scheme == b"https":
+            ssl_context = default_ssl_context()
+        # It knows direct, forwarded, tunnelled and SOCKS connections.
+        pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context, proxy=self._route.proxy, network_backend=network
+        )
+        # Through a proxy, tools that replace the methods of httpcore's classes see a request only
+        # at the pool; without one they see it at the connection, too.
+        return pool.create_connection(origin) if self._route.proxy is None else pool
+
+
+def _key(origin: httpcore.Origin) -> _OriginKey:
+    """httpcore's origins have no hash."""
+    return origin.scheme, origin.host, origin.port

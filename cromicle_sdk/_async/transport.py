@@ -1,0 +1,83 @@
+"""The transport of our clients, for any httpx client."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+
+from cromicle_sdk._core.options import DEFAULT_MAX_CONNECTIONS, check_count
+from cromicle_sdk._http.proxies import Route
+
+if TYPE_CHECKING:
+    from cromicle_sdk._http.proxies import ProxyOption
+
+__all__ = ["AsyncTransport"]
+
+
+class AsyncTransport(httpx.AsyncHTTPTransport):
+    """httpx's transport over the connection pool of `AsyncClient`.
+
+    ```python
+    async with httpx.AsyncClient(transport=AsyncTransport(max_connections=500)) as client:
+        ...
+    ```
+
+    The pool costs the same for each request, however many are in flight; a cancelled request never
+    loses its connection's slot; a connection is used again only where its last response has left it
+    clean. It speaks HTTP/1.1. One transport may be used on several event loops, and after a fork.
+    The timeouts of a request are those of httpx.
+
+    - `max_connections`: requests in flight, for each event loop; further ones are queued.
+    - `proxy`: an http, https or socks5 URL (extra `[socks]`), or an `httpx.Proxy`. The environment
+      is not read: an httpx client with a transport reads none either.
+    - `verify`: True, or an `ssl.SSLContext`.
+
+    httpx2's clients take it as well. Raises `ConfigurationError`, which names the option.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        proxy: ProxyOption | None = None,
+        verify: Literal[True] | ssl.SSLContext = True,
+    ) -> None:
+        check_count("max_connections", max_connections)
+        self._set_up(Route.build(proxy=proxy, verify=verify), max_connections)
+
+    @classmethod
+    def for_route(cls, route: Route, max_connections: int) -> AsyncTransport:
+        """The transport of a client whose options have been checked."""
+        transport = cls.__new__(cls)
+        transport._set_up(route, max_connections)
+        return transport
+
+    def _set_up(self, route: Route, max_connections: int) -> None:
+        # httpcore is loaded with the first transport: it takes as long to import as httpx.
+        from .pool import AsyncPool
+
+        # The one attribute of httpx's transport, whose own `__init__` is not called: its pool would
+        # load the certificates at once.
+        self._pool: Any = AsyncPool(route, max_connections=max_connections)
+        self._transport_for_httpx2: Any = None
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request by httpx's own method, or by that of httpx2 for a request of httpx2's."""
+        if isinstance(request, httpx.Request):
+            return await super().handle_async_request(request)
+        if self._transport_for_httpx2 is None:
+            self._transport_for_httpx2 = _build_transport_for_httpx2(self._pool)
+        return await self._transport_for_httpx2.handle_async_request(request)
+
+
+def _build_transport_for_httpx2(pool: Any) -> Any:
+    # Its requests come from nowhere else.
+    import httpx2
+
+    class TransportForHTTPX2(httpx2.AsyncHTTPTransport):
+        def __init__(self) -> None:
+            self._pool = pool
+
+    return TransportForHTTPX2()

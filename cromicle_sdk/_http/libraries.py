@@ -1,0 +1,37 @@
+"""httpcore and httpcore2, which have the same classes under two names."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import httpcore
+
+__all__ = ["convert_error", "convert_request", "find_library"]
+
+
+def find_library(request: object) -> ModuleType:
+    """The library that a request is of: httpx2 sends those of httpcore2."""
+    return httpcore if isinstance(request, httpcore.Request) else sys.modules["httpcore2"]
+
+
+def convert_request(request: Any) -> httpcore.Request:
+    """The same request as one of httpcore's."""
+    url = request.url
+    return httpcore.Request(
+        request.method,
+        httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target),
+        headers=request.headers,
+        content=request.stream,
+        extensions=request.extensions,
+    )
+
+
+def convert_error(error: Exception, library: ModuleType) -> Exception:
+    """The same error as one of the library's; any other error as it is."""
+    name = type(error).__name__
+    if getattr(httpcore, name, None) is not type(error):
+        return error
+    converted: Exception = getattr(library, name)(str(error))
+    return converted

@@ -1,0 +1,164 @@
+"""How to reach a host: the proxy of an option or of the environment, and the TLS context."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import httpcore
+
+__all__ = ["ProxyOption", "Route", "default_ssl_context"]
+
+if TYPE_CHECKING:
+    ProxyOption = str | httpx.URL | httpx.Proxy
+
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a transport reaches its hosts. Without an SSL context it is the default one."""
+
+    proxy: httpcore.Proxy | None = None
+    ssl_context: ssl.SSLContext | None = None
+
+    @classmethod
+    def build(cls, *, proxy: object, verify: object) -> Route:
+        """The route of the options `proxy` and `verify`. Raises `ConfigurationError`."""
+        return cls(
+            proxy=None if proxy is None else _build_proxy("proxy", proxy),
+            ssl_context=_check_verify(verify),
+        )
+
+    @classmethod
+    def find(cls, endpoint: Endpoint, *, proxy: object, verify: object) -> Route:
+        """The route to an endpoint, with the environment's proxy where none is given.
+
+        Raises `ConfigurationError`, which names the option or the environment variable.
+        """
+        if proxy is None:
+            return cls(proxy=_find_proxy(endpoint), ssl_context=_check_verify(verify))
+        return cls.build(proxy=proxy, verify=verify)
+
+
+def default_ssl_context() -> ssl.SSLContext:
+    """The context of the environment's certificate authorities, else of certifi's.
+
+    One for the process: they take some 10 ms to load. Raises `ConfigurationError`, which names the
+    environment variable.
+    """
+    # Tools that replace the class, as mocket does, get contexts of theirs.
+    kind = ssl.SSLContext
+    return _build_ssl_context(kind, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(maxsize=4)
+def _build_ssl_context(kind: type, cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        name = "SSL_CERT_FILE" if cert_file else "SSL_CERT_DIR"
+        problem = error.strerror or str(error)
+    raise ConfigurationError(f"its certificates cannot be loaded: {problem}", option=f"${name}")
+
+
+def _check_verify(verify: object) -> ssl.SSLContext | None:
+    if verify is True:
+        return None
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    raise ConfigurationError(
+        f"expected True or an ssl.SSLContext, not {verify!r}",
+        option="verify",
+        hint="for a private certificate authority, pass ssl.create_default_context(cafile=...)",
+    )
+
+
+def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
+    """The environment's proxy for this endpoint; never one for this machine itself."""
+    if endpoint.is_local:
+        return None
+    # An IPv6 address may stand in `no_proxy` with brackets or without.
+    if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
+        return None
+    proxies = getproxies()
+    for name in (endpoint.scheme, "all"):
+        if proxies.get(name):
+            url = proxies[name]
+            return _build_proxy(f"${name}_proxy", url if "://" in url else f"http://{url}")
+    return None
+
+
+def _build_proxy(name: str, value: object) -> httpcore.Proxy:
+    """Errors name the option and never quote the URL: it may hold a password."""
+    if not isinstance(value, (str, httpx.URL, httpx.Proxy)):
+        raise ConfigurationError(
+            f"expected a URL or an httpx.Proxy, not {type(value).__name__}", option=name
+        )
+    if isinstance(value, str) and not _PROXY_URL.match(value):
+        raise _not_a_proxy(name)
+    try:
+        proxy = value if isinstance(value, httpx.Proxy) else httpx.Proxy(value)
+    except (ValueError, httpx.InvalidURL, UnicodeError):
+        raise _not_a_proxy(name) from None
+    url = proxy.url
+    if (
+        url.scheme not in _PROXY_SCHEMES
+        or not url.host
+        or (url.port is not None and not 1 <= url.port <= 65535)
+    ):
+        raise _not_a_proxy(name)
+    if url.scheme.startswith("socks"):
+        _check_socks(name, proxy)
+    import httpcore
+
+    return httpcore.Proxy(
+        url=httpcore.URL(
+            scheme=url.raw_scheme,
+            host=url.raw_host,
+            port=url.port or _PROXY_PORTS[url.scheme],
+            target=url.raw_path,
+        ),
+        auth=proxy.raw_auth,
+        headers=proxy.headers.raw,
+        ssl_context=proxy.ssl_context,
+    )
+
+
+def _check_socks(name: str, proxy: httpx.Proxy) -> None:
+    if not _has_socksio():
+        raise ConfigurationError(
+            "a SOCKS proxy needs an extra",
+            option=name,
+            hint='pip install "cromicle-sdk[socks]"',
+        )
+    # RFC 1929, 2: each has a length of one byte.
+    if proxy.raw_auth is not None and max(map(len, proxy.raw_auth)) > 255:
+        raise ConfigurationError(
+            "the user and the password of a SOCKS proxy have at most 255 bytes", option=name
+        )
+
+
+def _not_a_proxy(name: str) -> ConfigurationError:
+    return ConfigurationError("not a proxy URL", option=name, hint=_PROXY_FORMS)
+
+
+_PROXY_FORMS = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
+_PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
+_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+
+def _has_socksio() -> bool:
+    return find_spec("socksio") is not None

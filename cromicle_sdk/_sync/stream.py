@@ -1,0 +1,290 @@
+# Generated from _async/stream.py by tests/unasync.py; do not edit.
+"""A reply while it arrives: attempts run until one of them is the reply."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from cromicle_sdk._core.errors import CromicleError, describe
+from cromicle_sdk._core.request import Request
+from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
+from cromicle_sdk._core.retry import Attempts
+from cromicle_sdk._http.sockets import TimeLimitReached
+from cromicle_sdk._http.translate import redact_error, strip_frames, translate_error
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from cromicle_sdk._core.options import Options
+
+    from .session import Attempt, Call, Session
+
+__all__ = ["Stream"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("cromicle_sdk")
+
+_State = Literal["new", "open", "ended", "closed", "failed"]
+
+
+class Stream:
+    """A reply while it arrives: an iterator of non-empty texts.
+
+    ```python
+    with client.stream("Tell me a story") as stream:
+        for text in stream:
+            print(text, end="", flush=True)
+    print(stream.reply.elapsed)
+    ```
+
+    Yields each chunk as it arrives: the text that has arrived since the one before it, never a part
+    of a character. At its end the stream closes itself; `with` closes it however the block
+    ends. Iterating raises what `Client.chat` raises.
+    """
+
+    def __init__(
+        self, session: Session, request: Request, options: Options, attempts: Attempts
+    ) -> None:
+        self._session = session
+        self._request = request
+        self._options = options
+        self._attempts = attempts
+        self._state: _State = "new"
+        # Held while one thread waits for the next chunk, with which no other may interfere.
+        self._reading = threading.Lock()
+        self._call: Call | None = None
+        self._attempt: Attempt | None = None
+        self._decoder: ResponseDecoder | None = None
+        self._elapsed = 0.0
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "" if self._decoder is None else self._decoder.text
+
+    @property
+    def status_code(self) -> int:
+        """The status of the response. Raises `CromicleError` before the stream has begun."""
+        return self._begun()[0]
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of the response. Raises `CromicleError` before the stream has begun."""
+        return self._begun()[1]
+
+    @property
+    def reply(self) -> Reply:
+        """The whole reply. Raises `CromicleError` before the stream has ended."""
+        if self._state != "ended" or self._decoder is None:
+            raise CromicleError(
+                "This stream has not ended, so there is no reply yet.",
+                hint="Iterate it to its end or call read(); text is what has arrived.",
+            )
+        return self._decoder.reply
+
+    def read(self) -> Reply:
+        """Read the rest of the text and return the whole reply."""
+        for _ in self:
+            pass
+        return self.reply
+
+    def close(self) -> None:
+        """Stop reading. Idempotent.
+
+        While another thread reads the stream, its read raises an error.
+        """
+        if self._state in ("new", "open"):
+            self._state = "closed"
+        if self._reading.acquire(blocking=False):
+            try:
+                self._close_attempt()
+            finally:
+                self._reading.release()
+        elif self._call is not None:
+            self._call.cancel_handle.cancel()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        self._start_reading()
+        try:
+            text = self._run(self._read_chunk)
+        finally:
+            self._reading.release()
+        if text is None:
+            raise StopIteration
+        return text
+
+    def __enter__(self) -> Self:
+        """Send the request, if it was not sent yet, and wait for the head of the response."""
+        self._check_readable()
+        if self._state == "new":
+            self._start_reading()
+            try:
+                call = self._run(self._open)
+                call.timeouts.hold(time.monotonic())
+            finally:
+                self._reading.release()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        attempt: Attempt | None = getattr(self, "_attempt", None)
+        if attempt is not None:
+            attempt.abandon()
+
+    def __repr__(self) -> str:
+        if "_options" not in self.__dict__:
+            # A debugger may ask for it after an interrupt.
+            return f"<{type(self).__name__} that was not made>"
+        return f"<{type(self).__name__} from {self._options.endpoint.url}, {self._state}>"
+
+    def _start_reading(self) -> None:
+        if not self._reading.acquire(blocking=False):
+            raise CromicleError(
+                "This stream is being read elsewhere at the same time.",
+                hint="Create a stream for each reader.",
+            )
+
+    def _run(self, step: Callable[[], T]) -> T:
+        """Run a step, again with a new attempt where one has failed and may be retried."""
+        self._check_readable()
+        while True:
+            failure: CromicleError
+            cause: BaseException | None = None
+            try:
+                return step()
+            except CromicleError as error:
+                failure = error.with_traceback(None)
+            except Exception as error:
+                redact_error(error, self._request.redact)
+                translated = self._translate(error)
+                if translated is None:
+                    self._fail()
+                    raise
+                failure, cause = translated, strip_frames(error)
+            except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
+                self._fail()
+                # It is the same error still, without the frames that hold the request.
+                raise strip_frames(error)  # noqa: B904
+            self._recover(failure, cause)
+
+    def _open(self) -> Call:
+        """Send the request, unless an attempt is under way, up to the head of a reply."""
+        if self._call is None:
+            self._state = "open"
+            self._call = self._session.start_call(self._options.timeout)
+        if self._attempt is not None:
+            return self._call
+        self._decoder = None
+        self._attempt = attempt = self._session.start_attempt(self._call)
+        self._attempts.begin()
+        _logger.debug("attempt %d: POST %s", self._attempts.count, self._options.endpoint.url)
+        self._decoder = decoder = ResponseDecoder(
+            self._options,
+            redact=self._request.redact,
+            started=self._call.timeouts.started,
+            attempt=self._attempts.count,
+        )
+        decoder.receive_head(attempt.send(self._request), wall_clock=time.time())
+        while not decoder.is_accepted:
+            # Its body explains the error, which is raised at its end.
+            if data := attempt.read():
+                decoder.receive_data(data, now=time.monotonic())
+            else:
+                decoder.receive_eof(now=time.monotonic())
+        return self._call
+
+    def _read_chunk(self) -> str | None:
+        """The next text, None at the end of the reply."""
+        while self._state != "ended":
+            attempt, decoder, call = self._attempt, self._decoder, self._call
+            if attempt is None or decoder is None or call is None:
+                self._open()
+                continue
+            data = attempt.read()
+            now = time.monotonic()
+            if data:
+                if call.timeouts.total_left(now) <= 0:
+                    raise TimeLimitReached
+                text = decoder.receive_data(data, now=now)
+            else:
+                text = decoder.receive_eof(now=now)
+                self._close_attempt()
+                self._attempts.succeed()
+                self._state = "ended"
+                _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+            if text:
+                return text
+        return None
+
+    def _translate(self, error: Exception) -> CromicleError | None:
+        assert self._call is not None, "nothing fails before a call has started"
+        translated = translate_error(
+            error, url=self._options.endpoint.url, timeouts=self._call.timeouts
+        )
+        if translated is None or self._decoder is None:
+            return translated
+        return self._decoder.receive_failure(translated)
+
+    def _recover(self, failure: CromicleError, cause: BaseException | None) -> None:
+        """Wait for the next attempt, or raise."""
+        self._close_attempt()
+        call = self._call
+        assert call is not None, "nothing fails before a call has started"
+        decision = self._attempts.decide(failure, time_left=call.find_limit())
+        if decision.wait is None:
+            self._state = "failed"
+            _logger.debug("attempt %d failed: %s", self._attempts.count, describe(failure))
+            raise decision.error from cause
+        _logger.info(
+            "retrying in %.2f s, after attempt %d of %d: %s",
+            decision.wait,
+            self._attempts.count,
+            self._options.retry.attempts,
+            describe(failure),
+        )
+        call.sleep(decision.wait)
+
+    def _fail(self) -> None:
+        self._state = "failed"
+        self._close_attempt()
+
+    def _close_attempt(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.close()
+
+    def _begun(self) -> tuple[int, Headers]:
+        decoder = self._decoder
+        if decoder is None or decoder.status_code is None:
+            raise CromicleError(
+                "This stream has not begun, so there is no status yet.",
+                hint="Enter or iterate it first.",
+            )
+        return decoder.status_code, decoder.headers
+
+    def _check_readable(self) -> None:
+        if self._state in ("closed", "failed"):
+            raise CromicleError(
+                f"This stream has {'failed' if self._state == 'failed' else 'been closed'} before "
+                "its end, so there is no more text.",
+                partial_text=self.text,
+                attempts=self._attempts.count,
+                hint="Create a new one.",
+            )

@@ -1,0 +1,176 @@
+"""Requests and responses of httpx's and httpx2's clients."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from cromicle_sdk import Retry, Timeout
+from cromicle_sdk._core.deadline import CallTimeouts
+from cromicle_sdk._core.errors import ConfigurationError
+from cromicle_sdk._core.options import Options
+from cromicle_sdk._core.request import Request, build_request
+from cromicle_sdk._core.secrets import Secret
+from cromicle_sdk._http import clients
+from cromicle_sdk._http.clients import HTTPX_VERSION, build_head, check_http_client
+
+CANARY = "sk-canary-123456"
+
+
+@pytest.fixture(scope="module", params=[httpx, httpx2], ids=["httpx", "httpx2"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_http_client(library: Any) -> None:
+    with library.Client(transport=library.MockTransport(lambda request: None)) as client:
+        check_http_client(client, "Client")
+        with pytest.raises(ConfigurationError) as caught:
+            check_http_client(client, "AsyncClient")
+    assert str(caught.value) == (
+        "http_client: expected an httpx.AsyncClient or an httpx2.AsyncClient, "
+        f"not {type(client).__module__}.Client"
+    )
+
+
+@pytest.mark.parametrize("client", ["x", 5, object(), httpx.Client, httpx])
+def test_a_wrong_http_client(client: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"^http_client: expected an httpx\.Client or"):
+        check_http_client(client, "Client")
+
+
+def test_httpx2_is_looked_for_only_where_it_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "httpx2")
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
+        check_http_client(client, "Client")
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200))) as client2,
+        pytest.raises(ConfigurationError),
+    ):
+        check_http_client(client2, "Client")
+    assert "httpx2" not in sys.modules
+
+
+def build_timeout(**limits: float | None) -> Timeout:
+    return Timeout(**{"connect": 1, "first_byte": 2, "stall": 3, "total": 100, **limits})
+
+
+def build_http_request(client: Any, request: Request, timeout: Timeout | None = None) -> Any:
+    timeout = timeout or build_timeout()
+    timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
+    return clients.build_http_request(client, request, timeout, timeouts, None)
+
+
+def limit_reads(request: Any, timeout: Timeout) -> None:
+    timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
+    clients.limit_reads(SimpleNamespace(request=request), timeout, timeouts)
+
+
+def our_request(base_url: str = "http://user:pw@h:8000/api", **headers: str) -> Any:
+    options = Options.build(
+        base_url=base_url,
+        token=Secret(CANARY),
+        timeout=None,
+        retry=Retry(),
+        max_reply_bytes=5,
+        strict=True,
+        headers=headers,
+    )
+    return build_request("Hi", options, httpx_version=HTTPX_VERSION)
+
+
+@pytest.fixture
+def client(library: Any) -> Iterator[Any]:
+    def answer(request: Any) -> Any:
+        return library.Response(201, headers=[("X-One", "1"), ("x-one", "2")], content=b"x")
+
+    with library.Client(
+        transport=library.MockTransport(answer),
+        headers={"x-default": "d", "user-agent": "theirs"},
+        cookies={"session": "s"},
+        base_url="http://other/prefix",
+    ) as client:
+        yield client
+
+
+def test_a_request_of_a_custom_client(client: Any) -> None:
+    ours = our_request(**{"x-own": "o"})
+    theirs = build_http_request(client, ours)
+    assert theirs.method == "POST"
+    assert str(theirs.url) == "http://h:8000/api/chat"
+    assert theirs.read() == ours.body
+    for name, value in ours.headers:
+        assert theirs.headers.get_list(name.decode()) == [value.decode()]
+    assert theirs.headers["x-default"] == "d"
+    assert "cookie" not in theirs.headers
+    with_cookie = build_http_request(client, our_request(cookie="mine=1"))
+    assert with_cookie.headers.get_list("cookie") == ["mine=1"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "waits", "read_later"),
+    [
+        ({}, {"connect": 1, "read": 2, "write": 2, "pool": 3600}, 3),
+        (
+            {"total": None},
+            {"connect": 1, "read": 2, "write": 2, "pool": 3600},
+            3,
+        ),
+        (
+            {"connect": None, "first_byte": None, "stall": None},
+            {"connect": 100, "read": 100, "write": 100, "pool": 3600},
+            100,
+        ),
+        (
+            {"connect": None, "first_byte": None, "stall": None, "total": None},
+            {"connect": None, "read": None, "write": None, "pool": 3600},
+            None,
+        ),
+        (
+            {"total": 0.0001},
+            {"connect": 0.001, "read": 0.001, "write": 0.001, "pool": 3600},
+            0.001,
+        ),
+    ],
+)
+def test_its_timeouts(
+    limits: dict[str, float | None],
+    waits: dict[str, float | None],
+    read_later: float | None,
+    client: Any,
+) -> None:
+    timeout = build_timeout(**limits)
+    theirs = build_http_request(client, our_request(), timeout)
+    given = theirs.extensions["timeout"]
+    assert given == pytest.approx(waits, abs=0.1 if limits.get("total", 1) == 1 else 1e-3)
+    limit_reads(theirs, timeout)
+    later = theirs.extensions["timeout"]["read"]
+    assert later == (read_later if read_later is None else pytest.approx(read_later, abs=0.1))
+
+
+@pytest.mark.parametrize("total", [1e10, 1e300, None])
+def test_its_timeouts_can_be_waited_for(total: float | None, client: Any) -> None:
+    timeout = build_timeout(connect=1e10, first_byte=1e300, stall=1e300, total=total)
+    theirs = build_http_request(client, our_request(), timeout)
+    limit_reads(theirs, timeout)
+    with socket.socket() as sock:
+        for wait in theirs.extensions["timeout"].values():
+            sock.settimeout(wait)
+
+
+def test_the_head_of_its_response(client: Any) -> None:
+    response = client.send(build_http_request(client, our_request()))
+    head = build_head(response)
+    assert head.status_code == 201
+    assert list(head.headers)[:2] == [(b"X-One", b"1"), (b"x-one", b"2")]
+    assert head.http_version == b"HTTP/1.1"
+    response.extensions["http_version"] = b"HTTP/2"
+    assert build_head(response).http_version == b"HTTP/2"

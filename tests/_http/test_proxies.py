@@ -1,0 +1,210 @@
+"""How a host is reached: the option, the environment, TLS."""
+
+from __future__ import annotations
+
+import ssl
+
+import httpcore
+import httpx
+import pytest
+
+from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.errors import ConfigurationError
+from cromicle_sdk._http import proxies
+from cromicle_sdk._http.proxies import Route
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_proxy")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PROXY_VARIABLES, "request_method"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def find_route(base_url: str, proxy: object = None, verify: object = True) -> Route:
+    return Route.find(Endpoint.parse("base_url", base_url), proxy=proxy, verify=verify)
+
+
+def find_proxy(base_url: str, proxy: object = None) -> httpcore.Proxy | None:
+    return find_route(base_url, proxy).proxy
+
+
+def show(proxy: httpcore.Proxy | None) -> str | None:
+    if proxy is None:
+        return None
+    host = proxy.url.host.decode()
+    return f"{proxy.url.scheme.decode()}://{f'[{host}]' if ':' in host else host}:{proxy.url.port}"
+
+
+def test_a_route() -> None:
+    assert find_route("https://h:8443/api") == Route(proxy=None, ssl_context=None)
+
+
+def test_a_route_with_a_context_of_the_callers() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert find_route("https://h", verify=context).ssl_context is context
+
+
+@pytest.mark.parametrize("verify", [False, None, 0, 1, "/etc/ca.pem", b"x", object])
+def test_a_wrong_verify(verify: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"^verify: expected True or an ssl.SSLContext"):
+        find_route("https://h", verify=verify)
+
+
+# Proxies
+
+
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        ("http://p", "http://p:80"),
+        ("http://p:3128", "http://p:3128"),
+        ("https://p", "https://p:443"),
+        ("https://p:8443/", "https://p:8443"),
+        ("socks5://p", "socks5://p:1080"),
+        ("socks5h://p:9050", "socks5h://p:9050"),
+        ("HTTP://P.Example:1", "http://p.example:1"),
+        ("http://[::1]:3128", "http://[::1]:3128"),
+        ("http://b\u00fccher.example:1", "http://xn--bcher-kva.example:1"),
+        ("http://user:hunter2@p:1", "http://p:1"),
+        (httpx.URL("http://p:1"), "http://p:1"),
+        (httpx.Proxy("http://p:1"), "http://p:1"),
+    ],
+)
+def test_the_option_proxy(proxy: object, shown: str) -> None:
+    assert show(find_proxy("http://h", proxy)) == shown
+    assert show(find_proxy("https://127.0.0.1", proxy)) == shown
+
+
+def test_what_a_proxy_carries() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    proxy = find_proxy(
+        "http://h", httpx.Proxy("https://p", headers={"X-Key": "v"}, ssl_context=context)
+    )
+    assert proxy is not None
+    assert proxy.headers == [(b"X-Key", b"v")]
+    assert proxy.ssl_context is context
+    assert proxy.auth is None
+    for given in (
+        "http://user:p%40ss@p",
+        httpx.URL("http://user:p%40ss@p"),
+        httpx.Proxy("http://p", auth=("user", "p@ss")),
+    ):
+        proxy = find_proxy("http://h", given)
+        assert proxy is not None
+        assert proxy.auth == (b"user", b"p@ss")
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        *("", "p", "p:3128", "//p", "ftp://p", "http://", "http://:80", "socks4://p", "://"),
+        *("http://user:hunter2@", "http://user:hunter2@p:x", "http://user:hunter2@[p"),
+        *("http://user:hunter2/x@p", "ftp://user:hunter2@p", "http://user:hunter2@p\n"),
+        *("http://\ud800", "http://user:hunter2@p\0", "file:///hunter2", "http://p:-1"),
+    ],
+    ids=ascii,
+)
+def test_a_wrong_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        find_proxy("http://h", proxy)
+    assert str(caught.value).startswith("proxy: not a proxy URL; expected http://HOST:PORT")
+    assert "hunter2" not in str(caught.value)
+    if "://" in proxy and "\0" not in proxy and proxy.isascii():
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        with pytest.raises(ConfigurationError) as caught:
+            find_proxy("http://h")
+        assert str(caught.value).startswith("$http_proxy: not a proxy URL")
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_proxy_port_that_no_socket_has(port: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^proxy: "):
+        find_proxy("http://h", f"http://p:{port}")
+
+
+@pytest.mark.parametrize("proxy", [5, b"http://p", ["http://p"], {"all://": "http://p"}, True])
+def test_a_proxy_of_the_wrong_type(proxy: object) -> None:
+    kind = type(proxy).__name__
+    with pytest.raises(ConfigurationError, match=rf"^proxy: expected a URL .*, not {kind}$"):
+        find_proxy("http://h", proxy)
+
+
+def test_socks_takes_no_longer_names() -> None:
+    assert find_proxy("http://h", f"socks5://{'u' * 255}:p@p") is not None
+    for userinfo in ("u" * 256 + ":p", "u:" + "p" * 256):
+        with pytest.raises(ConfigurationError, match="255 bytes") as caught:
+            find_proxy("http://h", f"socks5://{userinfo}@p")
+        assert "uuu" not in str(caught.value)
+
+
+def test_socks_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"^proxy: .*cromicle-sdk\[socks\]"):
+        find_proxy("http://h", "socks5://p")
+    assert show(find_proxy("http://h", "http://p:1")) == "http://p:1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "base_url", "shown"),
+    [
+        ({}, "http://h", None),
+        ({"HTTP_PROXY": "http://p:1"}, "http://h", "http://p:1"),
+        ({"http_proxy": "http://p:1"}, "http://h", "http://p:1"),
+        ({"HTTP_PROXY": "http://p:1"}, "https://h", None),
+        ({"HTTPS_PROXY": "http://p:1"}, "https://h", "http://p:1"),
+        ({"ALL_PROXY": "socks5://p:1"}, "https://h", "socks5://p:1"),
+        ({"all_proxy": "http://p:1", "http_proxy": "http://q:1"}, "http://h", "http://q:1"),
+        ({"HTTP_PROXY": "p:1"}, "http://h", "http://p:1"),
+        ({"HTTP_PROXY": ""}, "http://h", None),
+        # curl's guard against a header named Proxy
+        ({"HTTP_PROXY": "http://p:1", "REQUEST_METHOD": "GET"}, "http://h", None),
+        # never for this machine
+        *(
+            ({"ALL_PROXY": "http://p:1"}, url, None)
+            for url in (
+                *("http://localhost:8000", "https://localhost", "http://a.localhost"),
+                *("http://127.0.0.1:8000", "http://127.8.8.8", "http://[::1]:8000"),
+                *("http://[::ffff:127.0.0.1]", "http://localhost.:8000"),
+            )
+        ),
+        ({"ALL_PROXY": "not a proxy"}, "http://127.0.0.1", None),
+        # exceptions
+        *(
+            ({"ALL_PROXY": "http://p:1", "NO_PROXY": rule}, url, shown)
+            for rule, url, shown in (
+                ("*", "http://h", None),
+                ("h", "http://h", None),
+                ("h", "http://h:8000/x", None),
+                ("h:8000", "http://h:8000", None),
+                ("h:8000", "http://h:8001", "http://p:1"),
+                ("example.com", "http://a.example.com", None),
+                (".example.com", "https://a.example.com", None),
+                ("a.com, b.com,,", "http://b.com", None),
+                ("b.com", "http://ab.com", "http://p:1"),
+                ("10.0.0.1", "http://10.0.0.1:5", None),
+                ("[::1]", "http://h", "http://p:1"),
+                ("[2001:db8::1]", "http://[2001:db8::1]:80", None),
+                ("2001:db8::1", "http://[2001:db8::1]:8000", None),
+                ("(", "http://h", "http://p:1"),
+                ("://[", "http://h", "http://p:1"),
+                (",", "http://h", "http://p:1"),
+            )
+        ),
+    ],
+)
+def test_the_environments_proxy(
+    variables: dict[str, str], base_url: str, shown: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert show(find_proxy(base_url)) == shown
+
+
+def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "no proxy at all")
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert show(find_proxy("http://h", "http://p:1")) == "http://p:1"

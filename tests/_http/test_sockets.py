@@ -1,0 +1,25 @@
+"""Addresses, and what is known of a socket without waiting for it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import pytest
+
+from cromicle_sdk._http.sockets import interleave_families, parse_address
+
+
+@pytest.mark.parametrize("host", ["fe80::1%eth0", "fe80::1%25eth0", "fe80::1%3"])
+def test_a_link_local_address_can_be_connected_to_or_is_a_name_to_resolve(host: str) -> None:
+    for family, address in parse_address(host, 80):
+        assert family == socket.AF_INET6
+        assert ipaddress.ip_address(address[0])
+
+
+def test_families_take_turns() -> None:
+    v6 = [(socket.AF_INET6, number) for number in range(3)]
+    v4 = [(socket.AF_INET, number) for number in range(1)]
+    assert interleave_families([*v6, *v4]) == [v6[0], v4[0], v6[1], v6[2]]
+    assert interleave_families([*v4, *v6]) == [v4[0], v6[0], v6[1], v6[2]]
+    assert interleave_families([]) == []

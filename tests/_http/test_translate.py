@@ -1,0 +1,377 @@
+"""Exceptions of the network and of httpx become errors of this package."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import h11
+import httpcore
+import httpx
+import httpx2
+import pytest
+import socksio
+
+from cromicle_sdk import Client, CromicleError, Retry, Timeout
+from cromicle_sdk._core.deadline import CallTimeouts
+from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError
+from cromicle_sdk._http.clients import HTTPX_VERSION
+from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached
+from cromicle_sdk._http.translate import strip_frames, translate_error
+from cromicle_sdk.testing import FaultyServer
+
+CANARY = "sk-canary-123456"
+URL = "https://server.test/chat"
+
+
+def build_timeouts(total: float = 100) -> CallTimeouts:
+    timeout = Timeout(connect=1, first_byte=2, stall=3, total=total)
+    return CallTimeouts.for_call(timeout, now=time.monotonic())
+
+
+def translate(error: Exception, timeouts: CallTimeouts | None = None) -> APIConnectionError | None:
+    return translate_error(error, url=URL, timeouts=timeouts or build_timeouts())
+
+
+def verification_error(text: str | None = "self-signed certificate") -> ssl.SSLError:
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] failed")
+    if text is not None:
+        error.verify_message = text
+    return error
+
+
+def caused(error: Exception, cause: Exception, *, by: str = "__cause__") -> Exception:
+    setattr(error, by, cause)
+    return error
+
+
+NETWORK_ERRORS: list[Exception] = [
+    ConnectionRefusedError(111, "Connection refused"),
+    TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    socket.gaierror(-2, "Name or service not known"),
+    ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"),
+    ssl.SSLEOFError(8, "EOF occurred"),
+    *(
+        getattr(module, name)("it broke")
+        for module in (httpcore, httpx, httpx2)
+        for name in (
+            *("ConnectError", "ReadError", "WriteError"),
+            *("RemoteProtocolError", "LocalProtocolError", "UnsupportedProtocol"),
+        )
+    ),
+    httpcore.ConnectionNotAvailable("it broke"),
+    *(
+        getattr(module, name)("it broke")
+        for module in (httpx, httpx2)
+        for name in ("CloseError", "DecodingError", "TooManyRedirects", "InvalidURL")
+    ),
+    httpx.StreamConsumed(),
+    httpx2.StreamClosed(),
+]
+
+
+@pytest.mark.parametrize("error", NETWORK_ERRORS, ids=lambda e: f"{type(e).__module__}.{e!r}")
+def test_errors_of_the_network(error: Exception) -> None:
+    made = translate(error)
+    assert type(made) is APIConnectionError
+    detail = made.detail
+    assert detail
+    what = "Invalid response" if "ProtocolError" in type(error).__name__ else "No response"
+    assert str(made) == (
+        f"{what} from {URL}: {detail}. Check that the server runs and that base_url is right."
+    )
+    assert not made.is_final
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (httpx.ReadError("it broke. "), "it broke"),
+        (httpx.ReadError(""), "ReadError"),
+        (caused(httpx.ReadError(""), ConnectionResetError(104, "Reset by peer")), "Reset by peer"),
+        (
+            caused(httpx.ReadError(""), KeyError("the caller's"), by="__context__"),
+            "ReadError",
+        ),
+        (caused(httpx.ReadError(""), ConnectionResetError()), "ReadError"),
+    ],
+)
+def test_detail(error: Exception, detail: str) -> None:
+    made = translate(error)
+    assert made is not None
+    assert made.detail == detail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        verification_error(),
+        caused(httpcore.ConnectError("x"), verification_error()),
+        caused(httpx.ConnectError(""), caused(httpcore.ConnectError("x"), verification_error())),
+        caused(httpx2.ConnectError(""), verification_error()),
+    ],
+)
+def test_a_certificate_that_does_not_verify(error: Exception) -> None:
+    made = translate(error)
+    assert type(made) is APIConnectionError
+    assert str(made) == (
+        f"The certificate of {URL} cannot be verified: self-signed certificate. "
+        "For a private certificate authority, pass verify=ssl_context."
+    )
+    assert made.is_final
+
+
+def test_a_certificate_error_that_python_code_raised() -> None:
+    # OpenSSL's has the attribute; one that a subclass of SSLContext raises may not.
+    made = translate(verification_error(None))
+    assert made is not None
+    assert made.is_final
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnicodeError("label too long"),
+        caused(httpcore.ConnectError("x"), UnicodeError("label too long")),
+    ],
+)
+def test_a_host_that_is_no_name(error: Exception) -> None:
+    made = translate(error)
+    assert type(made) is APIConnectionError
+    assert str(made) == (
+        f"The host of {URL} is not a valid name in DNS: label too long. Check base_url."
+    )
+    assert made.is_final
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(httpcore.ProxyError("407 no"), httpx.ProxyError("407 no"), httpx2.ProxyError("407 no")),
+        socksio.ProtocolError("407 no"),
+    ],
+    ids=repr,
+)
+def test_a_proxy_that_failed(error: Exception) -> None:
+    made = translate(error)
+    assert type(made) is APIConnectionError
+    assert str(made) == (
+        f"The proxy on the way to {URL} failed: 407 no. "
+        "Check the option proxy, or the proxy variables of the environment."
+    )
+    assert not made.is_final
+
+
+def test_closed_by_the_caller() -> None:
+    made = translate(ClosedByCaller("its client is closed"))
+    assert type(made) is APIConnectionError
+    assert str(made) == f"The call to {URL} was cancelled: its client is closed."
+    assert made.detail == "its client is closed"
+    assert made.is_final
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ValueError("x"), KeyError("x"), RuntimeError("x"), AssertionError(), ArithmeticError()),
+        # As signal handlers and hooks raise them: those of the system have a number.
+        *(TimeoutError("mine"), ConnectionResetError(), BrokenPipeError("mine"), OSError("mine")),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "mine"),
+    ],
+    ids=repr,
+)
+def test_an_exception_of_the_callers_is_none_of_ours(error: Exception) -> None:
+    assert translate(error) is None
+
+
+def test_without_socksio_there_is_none_of_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "socksio")
+    assert translate(ValueError("x")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "waits_for", "total", "phase"),
+    [
+        (TimeLimitReached(), "pool", 100, "pool"),
+        (TimeLimitReached(), "connect", 100, "connect"),
+        (TimeLimitReached(), "first_byte", 100, "first_byte"),
+        (TimeLimitReached(), "stall", 100, "stall"),
+        (TimeLimitReached(), "stall", 1e-9, "total"),
+        *(
+            (getattr(module, name)("x"), "first_byte", 100, phase)
+            for module in (httpcore, httpx, httpx2)
+            for name, phase in (
+                ("ConnectTimeout", "connect"),
+                ("ReadTimeout", "first_byte"),
+                ("WriteTimeout", "first_byte"),
+                ("PoolTimeout", "pool"),
+            )
+        ),
+        (httpx.ConnectTimeout("x"), "first_byte", 1e-9, "total"),
+        (httpx.PoolTimeout("x"), "first_byte", 1e-9, "total"),
+    ],
+)
+def test_timeouts(error: Exception, waits_for: Any, total: float, phase: str) -> None:
+    timeouts = build_timeouts(total)
+    timeouts.enter(waits_for, time.monotonic())
+    made = translate(error, timeouts)
+    assert type(made) is APITimeoutError
+    assert made.phase == phase
+    assert URL in str(made)
+    assert f"timeout.{phase}" in str(made)
+    assert str(made).count(".") >= 3
+    assert "{" not in str(made)
+
+
+# What the program was doing when it called
+
+
+def handle(mine: Exception, error: Exception) -> Exception:
+    """An error of the network while the caller handles one of its own."""
+    try:
+        raise mine
+    except type(mine):
+        try:
+            raise error
+        except type(error) as raised:
+            return raised
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "mine"), verification_error("mine")],
+    ids=["UnicodeError", "certificate"],
+)
+def test_an_error_that_the_caller_is_handling_is_not_the_cause(mine: Exception) -> None:
+    """A call in an `except` block: its errors have the caller's for their context."""
+    error: CromicleError | None = None
+    try:
+        raise mine
+    except type(mine):
+        with (
+            Client(base_url=closed_port(), retry=Retry(attempts=1)) as client,
+            pytest.raises(APIConnectionError) as caught,
+        ):
+            client.chat("x")
+        error = caught.value
+    assert "mine" not in str(error)
+    assert not caught.value.is_final
+
+
+def test_the_callers_own_error_keeps_its_frames() -> None:
+    """An error of the caller's is no business of ours."""
+    with Client(base_url=closed_port(), retry=Retry(attempts=1)) as client:
+        frames = None
+        try:
+            raise KeyError("mine")
+        except KeyError as mine:
+            with pytest.raises(APIConnectionError):
+                client.chat("x")
+            frames = mine.__traceback__
+        assert frames is not None
+
+
+def closed_port() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def raise_through(token: str) -> None:
+    """A chain of three, each from a frame that holds the token."""
+    try:
+        try:
+            raise OSError("lowest")
+        except OSError as lowest:
+            raise httpcore.ConnectError("lower") from lowest
+    except httpcore.ConnectError as lower:
+        request = httpx.Request("POST", URL, content=token.encode())
+        raise httpx.ConnectError("upper", request=request) from lower
+
+
+def test_strip_frames() -> None:
+    with pytest.raises(httpx.ConnectError) as caught:
+        raise_through(CANARY)
+    error = caught.value
+    assert strip_frames(error) is error
+    assert error.__traceback__ is None
+    with pytest.raises(RuntimeError):
+        error.request  # noqa: B018
+    assert error.__context__ is None
+    below = error.__cause__
+    assert isinstance(below, httpcore.ConnectError)
+    assert below.__traceback__ is None
+    assert isinstance(below.__cause__, OSError)
+    assert below.__cause__.__traceback__ is None
+    assert [str(e) for e in (error, below, below.__cause__)] == ["upper", "lower", "lowest"]
+
+
+def test_strip_frames_of_a_ring() -> None:
+    one, other = httpx.ReadError("one"), OSError("other")
+    one.__cause__, other.__context__ = other, one
+    assert strip_frames(one) is one
+    made = translate(caused(httpx.ReadError(""), caused(OSError(), one)))
+    assert made is not None
+    assert made.detail == "one"
+
+
+def h11_error(line: bytes) -> h11.RemoteProtocolError:
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="POST", target="/", headers=[("host", "h")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(line)
+    with pytest.raises(h11.RemoteProtocolError) as caught:
+        connection.next_event()
+    return caught.value
+
+
+@pytest.mark.parametrize("filler", [0, 100, *range(135, 160, 4), 1000])
+@pytest.mark.parametrize("own", [True, False], ids=["own", "http_client"])
+def test_an_echo_in_broken_framing_is_nowhere(filler: int, own: bool, faults: FaultyServer) -> None:
+    """What h11 quotes of the answer is in no message and in no cause."""
+    line = b"no colon %s%s" % (b"y" * filler, CANARY.encode())
+    faults.raw(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % line, end="close")
+    with (
+        httpx.Client() as http_client,
+        Client(
+            base_url=faults.base_url,
+            token=CANARY,
+            retry=Retry(attempts=1),
+            http_client=None if own else http_client,
+        ) as client,
+        pytest.raises(APIConnectionError) as caught,
+    ):
+        client.chat("x")
+    assert CANARY[:8] not in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert CANARY not in shown
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nno colon %s\r\n\r\n", b"no status %s\r\n\r\n"]
+)
+def test_a_detail_is_short_and_safe_to_print(answer: bytes) -> None:
+    """h11 quotes the line that it could not read, however long it is."""
+    error = h11_error(answer % (b"y" * 15_000))
+    made = translate(httpcore.RemoteProtocolError(error))
+    assert made is not None
+    assert str(made).isprintable()
+    assert len(str(made)) < 1000
+
+
+def test_the_version() -> None:
+    assert httpx.__version__ == HTTPX_VERSION
+
+
+def test_no_error_of_anyio_is_missed() -> None:
+    for kind in (anyio.ClosedResourceError, anyio.BrokenResourceError):
+        error: Callable[..., Exception] = kind
+        assert translate(caused(httpcore.ReadError(""), error())) is not None
