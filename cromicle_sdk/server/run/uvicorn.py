@@ -7,7 +7,7 @@ import functools
 import socket
 from collections.abc import Callable
 from typing import cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import anyio
 import uvicorn
@@ -76,16 +76,17 @@ class _OriginForm:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # h11 accepts nothing but ASCII in a target.
-        target = scope["raw_path"].decode("ascii")
-        if target[:7].lower() == "http://":
-            url = urlsplit(target)
+        target: bytes = scope["raw_path"]
+        scheme, separator, rest = target.partition(b"://")
+        if separator and scheme.lower() in (b"http", b"https"):
+            host, _, path = rest.partition(b"/")
             headers = [each for each in scope["headers"] if each[0] != b"host"]
             scope = {
                 **scope,
-                "path": unquote(url.path) or "/",
-                "raw_path": url.path.encode() or b"/",
-                "headers": [(b"host", url.netloc.encode()), *headers],
+                # h11 accepts only ASCII in a target.
+                "path": f"/{unquote(path.decode('ascii'))}",
+                "raw_path": b"/" + path,
+                "headers": [(b"host", host), *headers],
             }
         await self._app(scope, receive, send)
 

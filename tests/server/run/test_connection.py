@@ -259,6 +259,7 @@ def test_an_offer_of_http_2_is_ignored_silently(caplog: pytest.LogCaptureFixture
         (b"http://example.com/chat", "/chat", b"example.com"),
         (b"HTTP://example.com:81/a%20b?c=d", "/a b", b"example.com:81"),
         (b"http://example.com", "/", b"example.com"),
+        (b"https://[::1/chat", "/chat", b"[::1"),
         (b"/http://example.com/", "/http://example.com/", b"x"),
     ],
 )
