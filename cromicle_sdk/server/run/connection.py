@@ -51,6 +51,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timed: object = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._blank = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -64,13 +65,37 @@ class Connection(H11Protocol):
         self._start_timer("head", None, HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        data = self._strip_blank_lines(data)
+        # To h11 no data is the end of the connection.
+        if data:
+            super().data_received(data)
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or cycle.response_complete:
             # Part of the next request, or of a body that is no longer read.
             self._start_timer("head", cycle, HEAD_SECONDS)
         else:
             self._time_body()
+
+    def _strip_blank_lines(self, data: bytes) -> bytes:
+        """The data without the empty lines before a request, which h11 rejects.
+
+        A server "SHOULD ignore at least one empty line (CRLF) received prior to the request-line"
+        (RFC 9112, section 2.2).
+        """
+        is_between = self.conn.their_state in (h11.IDLE, h11.DONE)
+        if not is_between or self.conn.trailing_data[0]:
+            return data
+        data = self._blank + data
+        while data.startswith(b"\r\n"):
+            data = data[2:]
+        # The two characters may arrive separately.
+        self._blank = data if data == b"\r" else b""
+        return data.removeprefix(self._blank)
+
+    def _should_upgrade(self) -> bool:
+        # uvicorn logs two warnings for each request of a client that offers HTTP/2 by
+        # `Upgrade: h2c`. "A server MAY ignore a received Upgrade header field" (RFC 9110, 7.8).
+        return False
 
     def abort(self) -> None:
         """Close the connection immediately, and cancel the request in progress."""

@@ -7,10 +7,11 @@ import functools
 import socket
 from collections.abc import Callable
 from typing import cast
+from urllib.parse import unquote
 
 import anyio
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .connection import Connection
 
@@ -50,7 +51,7 @@ def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) 
     `on_started` is called from its event loop as soon as it accepts connections.
     """
     config = uvicorn.Config(
-        app,
+        _OriginForm(app),
         # Not uvloop, even if it is installed: the server behaves the same everywhere.
         loop="asyncio",
         http=Connection,
@@ -62,6 +63,32 @@ def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) 
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     return StoppableServer(config, grace=grace, on_started=on_started)
+
+
+class _OriginForm:
+    """Gives an app the path of a request whose target is an absolute URL.
+
+    "A server MUST accept the absolute-form in requests", and its host replaces the `Host` header
+    (RFC 9112, section 3.2.2). uvicorn passes the whole URL as the path.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target: bytes = scope["raw_path"]
+        scheme, separator, rest = target.partition(b"://")
+        if separator and scheme.lower() in (b"http", b"https"):
+            host, _, path = rest.partition(b"/")
+            headers = [each for each in scope["headers"] if each[0] != b"host"]
+            scope = {
+                **scope,
+                # h11 accepts only ASCII in a target.
+                "path": f"/{unquote(path.decode('ascii'))}",
+                "raw_path": b"/" + path,
+                "headers": [(b"host", host), *headers],
+            }
+        await self._app(scope, receive, send)
 
 
 class StoppableServer(uvicorn.Server):

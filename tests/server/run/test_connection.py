@@ -222,6 +222,62 @@ def test_a_client_that_reads_late_gets_the_whole_reply(monkeypatch: pytest.Monke
             time.sleep(1.2)
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_empty_lines_before_a_request_are_ignored(count: int, split: bool) -> None:
+    with connect() as connection:
+        for _ in range(2):
+            data = b"\r\n" * count + WHOLE
+            for part in [data[:1], data[1:3], data[3:]] if split else [data]:
+                connection.sendall(part)
+                time.sleep(0.01)
+            assert read_reply(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_endless_number_of_empty_lines_is_limited() -> None:
+    with connect() as connection, contextlib.suppress(ConnectionError):
+        connection.settimeout(0.02)
+        for _ in range(1000):
+            connection.sendall(b"\r\n")
+            with contextlib.suppress(TimeoutError):
+                if connection.recv(65536) == b"":
+                    return
+        pytest.fail("the connection was never closed")
+
+
+def test_an_offer_of_http_2_is_ignored_silently(caplog: pytest.LogCaptureFixture) -> None:
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n"
+    with connect() as connection:
+        connection.sendall(WHOLE.replace(b"host: x\r\n", b"host: x\r\n" + offer))
+        assert read_reply(connection).startswith(b"HTTP/1.1 200 ")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        (b"http://example.com/chat", "/chat", b"example.com"),
+        (b"HTTP://example.com:81/a%20b?c=d", "/a b", b"example.com:81"),
+        (b"http://example.com", "/", b"example.com"),
+        (b"https://[::1/chat", "/chat", b"[::1"),
+        (b"/http://example.com/", "/http://example.com/", b"x"),
+    ],
+)
+def test_a_request_target_may_be_an_absolute_url(target: bytes, path: str, host: bytes) -> None:
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    with connect(app=app) as connection:
+        connection.sendall(b"GET " + target + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 204 ")
+    assert scopes[0]["path"] == path
+    assert [value for name, value in scopes[0]["headers"] if name == b"host"] == [host]
+
+
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
