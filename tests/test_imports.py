@@ -30,7 +30,7 @@ MODULES: dict[str, set[str]] = {
     "_core.redaction": {"_core.secrets"},
     "_core.endpoint": {"_core.errors", "_core.secrets"},
     "_core.options": {
-        *("_core.compat", "_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"),
+        *("_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"),
     },
     "_core.request": {
         *("_core.endpoint", "_core.messages", "_core.options", "_core.redaction", "_core.secrets"),

@@ -24,7 +24,6 @@ from cromicle_sdk._core.response import Reply
 from cromicle_sdk._core.retry import Attempts, RetryBudget
 from cromicle_sdk._core.secrets import Secret, hide_token
 from cromicle_sdk._http.clients import HTTPX_VERSION
-from cromicle_sdk._http.proxies import Route
 
 from .stream import AsyncStream
 
@@ -219,6 +218,8 @@ class AsyncClient:
 
 def _connect(options: Options, connection_options: ConnectionOptions) -> AsyncSession:
     # What it needs is loaded with the first client: httpcore takes as long to import as httpx.
+    from cromicle_sdk._http.proxies import Route
+
     from .session import AsyncSession
 
     if connection_options.http_client is not None:

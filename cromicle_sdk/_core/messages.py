@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
-from .compat import TypedDict
+from .compat import accept_in_pydantic
 from .errors import InvalidMessageError
 
 __all__ = [
@@ -27,6 +27,7 @@ PROMPT_END = "\nAssistant:"
 _ROLE = re.compile(r"[\w-]+\Z")
 
 
+@accept_in_pydantic
 class TextPart(TypedDict):
     """One text part of a message, as the OpenAI chat API writes it."""
 
@@ -34,6 +35,7 @@ class TextPart(TypedDict):
     text: str
 
 
+@accept_in_pydantic
 class Message(TypedDict):
     """One turn of a conversation: who said it, and what."""
 

@@ -8,9 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
-from .compat import TypedDict
 from .endpoint import Endpoint
 from .errors import ConfigurationError
 from .messages import find_lone_surrogate

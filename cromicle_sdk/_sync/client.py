@@ -25,7 +25,6 @@ from cromicle_sdk._core.response import Reply
 from cromicle_sdk._core.retry import Attempts, RetryBudget
 from cromicle_sdk._core.secrets import Secret, hide_token
 from cromicle_sdk._http.clients import HTTPX_VERSION
-from cromicle_sdk._http.proxies import Route
 
 from .stream import Stream
 
@@ -220,6 +219,8 @@ class Client:
 
 def _connect(options: Options, connection_options: ConnectionOptions) -> Session:
     # What it needs is loaded with the first client: httpcore takes as long to import as httpx.
+    from cromicle_sdk._http.proxies import Route
+
     from .session import Session
 
     if connection_options.http_client is not None:
