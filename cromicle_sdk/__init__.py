@@ -1,4 +1,4 @@
-"""Clients for chat endpoints that speak the Cromicle protocol, blocking and async."""
+"""Sync and async clients for chat endpoints that speak the Cromicle protocol."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_messages_become_the_prompt() -> None:
     assert json.loads(request.body)["message"] == "User: a\nUser: b\nAssistant:"
 
 
-def test_wrong_messages_are_refused() -> None:
+def test_invalid_messages_are_rejected() -> None:
     with pytest.raises(InvalidMessageError):
         build("\ud800")
 
@@ -132,7 +132,7 @@ def test_userinfo_becomes_authorization() -> None:
     assert b"authorization" not in dict(build().headers)
 
 
-def test_the_callers_headers_come_last_or_take_the_place_of_ours() -> None:
+def test_headers_of_the_caller_come_last_or_override() -> None:
     request = build(
         base_url="https://u:p@h",
         headers={"X-One": "1", "User-Agent": "mine", "AUTHORIZATION": "Bearer x", "Accept": "a/b"},
@@ -156,7 +156,7 @@ def test_the_callers_headers_come_last_or_take_the_place_of_ours() -> None:
 # The token and the hash
 
 
-def test_a_request_shows_nothing_of_what_it_says() -> None:
+def test_the_repr_of_a_request_shows_neither_headers_nor_body() -> None:
     request = build("a private prompt", base_url="https://u:p@h", headers={"x-key": "a value"})
     for text in (repr(request), str(request)):
         for hidden in (CANARY, hash_prompt(CANARY, "a private prompt"), "private", "a value"):
