@@ -1,6 +1,6 @@
-"""Many callers of the gateway at once, and many that leave: none lost, none wrong, nothing left.
+"""Load on the gateway: many concurrent streams, many disconnects, and callers that do not read.
 
-The figures are a tenth of the full ones; `CROMICLE_STORMS=full` runs them all.
+The tests run with a tenth of the load; `CROMICLE_STORMS=full` runs them with all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cromicle_sdk.server import LocalServer
 FULL = os.environ.get("CROMICLE_STORMS") == "full"
 ONCE = Retry(attempts=1)
 PATIENT = Timeout(connect=60, first_byte=120, stall=120)
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -41,14 +41,14 @@ def scaled(full: int) -> int:
 
 
 class ModelServer:
-    """A model server that says the prompt word by word.
+    """A model server that repeats the prompt word by word.
 
-    Asked to hang it says "one" and no more; asked to flood it says a kilobyte for ever.
+    The prompt "hang" gets one word and no end, the prompt "flood" gets kilobytes without end.
     """
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.asked = 0
+        self.requests = 0
         self.flooded = 0
 
     async def answer(self, request: Request) -> StreamingResponse:
@@ -57,7 +57,7 @@ class ModelServer:
 
     async def _stream(self, prompt: str) -> AsyncIterator[str]:
         self.in_flight += 1
-        self.asked += 1
+        self.requests += 1
         try:
             if prompt == "hang":
                 yield say("one")[0]
@@ -65,7 +65,7 @@ class ModelServer:
             while prompt == "flood":
                 yield say("x" * 1000)[0]
                 self.flooded += 1000
-                # uvicorn does not wait once the gateway has left.
+                # uvicorn does not suspend its `send` once the gateway has disconnected.
                 await asyncio.sleep(0)
             for word in prompt.split(" "):
                 yield say(f"{word} ")[0]
@@ -81,7 +81,7 @@ class ModelServer:
 
 
 class Gateway:
-    """`cromicle serve` in a process of its own, so that its memory and sockets are its own."""
+    """`cromicle serve` in its own process, so that its memory and sockets can be measured."""
 
     def __init__(self, process: subprocess.Popen[str], base_url: str) -> None:
         self._folder = Path(f"/proc/{process.pid}")
@@ -89,7 +89,7 @@ class Gateway:
 
     @property
     def sockets(self) -> int:
-        """How many it has open; its listener is one."""
+        """The number of open sockets, its listener included."""
         count = 0
         for file in (self._folder / "fd").iterdir():
             try:
@@ -100,7 +100,7 @@ class Gateway:
 
     @property
     def memory(self) -> int:
-        """Its resident set, in bytes."""
+        """The resident set size in bytes."""
         pages = int((self._folder / "statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -134,10 +134,10 @@ def gateway(model_server: ModelServer) -> Iterator[Gateway]:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("target", ["gateway", "echo"])
-def test_many_streams_at_once(
+def test_concurrent_streams_get_their_own_replies(
     target: str, backend: str, request: pytest.FixtureRequest, model_server: ModelServer
 ) -> None:
-    """The full figure in any case: a tenth of it would be no crowd."""
+    """Always with the full load, because a tenth of it would not be concurrent enough."""
     streams = 500
     replies: dict[str, str] = {}
     base_url: str = request.getfixturevalue(target).base_url
@@ -157,44 +157,44 @@ def test_many_streams_at_once(
     anyio.run(main, backend=backend)
     assert len(replies) == streams
     assert [prompt for prompt, text in replies.items() if text.rstrip() != prompt] == []
-    assert model_server.asked == (streams if target == "gateway" else 0)
+    assert model_server.requests == (streams if target == "gateway" else 0)
 
 
 @LINUX
-def test_callers_that_leave_in_the_middle_leave_nothing(
+def test_disconnects_leak_no_socket_and_no_memory(
     gateway: Gateway, model_server: ModelServer
 ) -> None:
     callers, at_once = scaled(1000), 50
 
-    async def leave(client: AsyncClient) -> None:
+    async def disconnect(client: AsyncClient) -> None:
         async with client.stream("hang") as stream:
             async for _ in stream:
                 return
 
-    async def leave_all(count: int) -> None:
+    async def disconnect_all(count: int) -> None:
         async with AsyncClient(
             base_url=gateway.base_url, token="abc", retry=ONCE, timeout=PATIENT
         ) as client:
             for _ in range(count // at_once):
                 async with anyio.create_task_group() as group:
                     for _ in range(at_once):
-                        group.start_soon(leave, client)
+                        group.start_soon(disconnect, client)
 
-    # What is loaded and cached the first time is no growth.
-    anyio.run(leave_all, 2 * at_once)
+    # Modules and caches that are loaded the first time do not count as growth.
+    anyio.run(disconnect_all, 2 * at_once)
     wait_until(lambda: model_server.in_flight == 0)
     before = gateway.memory
-    anyio.run(leave_all, callers)
+    anyio.run(disconnect_all, callers)
     wait_until(lambda: model_server.in_flight == 0)
     wait_until(lambda: gateway.in_flight == 0)
     wait_until(lambda: gateway.sockets <= 3)
-    assert model_server.asked == callers + 2 * at_once
+    assert model_server.requests == callers + 2 * at_once
     gc.collect()
     assert gateway.memory - before < 8 * 1024 * 1024
 
 
 @LINUX
-def test_a_caller_that_does_not_read_costs_no_memory(
+def test_a_caller_that_does_not_read_uses_no_memory(
     gateway: Gateway, model_server: ModelServer
 ) -> None:
     with Client(base_url=gateway.base_url, token="abc", retry=ONCE) as client:
@@ -203,20 +203,20 @@ def test_a_caller_that_does_not_read_costs_no_memory(
         with client.stream("flood") as stream:
             next(stream)
             seen = -1
-            # It has come to a stop once two looks see the same.
+            # Nothing more within 0.5 s: the model server is suspended.
             while seen != model_server.flooded:
                 seen = model_server.flooded
                 time.sleep(0.5)
-            # The buffers of two connections on loopback are some megabytes.
+            # The buffers of two connections on loopback hold some megabytes.
             assert seen < 64 * 1024 * 1024
             assert gateway.memory - before < 8 * 1024 * 1024
             assert model_server.in_flight == 1
     wait_until(lambda: model_server.in_flight == 0)
 
 
-def wait_until(is_so: Callable[[], Any]) -> None:
-    """The figure is 1 s; a busy machine may take longer to notice."""
+def wait_until(condition: Callable[[], Any]) -> None:
+    """It takes up to 1 s; this allows for a busy machine."""
     deadline = time.monotonic() + 5
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -18,7 +18,7 @@ __all__ = ["Choices", "Part"]
 _ENOUGH_INDEXES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """What one event says of one choice; `index` is None where it does not number it."""
 

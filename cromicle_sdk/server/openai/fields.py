@@ -8,6 +8,9 @@ by the value: text is written in words, metadata in numbers and identifiers.
 
 from __future__ import annotations
 
+import enum
+import functools
+from collections.abc import Collection
 from typing import cast
 
 from .errors import build_invalid_error, build_reported_error, read_error
@@ -125,39 +128,59 @@ _ERROR_NAMES = frozenset(
     {"err", "errmsg", "error", "error_code", "error_message", "error_msg", "errors", "exception"}
 )
 _KIND_NAMES = ("type", "object", "event", "status")
+# The `object` of nearly every event.
+_COMMON_KINDS = ("chat.completion.chunk", "chat.completion")
 _FAILED_KINDS = ("error", "exception", "fail", "abort")
 # What a status says that is not an error: `{"code": 0, "message": "Success"}`.
-_SUCCESS = ("0", "ok", "success", "succeeded")
+_SUCCESS = ("", "0", "ok", "success", "succeeded")
+
+_LONGEST_CACHED_NAME = 64
+
+
+class _Role(enum.Enum):
+    """What the name of a field says about its value."""
+
+    SKIPPED = enum.auto()
+    LABEL = enum.auto()
+    KIND = enum.auto()
+    CODE = enum.auto()
+    SUCCESS = enum.auto()
+    ERROR = enum.auto()
+    METADATA = enum.auto()
+    TEXT = enum.auto()
+    OTHER = enum.auto()
 
 
 def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str = "message") -> None:
-    """Raise `BackendError` where a field may hold text or an error and is not one of `read`.
+    """Raise `BackendError` if a field that is not one of `read` may hold text or an error.
 
     `kind` is the name of the event that the fields are those of.
     """
-    kinds = [kind, *(fields.get(name) for name in _KIND_NAMES)]
-    is_metadata = any(isinstance(each, str) and each.lower() in _METADATA_KINDS for each in kinds)
-    _check_error(fields)
-    pending = [
-        (name.lower(), value, False, is_metadata)
-        for name, value in fields.items()
-        if name not in read
-    ]
+    # Objects, and whether they are inside of a field of text or of metadata.
+    pending = [(fields, False, False)]
     while pending:
-        name, value, is_text, is_metadata = pending.pop()
-        if not value or _is_not_answer(name):
-            continue
-        is_text = is_text or name in _TEXT_NAMES
-        is_metadata = is_metadata or name in _METADATA or name.startswith(_METADATA_PREFIXES)
-        if isinstance(value, dict):
-            inner = cast("dict[str, object]", value)
-            _check_error(inner)
-            pending += [(key.lower(), each, is_text, is_metadata) for key, each in inner.items()]
-        elif isinstance(value, list):
-            items = cast("list[object]", value)
-            pending += [(name, each, is_text, is_metadata) for each in items]
-        elif name not in _LABELS and _may_be_text(value, is_text=is_text, is_metadata=is_metadata):
-            raise build_invalid_error("it sent an unknown field that may hold text")
+        inner, is_text, is_metadata = pending.pop()
+        for name, value in inner.items():
+            if value is None or (inner is fields and name in read):
+                continue
+            role = _find_role(name) if len(name) <= _LONGEST_CACHED_NAME else _classify(name)
+            if _is_error(role, value):
+                raise build_reported_error(read_error(inner))
+            if role is _Role.SKIPPED or isinstance(value, (int, float)):
+                continue
+            is_label = role is _Role.LABEL or role is _Role.KIND
+            if is_label and isinstance(value, str):
+                continue
+            in_text = is_text or role is _Role.TEXT
+            in_metadata = is_metadata or role is _Role.METADATA
+            objects, strings = _flatten(value)
+            pending += [(each, in_text, in_metadata) for each in objects]
+            if is_label or all(map(_is_empty, strings)):
+                continue
+            if in_text or not (
+                in_metadata or all(map(_is_identifier, strings)) or _is_metadata_event(fields, kind)
+            ):
+                raise build_invalid_error("it sent an unknown field that may hold text")
 
 
 def is_heartbeat(word: str) -> bool:
@@ -171,36 +194,74 @@ def is_failure(word: str) -> bool:
     return any(part in lowered for part in _FAILED_KINDS)
 
 
-def _check_error(fields: dict[str, object]) -> None:
-    if any(_is_error(name.lower(), value) for name, value in fields.items()):
-        raise build_reported_error(read_error(fields))
+@functools.lru_cache(maxsize=1024)
+def _find_role(name: str) -> _Role:
+    # Servers send the same few names in every event.
+    return _classify(name)
 
 
-def _is_error(name: str, value: object) -> bool:
+def _classify(name: str) -> _Role:
+    lowered = name.lower()
+    if lowered in _NOT_ANSWER or any(part in lowered for part in _NOT_ANSWER_PARTS):
+        return _Role.SKIPPED
+    if lowered in _LABELS:
+        return _Role.KIND if lowered in _KIND_NAMES else _Role.LABEL
+    for role, names in _ROLES.items():
+        if lowered in names:
+            return role
+    return _Role.METADATA if lowered.startswith(_METADATA_PREFIXES) else _Role.OTHER
+
+
+_ROLES: dict[_Role, Collection[str]] = {
+    _Role.KIND: _KIND_NAMES,
+    _Role.CODE: ("code", "status_code"),
+    _Role.SUCCESS: ("ok", "success"),
+    _Role.ERROR: _ERROR_NAMES,
+    _Role.METADATA: _METADATA,
+    _Role.TEXT: _TEXT_NAMES,
+}
+
+
+def _is_error(role: _Role, value: object) -> bool:
     """Whether a field reports an error. Servers also send null, false, 0 or "" for none."""
-    if name in _ERROR_NAMES:
+    if role is _Role.ERROR:
         if isinstance(value, str):
-            return bool(value) and value.lower() not in _SUCCESS
-        return value is not None and value is not False and value != 0 and value != []
-    if name in _KIND_NAMES and isinstance(value, str):
-        return is_failure(value)
-    if name in ("code", "status_code"):
-        return type(value) is int and value != 0 and not 100 <= value < 400
-    if name == "status":
+            return value.lower() not in _SUCCESS
+        return value is not False and value != 0 and value != []
+    if role is _Role.KIND:
+        if isinstance(value, str):
+            return value not in _COMMON_KINDS and is_failure(value)
         return type(value) is int and 400 <= value <= 599
-    return name in ("ok", "success") and value is False
+    if role is _Role.CODE:
+        return type(value) is int and value != 0 and not 100 <= value < 400
+    return role is _Role.SUCCESS and value is False
 
 
-def _may_be_text(value: object, *, is_text: bool, is_metadata: bool) -> bool:
-    if not isinstance(value, str) or value.lower() in _SUCCESS:
-        return False
-    return is_text or not (is_metadata or _is_identifier(value))
+def _flatten(value: object) -> tuple[list[dict[str, object]], list[str]]:
+    """The objects and the strings that are a value, or are in a list that is a value."""
+    objects: list[dict[str, object]] = []
+    strings: list[str] = []
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, str):
+            strings.append(each)
+        elif isinstance(each, dict):
+            objects.append(cast("dict[str, object]", each))
+        elif isinstance(each, list):
+            pending += cast("list[object]", each)
+    return objects, strings
+
+
+def _is_metadata_event(fields: dict[str, object], kind: str) -> bool:
+    kinds = [kind, *(fields.get(name) for name in _KIND_NAMES)]
+    return any(isinstance(each, str) and each.lower() in _METADATA_KINDS for each in kinds)
+
+
+def _is_empty(value: str) -> bool:
+    return value.lower() in _SUCCESS
 
 
 def _is_identifier(value: str) -> bool:
-    """Whether it is one word of ASCII, as identifiers, dates, URLs and base64 are."""
-    return value.isascii() and len(value.split(None, 1)) == 1 and value == value.strip()
-
-
-def _is_not_answer(name: str) -> bool:
-    return name in _NOT_ANSWER or any(part in name for part in _NOT_ANSWER_PARTS)
+    """Whether it has no white space and is ASCII, as identifiers, dates, URLs and base64 are."""
+    return value.isascii() and value.split(None, 1) == [value]
