@@ -158,7 +158,6 @@ class Exchange:
 
     def _start(self) -> None:
         self.response = None
-        self.trailers: tuple[tuple[bytes, bytes], ...] = ()
         self._parser: h11.Connection | None = None
         self._source: Any = None
         self._chunks: Iterator[bytes] | None = None
@@ -248,7 +247,7 @@ class Exchange:
             part = receive_body(parser)
             self._needs_data = part.needs_data
             if part.is_end:
-                self._is_end, self.trailers = True, part.trailers
+                self._is_end = True
                 return part.data
             if part.error is not None:
                 self._failure = part.error
