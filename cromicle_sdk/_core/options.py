@@ -350,6 +350,9 @@ def _token_problem(token: Secret) -> str | None:
         return "it is empty; leave it out for the default"
     if find_lone_surrogate(text) is not None:
         return LONE_SURROGATE
+    # Text read from a file ends in a line break, which would be hashed.
+    if text[0].isspace() or text[-1].isspace():
+        return "it begins or ends with white space"
     return None
 
 

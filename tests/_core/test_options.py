@@ -109,6 +109,8 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CROMICLE_BASE_URL", "ftp://h", "$CROMICLE_BASE_URL: it must begin with http"),
         ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it must not have a query"),
         ("CROMICLE_TOKEN", f"{CANARY}\udcff", "$CROMICLE_TOKEN: it has a lone surrogate"),
+        ("CROMICLE_TOKEN", f"{CANARY}\n", "$CROMICLE_TOKEN: it begins or ends with white space"),
+        ("CROMICLE_TOKEN", " ", "$CROMICLE_TOKEN: it begins or ends with white space"),
     ],
 )
 def test_an_invalid_variable_is_named(
@@ -280,6 +282,10 @@ def test_timeout_and_retry_are_values() -> None:
         ({"token": hide_token({"token": None})["token"]}, "token: expected a str, not NoneType"),
         ({"token": hide_token({"token": b"x"})["token"]}, "token: expected a str, not bytes"),
         ({"token": Secret(f"{CANARY}\ud800")}, "token: it has a lone surrogate"),
+        *(
+            ({"token": Secret(token)}, "token: it begins or ends with white space")
+            for token in (f"{CANARY}\n", f" {CANARY}", f"{CANARY}\u00a0", "\t")
+        ),
         ({"timeout": "5"}, "timeout: expected a number of seconds, a Timeout or None, not str"),
         ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),
         ({"retry": 3}, "retry: expected a Retry, not int"),

@@ -146,6 +146,8 @@ def test_a_file_that_went_bad_keeps_the_tokens_of_before(
         ({"tokens": []}, "tokens: expected at least one token"),
         ({"tokens": "s3cret"}, "tokens: expected an iterable of str or a TokenFile, not str"),
         ({"tokens": 5}, "tokens: expected"),
+        ({"tokens": ["mine", "s3cret\n"]}, "tokens: it begins or ends with white space"),
+        ({"token": " s3cret"}, "token: it begins or ends with white space"),
         ({"tokens": ["ok", ""]}, "tokens: "),
         ({"tokens": ["s3cret\ud800"]}, "tokens: it has a lone surrogate"),
         ({"tokens": ["ok", 5]}, "tokens: "),
