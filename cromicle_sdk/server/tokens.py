@@ -158,7 +158,7 @@ def _parse_tokens(path: Path, data: bytes) -> list[Secret]:
                 hint="a comment needs its own line",
             )
         try:
-            tokens.append(Secret(stripped.decode().strip()))
+            tokens.append(Secret(stripped.decode()))
         except UnicodeDecodeError:
             problem = f"line {number} of {path} is not UTF-8"
         else:
