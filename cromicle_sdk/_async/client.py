@@ -20,6 +20,7 @@ from cromicle_sdk._core.options import (
     Options,
     Retry,
     Timeout,
+    TimeoutLike,
     ViewOptions,
 )
 from cromicle_sdk._core.request import build_request
@@ -68,7 +69,8 @@ class AsyncClient:
     - `base_url`: an http or https URL, with a path prefix or none; without it
       `$CROMICLE_BASE_URL`, else `https://cromicle.top`.
     - `token`: sent and hashed; without it `$CROMICLE_TOKEN`, else `abc`.
-    - `timeout`: seconds, for every phase but `total` and `pool`; or a `Timeout`; None for no limit.
+    - `timeout`: seconds, for every phase but `total` and `pool`; or a `Timeout` or an
+      `httpx.Timeout`; None for no limit.
     - `retry`: a `Retry`; `Retry(attempts=1)` disables retries.
     - `max_reply_bytes`: a longer reply ends in `ReplyTooLargeError`; 64 MiB by default.
     - `max_connections`: calls past it wait their turn, within `timeout.total`; 1000 by default.
@@ -93,7 +95,7 @@ class AsyncClient:
         *,
         base_url: str | None = None,
         token: str | None = None,
-        timeout: float | Timeout | None = DEFAULT_TIMEOUT,
+        timeout: float | Timeout | TimeoutLike | None = DEFAULT_TIMEOUT,
         retry: Retry = DEFAULT_RETRY,
         max_reply_bytes: int = DEFAULT_MAX_REPLY_BYTES,
         max_connections: int | None = None,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from .compat import TypedDict
 from .endpoint import Endpoint
@@ -28,6 +28,7 @@ __all__ = [
     "Options",
     "Retry",
     "Timeout",
+    "TimeoutLike",
     "ViewOptions",
     "check_count",
     "check_flag",
@@ -170,6 +171,19 @@ class Retry:
             check_seconds(f"retry.{name}", getattr(self, name))
 
 
+class TimeoutLike(Protocol):
+    """An `httpx.Timeout`, of any version of httpx: its limits in seconds, None for no limit."""
+
+    @property
+    def connect(self) -> float | None: ...
+    @property
+    def read(self) -> float | None: ...
+    @property
+    def write(self) -> float | None: ...
+    @property
+    def pool(self) -> float | None: ...
+
+
 DEFAULT_TIMEOUT = Timeout()
 DEFAULT_RETRY = Retry()
 
@@ -177,7 +191,7 @@ DEFAULT_RETRY = Retry()
 class CallOptions(TypedDict, total=False):
     """The options of one call, which override those of the client."""
 
-    timeout: float | Timeout | None
+    timeout: float | Timeout | TimeoutLike | None
     retry: Retry
     headers: Mapping[str, str] | None
     max_reply_bytes: int
@@ -208,7 +222,7 @@ class Options:
         *,
         base_url: str | None,
         token: Secret | None,
-        timeout: float | Timeout | None,
+        timeout: float | Timeout | TimeoutLike | None,
         retry: Retry,
         max_reply_bytes: int,
         strict: bool,
@@ -359,12 +373,19 @@ def _token_problem(token: Secret) -> str | None:
 def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:
     """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
 
-    A number sets every limit but `total` and `pool`, which are those of `base`.
+    A number sets every limit but `total` and `pool`, which are those of `base`. The `read` of an
+    `httpx.Timeout` is both `first_byte` and `stall`, its `write` has no counterpart, and `total`
+    is that of `base`.
     """
     if isinstance(value, Timeout):
         return value
     if value is None:
         return Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)
+    if all(hasattr(value, name) for name in ("connect", "read", "write", "pool")):
+        like = cast("TimeoutLike", value)
+        return replace(
+            base, connect=like.connect, first_byte=like.read, stall=like.read, pool=like.pool
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(
             f"expected a number of seconds, a Timeout or None, not {_kind(value)}",

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
+import httpx
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +139,31 @@ def test_an_invalid_variable_is_named(
 )
 def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
     assert build_options(timeout=value).timeout == expected
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"timeout": 9}, Timeout(connect=9, first_byte=9, stall=9, pool=9)),
+        ({"timeout": None}, Timeout(connect=None, first_byte=None, stall=None, pool=None)),
+        (
+            {"timeout": 9, "connect": 1, "read": 2, "write": 3, "pool": None},
+            Timeout(connect=1, first_byte=2, stall=2, pool=None),
+        ),
+    ],
+)
+def test_an_httpx_timeout(library: Any, arguments: dict[str, Any], expected: Timeout) -> None:
+    assert build_options(timeout=library.Timeout(**arguments)).timeout == expected
+    own = build_options(timeout=Timeout(total=7)).with_call_options(
+        {"timeout": library.Timeout(**arguments)}
+    )
+    assert own.timeout == dataclasses.replace(expected, total=7)
+
+
+def test_an_httpx_timeout_is_checked() -> None:
+    with pytest.raises(ConfigurationError, match=r"^timeout\.first_byte: "):
+        build_options(timeout=httpx.Timeout(5, read=-1))
 
 
 BAD_SECONDS = [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "5", b"5", [], 1j, HUGE, -HUGE]
