@@ -299,16 +299,19 @@ class ConnectionOptions:
         http_client: object,
         base_url: object = None,
     ) -> ConnectionOptions:
-        """The options of a client. `base_url` is compared with that of `http_client`.
+        """The options of a client, of which `http_client` excludes the others.
 
-        Raises `ConfigurationError`, which names the option.
+        A base URL of `http_client` is rejected unless `base_url` is given. Raises
+        `ConfigurationError`, which names the option.
         """
         if http_client is not None:
-            given = {"max_connections": max_connections, "proxy": proxy}
-            for name in (name for name, value in given.items() if value is not None):
+            given = {
+                "max_connections": max_connections is not None,
+                "proxy": proxy is not None,
+                "verify": verify is not True,
+            }
+            for name in (name for name, is_given in given.items() if is_given):
                 raise ConfigurationError("set it on your own http_client instead", option=name)
-            if verify is not True:
-                raise ConfigurationError("set it on your own http_client instead", option="verify")
             if base_url is None and str(getattr(http_client, "base_url", "")):
                 # The client ignores it, and would send the prompt to another server.
                 raise ConfigurationError(

@@ -347,6 +347,10 @@ def test_invalid_options(options: dict[str, Any], says: str) -> None:
         ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
         ({"http_client": "x", "max_connections": 5}, "max_connections: set it on your own"),
         ({"http_client": "x", "verify": False}, "verify: set it on your own"),
+        (
+            {"http_client": httpx.Client(base_url="http://hunter2")},
+            "base_url: pass it here, not to your own http_client",
+        ),
     ],
 )
 def test_invalid_connection_options(options: dict[str, Any], says: str) -> None:
