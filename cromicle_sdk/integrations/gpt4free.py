@@ -6,8 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from cromicle_sdk._async.client import AsyncClient
-from cromicle_sdk._core.messages import Messages
+from cromicle_sdk import AsyncClient, Messages
 from cromicle_sdk._core.options import DEFAULT_BASE_URL
 from cromicle_sdk._core.secrets import hide_token
 
