@@ -33,8 +33,8 @@ MODULES: dict[str, set[str]] = {
         *("_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"),
     },
     "_core.request": {
-        *("_core.endpoint", "_core.messages", "_core.options", "_core.redaction", "_core.secrets"),
-        "_version",
+        *("_core.endpoint", "_core.errors", "_core.messages", "_core.options", "_core.redaction"),
+        *("_core.secrets", "_version"),
     },
     "_core.response": {"_core.errors", "_core.options"},
     "_core.retry": {"_core.errors", "_core.options"},

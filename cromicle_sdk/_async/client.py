@@ -17,6 +17,7 @@ from cromicle_sdk._core.options import (
     Options,
     Retry,
     Timeout,
+    TimeoutLike,
     ViewOptions,
 )
 from cromicle_sdk._core.request import build_request
@@ -55,7 +56,8 @@ class AsyncClient:
     - `base_url`: an http or https URL, with or without a path prefix. Defaults to
       `$CROMICLE_BASE_URL`, else `https://cromicle.top`.
     - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`.
-    - `timeout`: seconds for every phase but `total` and `pool`; or a `Timeout`; None for no limit.
+    - `timeout`: seconds for every phase but `total` and `pool`; or a `Timeout` or an
+      `httpx.Timeout`; None for no limit.
     - `retry`: a `Retry`; `Retry(attempts=1)` disables retries.
     - `max_reply_bytes`: a longer reply raises `ReplyTooLargeError`. Defaults to 64 MiB.
     - `max_connections`: calls in flight; further ones are queued, within `timeout.pool`. Defaults
@@ -83,7 +85,7 @@ class AsyncClient:
         *,
         base_url: str | None = None,
         token: str | None = None,
-        timeout: float | Timeout | None = DEFAULT_TIMEOUT,
+        timeout: float | Timeout | TimeoutLike | None = DEFAULT_TIMEOUT,
         retry: Retry = DEFAULT_RETRY,
         max_reply_bytes: int = DEFAULT_MAX_REPLY_BYTES,
         max_connections: int | None = None,

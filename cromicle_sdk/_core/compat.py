@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any, TypeVar, get_type_hints
 
-if sys.version_info >= (3, 11):
+if sys.version_info >= (3, 11):  # pragma: no cover - one of the two, on each version
     from typing import Self, Unpack
-else:
+else:  # pragma: no cover - as above
     from typing_extensions import Self, Unpack
 
 __all__ = ["Self", "Unpack", "accept_in_pydantic"]

@@ -91,7 +91,7 @@ class CromicleError(Exception):
     def partial_text(self) -> str:
         """The part of the reply that arrived before the error."""
         # A reply of a gigabyte takes longer to decode than a call may exceed its deadline, so
-        # the bytes of a reply are kept as they are until somebody reads them as text.
+        # the bytes of a reply are decoded when this attribute is first read.
         if not isinstance(self._partial_text, str):
             self._partial_text = self._partial_text.decode(errors="replace")
         return self._partial_text

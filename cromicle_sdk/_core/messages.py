@@ -24,6 +24,8 @@ __all__ = [
 # The end of a prompt of several messages, after which the model writes the reply.
 PROMPT_END = "\nAssistant:"
 
+_MISSING = object()
+
 _ROLE = re.compile(r"[\w-]+\Z")
 
 
@@ -137,8 +139,9 @@ def format_prompt(messages: Messages) -> str:
     of gpt4free, byte for byte, which the Cromicle provider sent.
 
     A message is a mapping with `role` and `content`, or an object with these attributes. A
-    content is a text or a sequence of OpenAI text parts, which are joined without a separator. A
-    role is a word of letters, digits, `_` and `-`.
+    content is a text or a sequence of OpenAI text parts, which are joined without a separator; a
+    part is a mapping with `type` and `text`, or an object with these attributes. A role is a word
+    of letters, digits, `_` and `-`.
 
     Raises `InvalidMessageError` with the index of the message, and never quotes its text: there
     is no message, a role or a content is invalid, or UTF-8 cannot encode a text.
@@ -167,21 +170,23 @@ def _check_iterable(messages: object) -> Iterable[object]:
 
 def _split(message: object, index: int) -> tuple[object, object]:
     """The unchecked role and content of a message, which is a mapping or an object."""
-    found: list[object] = []
-    for name in ("role", "content"):
-        if isinstance(message, Mapping):
-            fields = cast("Mapping[str, object]", message)
-            if name not in fields:
-                raise InvalidMessageError(f"it has no {name!r}", index=index)
-            found.append(fields[name])
-        elif hasattr(message, name):
-            found.append(getattr(message, name))
-        else:
-            raise InvalidMessageError(
-                f"expected a mapping or an object with role and content, not {_kind(message)}",
-                index=index,
-            )
-    return found[0], found[1]
+    role, content = _get(message, "role"), _get(message, "content")
+    if role is not _MISSING and content is not _MISSING:
+        return role, content
+    if isinstance(message, Mapping):
+        name = "role" if role is _MISSING else "content"
+        raise InvalidMessageError(f"it has no {name!r}", index=index)
+    raise InvalidMessageError(
+        f"expected a mapping or an object with role and content, not {_kind(message)}", index=index
+    )
+
+
+def _get(value: object, name: str) -> object:
+    """The item of a mapping or the attribute of an object, or `_MISSING`."""
+    if isinstance(value, Mapping):
+        fields = cast("Mapping[str, object]", value)
+        return fields[name] if name in fields else _MISSING  # noqa: SIM401 - may have no `get`
+    return getattr(value, name, _MISSING)
 
 
 def _check_role(role: object, index: int) -> str:
@@ -205,11 +210,10 @@ def _join_content(content: object, index: int) -> str:
         )
     texts: list[str] = []
     for position, part in enumerate(cast("Sequence[object]", content)):
-        fields = cast("Mapping[str, object]", part if isinstance(part, Mapping) else {})
-        text = fields.get("text")
-        if not isinstance(text, str) or fields.get("type") != "text":
+        kind, text = _get(part, "type"), _get(part, "text")
+        if not isinstance(text, str) or kind != "text":
             raise InvalidMessageError(
-                f"part {position} of its content must be {{'type': 'text', 'text': str}}",
+                f"part {position} of its content must have the type 'text' and a text",
                 index=index,
             )
         texts.append(_check_text(text, index))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
@@ -27,6 +27,7 @@ __all__ = [
     "Options",
     "Retry",
     "Timeout",
+    "TimeoutLike",
     "ViewOptions",
     "check_count",
     "check_flag",
@@ -169,6 +170,19 @@ class Retry:
             check_seconds(f"retry.{name}", getattr(self, name))
 
 
+class TimeoutLike(Protocol):
+    """An `httpx.Timeout`, of any version of httpx: its limits in seconds, None for no limit."""
+
+    @property
+    def connect(self) -> float | None: ...
+    @property
+    def read(self) -> float | None: ...
+    @property
+    def write(self) -> float | None: ...
+    @property
+    def pool(self) -> float | None: ...
+
+
 DEFAULT_TIMEOUT = Timeout()
 DEFAULT_RETRY = Retry()
 
@@ -176,7 +190,7 @@ DEFAULT_RETRY = Retry()
 class CallOptions(TypedDict, total=False):
     """The options of one call, which override those of the client."""
 
-    timeout: float | Timeout | None
+    timeout: float | Timeout | TimeoutLike | None
     retry: Retry
     headers: Mapping[str, str] | None
     max_reply_bytes: int
@@ -207,7 +221,7 @@ class Options:
         *,
         base_url: str | None,
         token: Secret | None,
-        timeout: float | Timeout | None,
+        timeout: float | Timeout | TimeoutLike | None,
         retry: Retry,
         max_reply_bytes: int,
         strict: bool,
@@ -284,16 +298,19 @@ class ConnectionOptions:
         http_client: object,
         base_url: object = None,
     ) -> ConnectionOptions:
-        """The options of a client. `base_url` is compared with that of `http_client`.
+        """The options of a client, of which `http_client` excludes the others.
 
-        Raises `ConfigurationError`, which names the option.
+        A base URL of `http_client` is rejected unless `base_url` is given. Raises
+        `ConfigurationError`, which names the option.
         """
         if http_client is not None:
-            given = {"max_connections": max_connections, "proxy": proxy}
-            for name in (name for name, value in given.items() if value is not None):
+            given = {
+                "max_connections": max_connections is not None,
+                "proxy": proxy is not None,
+                "verify": verify is not True,
+            }
+            for name in (name for name, is_given in given.items() if is_given):
                 raise ConfigurationError("set it on your own http_client instead", option=name)
-            if verify is not True:
-                raise ConfigurationError("set it on your own http_client instead", option="verify")
             if base_url is None and str(getattr(http_client, "base_url", "")):
                 # The client ignores it, and would send the prompt to another server.
                 raise ConfigurationError(
@@ -349,18 +366,28 @@ def _token_problem(token: Secret) -> str | None:
         return "it is empty; leave it out for the default"
     if find_lone_surrogate(text) is not None:
         return LONE_SURROGATE
+    # Text read from a file ends in a line break, which would be hashed.
+    if text[0].isspace() or text[-1].isspace():
+        return "it begins or ends with white space"
     return None
 
 
 def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:
     """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
 
-    A number sets every limit but `total` and `pool`, which are those of `base`.
+    A number sets every limit but `total` and `pool`, which are those of `base`. The `read` of an
+    `httpx.Timeout` is both `first_byte` and `stall`, its `write` has no counterpart, and `total`
+    is that of `base`.
     """
     if isinstance(value, Timeout):
         return value
     if value is None:
         return Timeout(connect=None, first_byte=None, stall=None, total=None, pool=None)
+    if all(hasattr(value, name) for name in ("connect", "read", "write", "pool")):
+        like = cast("TimeoutLike", value)
+        return replace(
+            base, connect=like.connect, first_byte=like.read, stall=like.read, pool=like.pool
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(
             f"expected a number of seconds, a Timeout or None, not {_kind(value)}",

@@ -10,6 +10,7 @@ from json.encoder import encode_basestring as quote
 from cromicle_sdk._version import __version__
 
 from .endpoint import Endpoint
+from .errors import InvalidMessageError
 from .messages import Messages, format_prompt
 from .options import Options
 from .redaction import redact
@@ -42,8 +43,13 @@ def hash_prompt(token: str, prompt: str) -> str:
 
 
 def build_request(messages: Messages, options: Options, *, httpx_version: str) -> Request:
-    """The request for a text or messages. Raises `InvalidMessageError`."""
+    """The request for a text or messages.
+
+    Raises `InvalidMessageError`, also for a prompt without any text: a model would invent one.
+    """
     prompt = format_prompt(messages)
+    if not prompt or prompt.isspace():
+        raise InvalidMessageError("there is no text to send")
     digest = _hash(options.token, prompt)
     return Request(
         endpoint=options.endpoint,

@@ -18,7 +18,9 @@ from .options import LONGEST_WAIT, Retry
 
 __all__ = ["Attempts", "Decision", "RetryBudget"]
 
-_RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+# Not Implemented and HTTP Version Not Supported do not pass; other statuses of 5xx do, also those
+# of CDNs (520 to 529).
+_FINAL_SERVER_ERRORS = frozenset({501, 505})
 
 _OUT_OF_BUDGET = "It was not retried, because the budget of the client is used up (retry.budget)."
 
@@ -116,7 +118,9 @@ class Attempts:
 
     def _is_retried(self, error: CromicleError) -> bool:
         if isinstance(error, APIStatusError):
-            return error.status_code in _RETRIED_STATUSES
+            code = error.status_code
+            is_server_error = 500 <= code < 600 and code not in _FINAL_SERVER_ERRORS
+            return is_server_error or code in (408, 429)
         if isinstance(error, APITimeoutError):
             if error.phase == "stall":
                 return self._whole

@@ -8,11 +8,7 @@ import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
-from cromicle_sdk._core.errors import CromicleError
-from cromicle_sdk._core.messages import Conversation, Messages
-from cromicle_sdk._core.options import Retry, Timeout
-from cromicle_sdk._core.response import Reply
-from cromicle_sdk._sync.client import Client
+from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply, Retry, Timeout
 
 from .output import open_output
 from .serve import load_server

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 
 import click
 
-from cromicle_sdk._core.errors import (
+from cromicle_sdk import (
     APIConnectionError,
     APITimeoutError,
     AuthenticationError,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cromicle_sdk._core.options import Timeout
+from cromicle_sdk import Timeout
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
 from .output import log_to_stderr, report

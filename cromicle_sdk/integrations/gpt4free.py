@@ -1,4 +1,4 @@
-"""gpt4free's provider `Cromicle`, for code that was written for it; it needs no gpt4free."""
+"""The provider `Cromicle` of gpt4free, for code that uses it; gpt4free itself is not needed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from cromicle_sdk._async.client import AsyncClient
-from cromicle_sdk._core.messages import Messages
+from cromicle_sdk import AsyncClient, Messages
 from cromicle_sdk._core.options import DEFAULT_BASE_URL
 from cromicle_sdk._core.secrets import hide_token
 
@@ -15,10 +14,11 @@ __all__ = ["Cromicle"]
 
 
 class Cromicle:
-    """What gpt4free knew as `g4f.Provider.Cromicle`: change the import, and it runs.
+    """A replacement for `g4f.Provider.Cromicle`: only the import changes.
 
-    `url` is the public service, and `working` says what gpt4free came to say of it: it is not
-    to be relied on. Point `$CROMICLE_BASE_URL`, or `base_url=`, at an endpoint of your own.
+    `url` is the endpoint: set it, here or in a subclass, or pass `base_url=` for one call. While
+    it is the public service, `$CROMICLE_BASE_URL` replaces it. `working` is false, as gpt4free
+    marked the public service as not working.
     """
 
     url = DEFAULT_BASE_URL
@@ -29,7 +29,7 @@ class Cromicle:
     async def create_async_generator(
         cls, model: str, messages: Messages, proxy: str | None = None, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
-        """The reply to `messages`, piece by piece as it arrives; for asyncio and trio.
+        """Yield the reply to `messages`, each chunk as it arrives; for asyncio and trio.
 
         ```python
         async for message in Cromicle.create_async_generator(
@@ -39,16 +39,18 @@ class Cromicle:
             print(message, end="")
         ```
 
-        `model` is accepted and not sent: the protocol has no such field. Of `kwargs`, the options
-        of `AsyncClient` (`base_url`, `token`, `timeout` in seconds, `headers`, …) are used, one
-        that is None as if it were left out; all others are ignored, since gpt4free hands every
-        provider whatever its caller passed.
+        `model` is not sent: the protocol has no such field. Of `kwargs`, the options of
+        `AsyncClient` (`base_url`, `token`, `timeout` in seconds, `headers`, …) are used unless
+        they are None. All others are ignored, because gpt4free passes every provider all options
+        of its caller.
 
-        Raises, once it is iterated, what `AsyncClient` and its `stream` raise. Its connection is
-        closed however it ends; to end it early at a defined point, use it in
-        `contextlib.aclosing`, without which trio warns about any async generator.
+        The first iteration raises the errors of `AsyncClient` and its `stream`. The connection is
+        closed at the end of the iteration. To close it earlier, use `contextlib.aclosing`, as for
+        any async generator under trio.
         """
         options = _select_options(hide_token(kwargs))
+        if cls.url != DEFAULT_BASE_URL:
+            options.setdefault("base_url", cls.url)
         async with _open_client(proxy, options) as client, client.stream(messages) as stream:
             async for text in stream:
                 yield text

@@ -185,6 +185,11 @@ def test_an_error_does_not_copy_the_reply_before_it_is_read() -> None:
     assert error.partial_text == "a" * 1000
 
 
+def test_partial_text_of_invalid_utf_8_can_be_read() -> None:
+    # Without `strict`, the reply has U+FFFD for such bytes.
+    assert ReplyError("cut", partial_text=b"a\xffb").partial_text == "a\ufffdb"
+
+
 def test_partial_text_can_be_assigned() -> None:
     error = ReplyError("cut")
     error.partial_text = "so far"
@@ -246,6 +251,7 @@ def test_timeouts_are_timeouts(phase: TimeoutPhase) -> None:
         raise APITimeoutError("too slow", phase=phase)
     assert isinstance(caught.value, APITimeoutError)
     assert caught.value.phase == phase
+    assert caught.value.option == f"timeout.{phase}"
     assert str(caught.value) == "too slow"
 
 

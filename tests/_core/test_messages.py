@@ -226,6 +226,9 @@ def test_huge_messages() -> None:
         ([turn("user", [{"text": SECRET}])], 0, "part 0"),
         ([turn("user", [{"type": "text", "text": None}])], 0, "part 0"),
         ([turn("user", [{"type": "image", "text": SECRET}])], 0, "part 0"),
+        ([turn("user", [SimpleNamespace(type="image", text=SECRET)])], 0, "part 0"),
+        ([turn("user", [SimpleNamespace(type="text")])], 0, "part 0"),
+        ([turn("user", [SimpleNamespace(text=SECRET)])], 0, "part 0"),
         # what UTF-8 cannot carry
         (f"{SECRET}\ud800", None, f"character {len(SECRET)}"),
         ([turn("user", f"{SECRET}\udfff")], 0, f"character {len(SECRET)}"),
@@ -247,6 +250,16 @@ def test_invalid_messages(messages: Any, index: int | None, says: str) -> None:
     # Neither what it came from: an error of the codec holds the whole text.
     assert error.__cause__ is None
     assert error.__context__ is None
+
+
+def test_a_part_of_a_content_may_be_an_object() -> None:
+    parts = [
+        SimpleNamespace(type="text", text="a"),
+        part("b"),
+        SimpleNamespace(type="text", text=""),
+    ]
+    assert format_prompt([turn("user", parts)]) == "ab"
+    assert Conversation(messages=[turn("user", parts)]).messages == [turn("user", "ab")]
 
 
 def test_every_sequence_of_parts_is_a_content() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
+import httpx
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +111,8 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CROMICLE_BASE_URL", "ftp://h", "$CROMICLE_BASE_URL: it must begin with http"),
         ("CROMICLE_BASE_URL", "http://h?x", "$CROMICLE_BASE_URL: it must not have a query"),
         ("CROMICLE_TOKEN", f"{CANARY}\udcff", "$CROMICLE_TOKEN: it has a lone surrogate"),
+        ("CROMICLE_TOKEN", f"{CANARY}\n", "$CROMICLE_TOKEN: it begins or ends with white space"),
+        ("CROMICLE_TOKEN", " ", "$CROMICLE_TOKEN: it begins or ends with white space"),
     ],
 )
 def test_an_invalid_variable_is_named(
@@ -135,6 +139,31 @@ def test_an_invalid_variable_is_named(
 )
 def test_timeout(value: float | Timeout | None, expected: Timeout) -> None:
     assert build_options(timeout=value).timeout == expected
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"timeout": 9}, Timeout(connect=9, first_byte=9, stall=9, pool=9)),
+        ({"timeout": None}, Timeout(connect=None, first_byte=None, stall=None, pool=None)),
+        (
+            {"timeout": 9, "connect": 1, "read": 2, "write": 3, "pool": None},
+            Timeout(connect=1, first_byte=2, stall=2, pool=None),
+        ),
+    ],
+)
+def test_an_httpx_timeout(library: Any, arguments: dict[str, Any], expected: Timeout) -> None:
+    assert build_options(timeout=library.Timeout(**arguments)).timeout == expected
+    own = build_options(timeout=Timeout(total=7)).with_call_options(
+        {"timeout": library.Timeout(**arguments)}
+    )
+    assert own.timeout == dataclasses.replace(expected, total=7)
+
+
+def test_an_httpx_timeout_is_checked() -> None:
+    with pytest.raises(ConfigurationError, match=r"^timeout\.first_byte: "):
+        build_options(timeout=httpx.Timeout(5, read=-1))
 
 
 BAD_SECONDS = [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "5", b"5", [], 1j, HUGE, -HUGE]
@@ -280,6 +309,10 @@ def test_timeout_and_retry_are_values() -> None:
         ({"token": hide_token({"token": None})["token"]}, "token: expected a str, not NoneType"),
         ({"token": hide_token({"token": b"x"})["token"]}, "token: expected a str, not bytes"),
         ({"token": Secret(f"{CANARY}\ud800")}, "token: it has a lone surrogate"),
+        *(
+            ({"token": Secret(token)}, "token: it begins or ends with white space")
+            for token in (f"{CANARY}\n", f" {CANARY}", f"{CANARY}\u00a0", "\t")
+        ),
         ({"timeout": "5"}, "timeout: expected a number of seconds, a Timeout or None, not str"),
         ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),
         ({"retry": 3}, "retry: expected a Retry, not int"),
@@ -314,6 +347,10 @@ def test_invalid_options(options: dict[str, Any], says: str) -> None:
         ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
         ({"http_client": "x", "max_connections": 5}, "max_connections: set it on your own"),
         ({"http_client": "x", "verify": False}, "verify: set it on your own"),
+        (
+            {"http_client": httpx.Client(base_url="http://hunter2")},
+            "base_url: pass it here, not to your own http_client",
+        ),
     ],
 )
 def test_invalid_connection_options(options: dict[str, Any], says: str) -> None:

@@ -107,6 +107,11 @@ def test_other_text_stays_as_it_is(text: str, token: str) -> None:
     assert hide(text, token) == text
 
 
+def test_spellings_that_overlap_are_redacted_once() -> None:
+    # Unescaped, this is "%2d--", in which both "%2d-" and what that is unescaped, "--", are found.
+    assert hide("%252d--", "%2d-") == "[redacted]-"
+
+
 def test_the_well_known_token_stays() -> None:
     assert hide("abcdef abc", "abc") == "abcdef abc"
 

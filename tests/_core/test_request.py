@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 
 from cromicle_sdk import __version__
 from cromicle_sdk._core.errors import InvalidMessageError
+from cromicle_sdk._core.messages import Messages
 from cromicle_sdk._core.options import Options, Retry, Timeout
 from cromicle_sdk._core.request import Request, build_request, hash_prompt
 from cromicle_sdk._core.secrets import Secret
 
 CANARY = "sk-canary-123456"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-TOKEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+TOKEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+    lambda token: token == token.strip()
+)
 AGENT = f"cromicle-sdk/{__version__} (python/{platform.python_version()}; httpx/0.99)"
 
 
@@ -60,7 +63,7 @@ def test_known_hashes(token: str, prompt: str, digest: str) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(TOKEN, TEXT)
+@given(TOKEN, TEXT.filter(str.strip))
 def test_hash_and_body_for_any_token_and_prompt(token: str, prompt: str) -> None:
     digest = hashlib.sha256((token + prompt).encode("utf-8")).hexdigest()
     assert hash_prompt(token, prompt) == digest
@@ -88,6 +91,24 @@ def test_the_exact_bytes_of_a_body() -> None:
 def test_messages_become_the_prompt() -> None:
     request = build({"role": "user", "content": text} for text in "ab")
     assert json.loads(request.body)["message"] == "User: a\nUser: b\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        *("", " ", "\n\t\u3000", [{"role": "user", "content": ""}]),
+        [{"role": "user", "content": [{"type": "text", "text": " "}]}],
+    ],
+    ids=ascii,
+)
+def test_a_prompt_without_text_is_rejected(messages: Messages) -> None:
+    with pytest.raises(InvalidMessageError, match="no text to send"):
+        build(messages)
+
+
+def test_several_messages_are_a_prompt_even_if_they_are_empty() -> None:
+    empty = {"role": "user", "content": ""}
+    assert json.loads(build([empty, empty]).body)["message"] == "User: \nUser: \nAssistant:"
 
 
 def test_invalid_messages_are_rejected() -> None:

@@ -28,7 +28,7 @@ from cromicle_sdk._core.errors import (
 from cromicle_sdk._core.options import Retry
 from cromicle_sdk._core.retry import Attempts, RetryBudget
 
-RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
+RETRIED_STATUSES = {408, 429, *range(500, 600)} - {501, 505}
 
 
 def status_error(status_code: int, retry_after: float | None = None) -> APIStatusError:

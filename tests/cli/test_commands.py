@@ -32,6 +32,7 @@ from cromicle_sdk import (
     InvalidMessageError,
     Reply,
     ReplyTooLargeError,
+    Retry,
     Timeout,
     __main__,
     __version__,
@@ -124,6 +125,20 @@ def test_retries_0_makes_one_attempt(server: FaultyServer, capsysbinary: Capture
     server.fail(503)
     assert run(["ask", "--base-url", server.base_url, "--retries", "0", "Hi"]) == 1
     assert len(server.requests) == 1
+
+
+def test_the_retries_of_one_call_have_no_budget() -> None:
+    target = _ask.Target(
+        base_url="http://127.0.0.1:1",
+        token=None,
+        timeout=None,
+        total=None,
+        retries=200,
+        headers={},
+        local=False,
+    )
+    with target.open() as client:
+        assert client._options.retry == Retry(attempts=201, budget=None)
 
 
 def test_json(server: FaultyServer, capsysbinary: Capture) -> None:
@@ -368,10 +383,10 @@ def test_an_error_is_one_line_with_a_hint(
 
 def test_total(server: FaultyServer, capsysbinary: Capture) -> None:
     server.stall(after="Hello")
-    assert ask(server, "--total", "0.2") == 1
+    assert ask(server, "--total", "1") == 1
     out, err = capsysbinary.readouterr()
     assert out == b"Hello"
-    assert b"within 0.2 s. Raise --total" in err
+    assert b"within 1 s. Raise --total" in err
 
 
 STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}

@@ -116,6 +116,27 @@ async def test_options_of_the_client_are_used_and_others_ignored(server: FaultyS
 
 
 @pytest.mark.anyio
+async def test_a_url_of_its_own_replaces_the_environment(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyServer() as own, FaultyServer() as given:
+
+        class Subclass(Cromicle):
+            url = own.base_url
+
+        async def ask(provider: type[Cromicle], **options: Any) -> None:
+            generator = provider.create_async_generator("any", MESSAGES, **options)
+            assert [text async for text in generator]
+
+        await ask(Cromicle)
+        await ask(Subclass)
+        await ask(Subclass, base_url=given.base_url)
+        monkeypatch.setattr(Cromicle, "url", own.base_url)
+        await ask(Cromicle)
+        assert [len(each.requests) for each in (server, own, given)] == [1, 2, 1]
+
+
+@pytest.mark.anyio
 async def test_a_proxy_is_used(server: FaultyServer) -> None:
     await read(base_url="http://cromicle.invalid", proxy=server.base_url)
     (request,) = server.requests

@@ -144,6 +144,8 @@ def test_an_invalid_file_leaves_the_previous_tokens_valid(
         ({"tokens": []}, "tokens: expected at least one token"),
         ({"tokens": "s3cret"}, "tokens: expected an iterable of str or a TokenFile, not str"),
         ({"tokens": 5}, "tokens: expected"),
+        ({"tokens": ["mine", "s3cret\n"]}, "tokens: it begins or ends with white space"),
+        ({"token": " s3cret"}, "token: it begins or ends with white space"),
         ({"tokens": ["ok", ""]}, "tokens: "),
         ({"tokens": ["s3cret\ud800"]}, "tokens: it has a lone surrogate"),
         ({"tokens": ["ok", 5]}, "tokens: "),
