@@ -275,6 +275,21 @@ def test_a_longer_retry_after_is_raised_at_once(runtime: Runtime, faults: Faulty
     runtime.run(scenario)
 
 
+def test_an_error_says_that_the_retry_budget_is_used_up(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.fail(500).fail(500)
+
+    async def scenario() -> None:
+        retry = Retry(attempts=9, first_delay=0, budget=5)
+        async with runtime.client(base_url=faults.base_url, retry=retry) as client:
+            error = await outcome(client.chat("Hi"))
+        assert (error.status_code, error.attempts) == (500, 2)
+        assert "the budget of the client is used up (retry.budget)" in str(error)
+
+    runtime.run(scenario)
+
+
 def test_chat_asks_again_for_a_reply_that_broke_off_and_stream_does_not(
     runtime: Runtime, faults: FaultyServer
 ) -> None:

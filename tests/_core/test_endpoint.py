@@ -1,4 +1,4 @@
-"""Base URLs, taken apart: what is sound, what is refused by name, what is never quoted."""
+"""Base URLs: their parts, the errors for invalid ones, and that no error quotes a password."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_sigterm_truncates_replies_after_the_grace_period(upstream: FaultyServer
 def test_sighup_reloads_the_tokens(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("# mine\nold-token\n")
-    # Where others can reach it the well-known token is refused, in the file as well.
+    # If other machines can reach the server, a file with the well-known token is rejected.
     arguments = [*SHARED, "--host", "0.0.0.0", "--tokens-file", str(file)]
     with serve(*arguments, CROMICLE_TOKEN="ignored") as command:
         command.wait_for(f"Callers need one of the tokens in {file}")
