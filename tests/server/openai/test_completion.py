@@ -423,6 +423,7 @@ def test_a_reported_error_is_what_it_says(event: Any, status: int, code: str) ->
         (b'{"choices": [{"message": {"content": "\xff"}}]}', 502, "upstream_invalid"),
         (b'{"choices": [{"text": "s3cret"}]}', 502, "upstream_invalid"),
         (json.dumps(whole("x")).encode("utf-16"), 502, "upstream_invalid"),
+        (json.dumps(whole("x")).encode("utf-16-le"), 502, "upstream_invalid"),
         (json.dumps(whole("x")).encode() * 2, 502, "upstream_invalid"),
         (json.dumps(whole("x", "error")).encode(), 502, "upstream_invalid"),
         (b'{"error": {"code": 429}}', 429, "upstream_busy"),
