@@ -61,7 +61,7 @@ IMPORTS = (
 TOTAL_BOUND = 0.25
 
 _IDLE_STREAMS = 1000
-_FLOOD_SECONDS = 1.0
+_FLOOD_SECONDS = 2.0
 _ENDLESS = ReplySpec(tokens=0, size=64 * 1024)
 
 # httpx, httpcore and anyio import these if they are installed, which they are beside benchmarks and

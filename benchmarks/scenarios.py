@@ -350,7 +350,7 @@ SCENARIOS: dict[str, Scenario] = {
             "how long a call exceeds timeout.total while a reply arrives without end",
             {"wall": "excess"},
             [*_isolated("flood"), Case("250 ms", _get_total_bound)],
-            rounds=5,
+            rounds=3,
         ),
         Scenario(
             "gateway",

@@ -1,4 +1,4 @@
-"""Clients for chat endpoints that speak the Cromicle protocol, blocking and async."""
+"""Sync and async clients for chat endpoints that speak the Cromicle protocol."""
 
 from __future__ import annotations
 
@@ -33,8 +33,15 @@ if TYPE_CHECKING:
         UnexpectedContentError,
         UnprocessableEntityError,
     )
-    from ._core.messages import Conversation, Message, format_prompt
-    from ._core.options import Retry, Timeout
+    from ._core.messages import (
+        Conversation,
+        Message,
+        MessageLike,
+        Messages,
+        TextPart,
+        format_prompt,
+    )
+    from ._core.options import CallOptions, Retry, Timeout, ViewOptions
     from ._core.response import Headers, Reply
     from ._sync.client import Client
     from ._sync.stream import Stream
@@ -49,6 +56,7 @@ __all__ = [
     "AsyncTransport",
     "AuthenticationError",
     "BadRequestError",
+    "CallOptions",
     "Client",
     "ConfigurationError",
     "ConflictError",
@@ -59,6 +67,8 @@ __all__ = [
     "InternalServerError",
     "InvalidMessageError",
     "Message",
+    "MessageLike",
+    "Messages",
     "NotFoundError",
     "PermissionDeniedError",
     "RateLimitError",
@@ -69,10 +79,12 @@ __all__ = [
     "ReplyTooLargeError",
     "Retry",
     "Stream",
+    "TextPart",
     "Timeout",
     "Transport",
     "UnexpectedContentError",
     "UnprocessableEntityError",
+    "ViewOptions",
     "__version__",
     "format_prompt",
 ]
@@ -81,24 +93,29 @@ _MODULES = {
     "AsyncClient": "_async.client",
     "AsyncStream": "_async.stream",
     "AsyncTransport": "_async.transport",
+    "CallOptions": "_core.options",
     "Client": "_sync.client",
     "Conversation": "_core.messages",
     "Headers": "_core.response",
     "Message": "_core.messages",
+    "MessageLike": "_core.messages",
+    "Messages": "_core.messages",
     "Reply": "_core.response",
     "Retry": "_core.options",
     "Stream": "_sync.stream",
+    "TextPart": "_core.messages",
     "Timeout": "_core.options",
     "Transport": "_sync.transport",
+    "ViewOptions": "_core.options",
     "format_prompt": "_core.messages",
 }
 
 
 def __getattr__(name: str) -> object:
-    """What the package offers is loaded when it is first asked for (PEP 562).
+    """Load a public name on its first use (PEP 562).
 
-    httpcore brings asyncio with it, and trio where that is installed: too much for somebody who
-    only wants an error class, or for the pytest plugin, which is loaded with every run.
+    httpcore imports asyncio, and trio if it is installed: too much for a program that only needs
+    an error class, and for the pytest plugin, which is loaded in every run.
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

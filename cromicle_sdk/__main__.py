@@ -1,4 +1,4 @@
-"""Where the command `cromicle` starts, and `python -m cromicle_sdk`, which is the same."""
+"""The entry point of the command `cromicle` and of `python -m cromicle_sdk`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command with the arguments of this process, and end it with its exit code."""
+    """Run the command with the arguments of this process, and exit with its exit code."""
     if any(find_spec(name) is None for name in ("click", "rich")):
         sys.exit('The command needs an extra: pip install "cromicle-sdk[cli]"')
     from cromicle_sdk.cli import run

@@ -23,13 +23,18 @@ PACKAGE = Path(cromicle_sdk.__file__).parent
 MODULES: dict[str, set[str]] = {
     # The pure core: values and bytes in, values out. No I/O, no clock, no HTTP client.
     "_version": set(),
+    "_core.compat": set(),
     "_core.errors": set(),
-    "_core.messages": {"_core.errors"},
+    "_core.messages": {"_core.compat", "_core.errors"},
     "_core.secrets": set(),
+    "_core.redaction": {"_core.secrets"},
     "_core.endpoint": {"_core.errors", "_core.secrets"},
-    "_core.options": {"_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"},
+    "_core.options": {
+        *("_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"),
+    },
     "_core.request": {
-        *("_core.endpoint", "_core.messages", "_core.options", "_core.secrets", "_version"),
+        *("_core.endpoint", "_core.messages", "_core.options", "_core.redaction", "_core.secrets"),
+        "_version",
     },
     "_core.response": {"_core.errors", "_core.options"},
     "_core.retry": {"_core.errors", "_core.options"},
@@ -53,7 +58,7 @@ MODULES: dict[str, set[str]] = {
         *("_http.framing", "_http.proxies", "_http.sockets"),
     },
     "_async.pool": {
-        *("_async.concurrency", "_async.connection", "_core.deadline"),
+        *("_async.concurrency", "_async.connection", "_core.compat", "_core.deadline"),
         *("_http.clients", "_http.framing", "_http.libraries", "_http.proxies", "_http.sockets"),
         "_http.translate",
     },
@@ -64,11 +69,11 @@ MODULES: dict[str, set[str]] = {
         *("_http.clients", "_http.proxies", "_http.sockets"),
     },
     "_async.stream": {
-        *("_async.session", "_core.errors", "_core.options", "_core.request", "_core.response"),
-        *("_core.retry", "_http.sockets", "_http.translate"),
+        *("_async.session", "_core.compat", "_core.errors", "_core.options", "_core.request"),
+        *("_core.response", "_core.retry", "_http.sockets", "_http.translate"),
     },
     "_async.client": {
-        *("_async.session", "_async.stream"),
+        *("_async.session", "_async.stream", "_core.compat"),
         *("_core.errors", "_core.messages", "_core.options", "_core.request", "_core.response"),
         *("_core.retry", "_core.secrets", "_http.clients", "_http.proxies"),
     },
@@ -88,13 +93,14 @@ MODULES["__init__"] = {
     *("_sync.client", "_sync.stream", "_sync.transport", "_version"),
 }
 
-CORE = [name for name in MODULES if name.startswith("_core.")]
+CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core.compat"]
 
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `platform` for the version in the user agent.
 CORE_STDLIB = {
-    *("base64", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils", "functools"),
-    *("hashlib", "html", "http", "io", "ipaddress", "json", "json.encoder", "math", "os"),
+    *("base64", "bisect", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils"),
+    *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
+    *("math", "os"),
     *("platform", "random", "re", "typing", "urllib.parse"),
 }
 
@@ -122,10 +128,7 @@ THIRD_PARTY: dict[str, set[str]] = {
         *("_sync.connection", "_sync.pool"),
     },
     "anyio": {"_async.concurrency"},
-    "typing_extensions": {
-        *("_async.client", "_async.pool", "_async.stream"),
-        *("_sync.client", "_sync.pool", "_sync.stream"),
-    },
+    "typing_extensions": {"_core.compat"},
 }
 
 # Folders and files with extras and jobs of their own; the clients know nothing of them.
@@ -249,7 +252,8 @@ def test_nothing_but_definitions_happens_at_import(module: str) -> None:
     )
     for statement in read(module).body:
         if isinstance(statement, ast.If):
-            assert ast.unparse(statement.test) == "TYPE_CHECKING"
+            test = ast.unparse(statement.test)
+            assert test == "TYPE_CHECKING" or test.startswith("sys.version_info")
         elif isinstance(statement, ast.Expr):
             assert isinstance(statement.value, ast.Constant)  # a docstring
         else:

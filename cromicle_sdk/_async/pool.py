@@ -17,6 +17,7 @@ from weakref import WeakSet, finalize
 
 import httpcore
 
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
@@ -30,7 +31,6 @@ from .connection import AsyncConnection, AsyncLoopPool
 
 if TYPE_CHECKING:
     import h11
-    from typing_extensions import Self
 
 __all__ = ["AsyncExchange", "AsyncPool"]
 
@@ -157,7 +157,6 @@ class AsyncExchange:
 
     def _start(self) -> None:
         self.response = None
-        self.trailers: tuple[tuple[bytes, bytes], ...] = ()
         self._parser: h11.Connection | None = None
         self._source: Any = None
         self._chunks: AsyncIterator[bytes] | None = None
@@ -249,7 +248,7 @@ class AsyncExchange:
             part = receive_body(parser)
             self._needs_data = part.needs_data
             if part.is_end:
-                self._is_end, self.trailers = True, part.trailers
+                self._is_end = True
                 return part.data
             if part.error is not None:
                 self._failure = part.error

@@ -152,11 +152,6 @@ class AsyncAttempt:
         self._is_content_taken = False
         self._chunks: AsyncIterator[bytes] | None = None
 
-    @property
-    def trailers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The trailer fields after the body, where the transport tells."""
-        return () if self._exchange is None else self._exchange.trailers
-
     async def send(self, request: Request) -> Head:
         """Send the request and wait for the head of its response.
 

@@ -1,4 +1,4 @@
-"""Where requests go: a base URL, taken apart and checked."""
+"""The endpoint: a checked base URL, and the host names of this machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _URL_FORM = "expected https://HOST[:PORT][/PATH]"
 
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
 
-# RFC 1035, 2.3.4; a scope of an IPv6 address is the name of an interface, and far shorter.
+# RFC 1035, 2.3.4.
 _LONGEST_HOST = 253
 
-# WHATWG URL, "ends-in-a-number checker": such a host is an IPv4 address or none at all.
+# WHATWG URL, "ends-in-a-number checker": such a host must be an IPv4 address.
 _ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
 
-# IDNA 2003, which Python has, maps these to others; IDNA 2008 keeps them, and so two hosts.
+# IDNA 2003, which Python implements, maps these to other letters, and IDNA 2008 does not: one
+# name is two hosts.
 _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
@@ -31,10 +32,10 @@ _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go, taken apart once.
+    """The parts of a base URL.
 
-    `url` is for people and never holds userinfo; `authorization` is what the userinfo of
-    `base_url` asks for (RFC 7617), or None.
+    `url` never contains userinfo; `authorization` is the header for the userinfo of `base_url`
+    (RFC 7617), or None.
     """
 
     scheme: str
@@ -45,7 +46,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, name: str, base_url: object) -> Endpoint:
-        """The endpoint below a base URL. Raises `ConfigurationError` that speaks of `name`."""
+        """The endpoint for a base URL. Raises `ConfigurationError` for the option `name`."""
         parts, port = _split_url(name, base_url)
         return cls(
             scheme=parts.scheme,
@@ -57,7 +58,7 @@ class Endpoint:
 
     @property
     def netloc(self) -> str:
-        """Host and port as in a `Host` header: brackets for IPv6, no default port."""
+        """Host and port as in the header `Host`: brackets for IPv6, no default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"
@@ -111,7 +112,7 @@ def _parse_unmapped_ip(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
-    """The parts of an http URL that has nothing after its path, and its port."""
+    """The parts and the port of an http or https URL without a query or fragment."""
     if not isinstance(base_url, str):
         kind = type(base_url).__name__
         raise ConfigurationError(f"expected a URL as a str, not {kind}", option=name)
@@ -125,7 +126,7 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
         parts = urlsplit(base_url)
         port = parts.port
     except ValueError:
-        # What urllib says would quote the URL, and so a password in it.
+        # The error of urllib quotes the URL, which may hold a password.
         raise ConfigurationError("not a URL", option=name, hint=_URL_FORM) from None
     if parts.scheme not in ("http", "https"):
         raise ConfigurationError("it must begin with http:// or https://", option=name)
@@ -137,14 +138,14 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
 
 
 def _check_host(name: str, parts: SplitResult) -> str:
-    """The host as it is asked for: a name in ASCII, or an address without brackets."""
+    """The host in ASCII; an IPv6 address has no brackets."""
     if not parts.hostname:
         raise ConfigurationError("it has no host", option=name, hint=_URL_FORM)
     userinfo, _, host_and_port = parts.netloc.rpartition("@")
-    # Python 3.10 lets brackets pass that later versions refuse.
-    is_sound = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
+    # Python 3.10 accepts brackets that later versions reject.
+    is_valid = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
     is_literal = host_and_port.startswith("[")
-    if not is_sound or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
+    if not is_valid or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
         raise ConfigurationError("its host or port is not valid", option=name, hint=_URL_FORM)
     host = _ascii_host(name, parts.hostname)
     if len(host) > _LONGEST_HOST:
@@ -179,7 +180,7 @@ def _ascii_host(name: str, host: str) -> str:
         encoded = host.encode("idna").decode("ascii")
     except UnicodeError:
         encoded = ""
-    # IDNA folds some characters to what must not stand in a host: a space, a slash.
+    # IDNA maps some characters to others that are not allowed in a host: a space, a slash.
     if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
         raise ConfigurationError("its host is not a valid DNS name", option=name)
     return encoded

@@ -1,4 +1,4 @@
-"""A conversation becomes the one prompt that the protocol carries."""
+"""Messages: their types, their checks, and the prompt that the protocol sends for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
+from .compat import accept_in_pydantic
 from .errors import InvalidMessageError
 
 __all__ = [
@@ -20,34 +21,36 @@ __all__ = [
     "format_prompt",
 ]
 
-# What asks for the next turn, behind several.
+# The end of a prompt of several messages, after which the model writes the reply.
 PROMPT_END = "\nAssistant:"
 
 _ROLE = re.compile(r"[\w-]+\Z")
 
 
+@accept_in_pydantic
 class TextPart(TypedDict):
-    """One text part of a message, as the OpenAI chat API writes it."""
+    """A text part of the content of a message, as in the OpenAI API."""
 
     type: str
     text: str
 
 
+@accept_in_pydantic
 class Message(TypedDict):
-    """One turn of a conversation: who said it, and what."""
+    """A message of a conversation: its role, such as "user", and its content."""
 
     role: str
     content: str | Sequence[TextPart]
 
 
-# `Any` stands for an object with `.role` and `.content`; a Protocol would shut out frozen
-# dataclasses, named tuples and pydantic models whose fields are narrower than `object`.
+# `Any` stands for an object with `.role` and `.content`; a Protocol would reject frozen
+# dataclasses, named tuples and pydantic models whose fields have narrower types than `object`.
 MessageLike = Message | Mapping[str, Any] | Any
 Messages = str | Iterable[MessageLike]
 
 
-class Conversation:  # noqa: PLW1641 - it grows, so it has no lasting hash
-    """A list of messages that grows turn by turn; pure data, for either client.
+class Conversation:  # noqa: PLW1641 - it is mutable, so it has no hash
+    """A list of messages to append to; pure data, for the sync and the async client.
 
     ```python
     conversation = Conversation(system="Answer in one sentence.")
@@ -55,9 +58,11 @@ class Conversation:  # noqa: PLW1641 - it grows, so it has no lasting hash
     conversation.assistant(client.chat(conversation).text)
     ```
 
-    `system`, where given, becomes the first message. `messages` are the turns so far, in the
-    form that `format_prompt` takes; each is checked at once.
-    Raises `InvalidMessageError`, with the index of the message that is wrong.
+    `system`, if it is given, becomes the first message. `messages` are the messages so far, in
+    the form that `format_prompt` accepts.
+
+    The constructor and the methods raise `InvalidMessageError` with the index of an invalid
+    message.
     """
 
     __slots__ = ("_messages",)
@@ -73,34 +78,34 @@ class Conversation:  # noqa: PLW1641 - it grows, so it has no lasting hash
 
     @property
     def messages(self) -> list[Message]:
-        """A copy of the turns, in order."""
+        """A copy of the messages, in order."""
         return [Message(role=m["role"], content=m["content"]) for m in self._messages]
 
     def user(self, text: str) -> Conversation:
-        """Append what the user said; returns the conversation, so that calls chain."""
+        """Append a message of the user. Returns the conversation, for chained calls."""
         return self._append("user", text)
 
     def assistant(self, text: str) -> Conversation:
-        """Append what the model answered; returns the conversation, so that calls chain."""
+        """Append a message of the model. Returns the conversation, for chained calls."""
         return self._append("assistant", text)
 
     def to_json(self) -> str:
-        """The turns as a JSON array of objects with `role` and `content`."""
+        """The messages as a JSON array of objects with `role` and `content`."""
         return json.dumps(self._messages, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Conversation:
-        """The conversation that `to_json` wrote.
+        """The conversation in the JSON of `to_json`.
 
-        Raises `InvalidMessageError` where `text` is not such an array.
+        Raises `InvalidMessageError` if `text` is not such an array.
         """
         try:
-            turns: object = json.loads(text)
+            messages: object = json.loads(text)
         except (TypeError, ValueError, RecursionError):
-            raise InvalidMessageError("this is not JSON; expected what to_json() wrote") from None
-        if not isinstance(turns, list):
+            raise InvalidMessageError("expected JSON, as to_json() writes it") from None
+        if not isinstance(messages, list):
             raise InvalidMessageError("expected a JSON array of messages, as to_json() writes it")
-        return cls(messages=cast("list[MessageLike]", turns))
+        return cls(messages=cast("list[MessageLike]", messages))
 
     def _append(self, role: object, content: object) -> Conversation:
         index = len(self._messages)
@@ -125,35 +130,35 @@ class Conversation:  # noqa: PLW1641 - it grows, so it has no lasting hash
 
 
 def format_prompt(messages: Messages) -> str:
-    """The prompt for a text, or for any iterable of messages (read once).
+    """The prompt for a text, or for an iterable of messages, which is read once.
 
-    A text is its own prompt, one message gives its content, several give a line
-    `Role: content` each and then `Assistant:`. Source: `format_prompt` of gpt4free, byte for
-    byte, which the Cromicle provider sent.
+    The prompt of a text is the text, that of one message is its content, and that of several
+    messages is a line `Role: content` for each, followed by `Assistant:`. Source: `format_prompt`
+    of gpt4free, byte for byte, which the Cromicle provider sent.
 
-    A message is a mapping with `role` and `content`, or an object with those attributes; a
-    content is a text or a list of OpenAI text parts, joined with nothing between. A role is a
-    word of letters, digits, `_` and `-`.
+    A message is a mapping with `role` and `content`, or an object with these attributes. A
+    content is a text or a sequence of OpenAI text parts, which are joined without a separator. A
+    role is a word of letters, digits, `_` and `-`.
 
-    Raises `InvalidMessageError`: no message, a wrong role or content, a text that UTF-8 cannot
-    carry. It names the message's index and never quotes its text.
+    Raises `InvalidMessageError` with the index of the message, and never quotes its text: there
+    is no message, a role or a content is invalid, or UTF-8 cannot encode a text.
     """
     if isinstance(messages, str):
         return _check_text(messages, None)
-    turns: list[tuple[str, str]] = []
+    checked: list[tuple[str, str]] = []
     for index, message in enumerate(_check_iterable(messages)):
         role, content = _split(message, index)
-        turns.append((_check_role(role, index), _join_content(content, index)))
-    if not turns:
-        raise InvalidMessageError("there is no message; pass a text or at least one message")
-    if len(turns) == 1:
-        return turns[0][1]
-    lines = [f"{role.capitalize()}: {content}" for role, content in turns]
+        checked.append((_check_role(role, index), _join_content(content, index)))
+    if not checked:
+        raise InvalidMessageError("there is no message", hint="pass a text or at least one message")
+    if len(checked) == 1:
+        return checked[0][1]
+    lines = [f"{role.capitalize()}: {content}" for role, content in checked]
     return "\n".join(lines) + PROMPT_END
 
 
 def _check_iterable(messages: object) -> Iterable[object]:
-    # One message alone would be taken for an iterable of its keys.
+    # A single mapping is an iterable of its keys.
     if isinstance(messages, (bytes, bytearray, Mapping)) or not isinstance(messages, Iterable):
         kind = _kind(cast("Any", messages))
         raise InvalidMessageError(f"messages must be a text or an iterable of messages, not {kind}")
@@ -161,7 +166,7 @@ def _check_iterable(messages: object) -> Iterable[object]:
 
 
 def _split(message: object, index: int) -> tuple[object, object]:
-    """The role and the content of a message of either form, unchecked."""
+    """The unchecked role and content of a message, which is a mapping or an object."""
     found: list[object] = []
     for name in ("role", "content"):
         if isinstance(message, Mapping):
@@ -186,7 +191,7 @@ def _check_role(role: object, index: int) -> str:
         raise InvalidMessageError(
             "its role must be one word of letters, digits, '_' and '-'", index=index
         )
-    # A str subclass, an enum for one, may format as something else than its text.
+    # A subclass of str, such as an enum, may have another `__str__` or `__format__`.
     return str.__str__(role)
 
 
@@ -199,12 +204,13 @@ def _join_content(content: object, index: int) -> str:
             index=index,
         )
     texts: list[str] = []
-    for place, part in enumerate(cast("Sequence[object]", content)):
+    for position, part in enumerate(cast("Sequence[object]", content)):
         fields = cast("Mapping[str, object]", part if isinstance(part, Mapping) else {})
         text = fields.get("text")
         if not isinstance(text, str) or fields.get("type") != "text":
             raise InvalidMessageError(
-                f"part {place} of its content must be {{'type': 'text', 'text': str}}", index=index
+                f"part {position} of its content must be {{'type': 'text', 'text': str}}",
+                index=index,
             )
         texts.append(_check_text(text, index))
     return "".join(texts)

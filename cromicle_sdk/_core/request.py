@@ -1,4 +1,4 @@
-"""A prompt becomes one HTTP request: headers, hash, body."""
+"""Requests: headers, hash and body for a prompt."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cromicle_sdk._version import __version__
 from .endpoint import Endpoint
 from .messages import Messages, format_prompt
 from .options import Options
+from .redaction import redact
 from .secrets import Secret
 
 __all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
@@ -19,7 +20,7 @@ __all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
 
 @dataclass(frozen=True)
 class Request:
-    """One POST, ready to send. Its repr shows where it goes and nothing of what it says."""
+    """A POST request. Its repr shows the endpoint, and neither headers nor body."""
 
     endpoint: Endpoint
     fixed_headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
@@ -31,10 +32,8 @@ class Request:
         return (*self.fixed_headers, (b"content-length", b"%d" % len(self.body)))
 
     def redact(self, text: str) -> str:
-        """A text of the server's, without the token and the hash that it may have echoed."""
-        for secret in self.secrets:
-            text = secret.hide_in(text)
-        return text
+        """A text of the server without the token and the hash, which it may echo."""
+        return redact(text, self.secrets)
 
 
 def hash_prompt(token: str, prompt: str) -> str:
@@ -43,10 +42,7 @@ def hash_prompt(token: str, prompt: str) -> str:
 
 
 def build_request(messages: Messages, options: Options, *, httpx_version: str) -> Request:
-    """The request for a text or messages.
-
-    Raises `InvalidMessageError`, before anything is sent.
-    """
+    """The request for a text or messages. Raises `InvalidMessageError`."""
     prompt = format_prompt(messages)
     digest = _hash(options.token, prompt)
     return Request(
@@ -57,8 +53,8 @@ def build_request(messages: Messages, options: Options, *, httpx_version: str) -
     )
 
 
-# No local of these two, nor of a function below them, holds a secret in clear: an interrupt
-# leaves through their frames. So it is the string encoder of `json`, and not `json.dumps`.
+# No local of these two functions and of what they call holds a secret in clear: an interrupt
+# leaves through their frames. That is why they do not use `json.dumps`.
 def _hash(token: Secret, prompt: str) -> Secret:
     digest = hashlib.sha256(token.reveal().encode())
     digest.update(prompt.encode())
@@ -95,6 +91,6 @@ def _build_headers(options: Options, httpx_version: str) -> tuple[tuple[bytes, b
 
 
 def build_user_agent(httpx_version: str) -> str:
-    """What this package calls itself, and what it runs on."""
+    """The header `user-agent`: the package and the versions it runs on."""
     python = platform.python_version()
     return f"cromicle-sdk/{__version__} (python/{python}; httpx/{httpx_version})"

@@ -129,9 +129,7 @@ def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None
     """From the head on, each read of a custom client may take as long as `stall`."""
     # httpcore looks this up when the body is first asked for.
     total_left = timeouts.total_left(time.monotonic())
-    limits = response.request.extensions.get("timeout")
-    if isinstance(limits, dict):
-        limits["read"] = _at_most(timeout.stall, total_left)
+    response.request.extensions["timeout"]["read"] = _at_most(timeout.stall, total_left)
 
 
 def _at_most(wait: float | None, total_left: float) -> float | None:

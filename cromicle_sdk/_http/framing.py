@@ -26,14 +26,13 @@ _EVENTS_AT_ONCE = 128
 class BodyPart:
     """What has arrived of a body: its bytes, and what follows them.
 
-    That is the end, with its `trailers`; nothing that has arrived yet (`needs_data`); an `error`,
-    for what is not HTTP; or more of the body.
+    That is the end; nothing that has arrived yet (`needs_data`); an `error`, for what is not HTTP;
+    or more of the body.
     """
 
     data: bytes | bytearray
     needs_data: bool = False
     is_end: bool = False
-    trailers: tuple[tuple[bytes, bytes], ...] = ()
     error: httpcore.RemoteProtocolError | None = None
 
 
@@ -82,8 +81,7 @@ def receive_body(connection: h11.Connection) -> BodyPart:
                 data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 return BodyPart(data, needs_data=True)
             else:
-                trailers = tuple(event.headers) if isinstance(event, h11.EndOfMessage) else ()
-                return BodyPart(b"".join(chunks), is_end=True, trailers=trailers)
+                return BodyPart(b"".join(chunks), is_end=True)
     except h11.RemoteProtocolError as error:
         failure = httpcore.RemoteProtocolError(str(error))
         return BodyPart(b"".join(chunks), error=failure)

@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import getproxies, proxy_bypass
 
@@ -66,10 +67,14 @@ def default_ssl_context() -> ssl.SSLContext:
 
 @lru_cache(maxsize=4)
 def _build_ssl_context(kind: type, cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
+    name, problem = "SSL_CERT_FILE", "Not a directory"
+    if cert_dir and not cert_file:
+        name = "SSL_CERT_DIR"
     try:
-        return httpx.create_ssl_context()
+        # OpenSSL takes a folder that is not there for an empty one.
+        if name == "SSL_CERT_FILE" or Path(str(cert_dir)).is_dir():
+            return httpx.create_ssl_context()
     except OSError as error:
-        name = "SSL_CERT_FILE" if cert_file else "SSL_CERT_DIR"
         problem = error.strerror or str(error)
     raise ConfigurationError(f"its certificates cannot be loaded: {problem}", option=f"${name}")
 

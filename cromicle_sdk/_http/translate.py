@@ -121,7 +121,7 @@ def _timed_out(error: Exception, url: str, timeouts: CallTimeouts) -> APITimeout
     elif phase != "total" and isinstance(error, _kinds("PoolTimeout")):
         phase = "pool"
     seconds = timeouts.limit(phase)
-    within = "in time" if seconds is None else f"within {seconds:g} s (timeout.{phase})"
+    within = "in time" if seconds is None else f"within {seconds:g} s"
     problem = _WAITED[phase].format(url=url, within=within)
     return APITimeoutError(problem, hint=_RAISE[phase], phase=phase)
 

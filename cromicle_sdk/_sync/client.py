@@ -3,36 +3,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from cromicle_sdk._core.compat import Self, Unpack
 from cromicle_sdk._core.errors import CromicleError
 from cromicle_sdk._core.messages import Messages
 from cromicle_sdk._core.options import (
     DEFAULT_MAX_REPLY_BYTES,
     DEFAULT_RETRY,
     DEFAULT_TIMEOUT,
+    CallOptions,
     ConnectionOptions,
     Options,
     Retry,
     Timeout,
+    ViewOptions,
 )
 from cromicle_sdk._core.request import build_request
 from cromicle_sdk._core.response import Reply
 from cromicle_sdk._core.retry import Attempts, RetryBudget
 from cromicle_sdk._core.secrets import Secret, hide_token
 from cromicle_sdk._http.clients import HTTPX_VERSION
-from cromicle_sdk._http.proxies import Route
 
 from .stream import Stream
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
     from types import TracebackType
 
-    from typing_extensions import Self, Unpack
-
-    from cromicle_sdk._core.options import CallOptions, ViewOptions
     from cromicle_sdk._http.clients import HTTPClient
     from cromicle_sdk._http.proxies import ProxyOption
 
@@ -220,6 +219,8 @@ class Client:
 
 def _connect(options: Options, connection_options: ConnectionOptions) -> Session:
     # What it needs is loaded with the first client: httpcore takes as long to import as httpx.
+    from cromicle_sdk._http.proxies import Route
+
     from .session import Session
 
     if connection_options.http_client is not None:

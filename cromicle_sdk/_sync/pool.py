@@ -18,6 +18,7 @@ from weakref import WeakSet, finalize
 
 import httpcore
 
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
@@ -31,7 +32,6 @@ from .connection import Connection, ProcessPool
 
 if TYPE_CHECKING:
     import h11
-    from typing_extensions import Self
 
 __all__ = ["Exchange", "Pool"]
 
@@ -158,7 +158,6 @@ class Exchange:
 
     def _start(self) -> None:
         self.response = None
-        self.trailers: tuple[tuple[bytes, bytes], ...] = ()
         self._parser: h11.Connection | None = None
         self._source: Any = None
         self._chunks: Iterator[bytes] | None = None
@@ -248,7 +247,7 @@ class Exchange:
             part = receive_body(parser)
             self._needs_data = part.needs_data
             if part.is_end:
-                self._is_end, self.trailers = True, part.trailers
+                self._is_end = True
                 return part.data
             if part.error is not None:
                 self._failure = part.error

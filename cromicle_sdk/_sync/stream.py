@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.errors import CromicleError, describe
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
@@ -18,8 +19,6 @@ from cromicle_sdk._http.translate import redact_error, strip_frames, translate_e
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
 
     from cromicle_sdk._core.options import Options
 
@@ -185,20 +184,16 @@ class Stream:
             self._recover(failure, cause)
 
     def _open(self) -> Call:
-        """Send the request, unless an attempt is under way, up to the head of a reply."""
-        if self._call is None:
-            self._state = "open"
-            self._call = self._session.start_call(self._options.timeout)
-        if self._attempt is not None:
-            return self._call
+        """Begin an attempt: send the request, and wait for the head of a reply."""
+        call = self._call or self._start_call()
         self._decoder = None
-        self._attempt = attempt = self._session.start_attempt(self._call)
+        self._attempt = attempt = self._session.start_attempt(call)
         self._attempts.begin()
         _logger.debug("attempt %d: POST %s", self._attempts.count, self._options.endpoint.url)
         self._decoder = decoder = ResponseDecoder(
             self._options,
             redact=self._request.redact,
-            started=self._call.timeouts.started,
+            started=call.timeouts.started,
             attempt=self._attempts.count,
         )
         decoder.receive_head(attempt.send(self._request), wall_clock=time.time())
@@ -208,7 +203,16 @@ class Stream:
                 decoder.receive_data(data, now=time.monotonic())
             else:
                 decoder.receive_eof(now=time.monotonic())
-        return self._call
+        return call
+
+    def _start_call(self) -> Call:
+        self._call = call = self._session.start_call(self._options.timeout)
+        if self._state == "closed":
+            # By another thread, which did not find the call yet.
+            call.cancel_handle.cancel()
+        else:
+            self._state = "open"
+        return call
 
     def _read_chunk(self) -> str | None:
         """The next text, None at the end of the reply."""

@@ -1,1 +1,1 @@
-"""Doors to other projects, one file per neighbour."""
+"""Adapters for other projects, one module each."""

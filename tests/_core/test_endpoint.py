@@ -93,7 +93,7 @@ def test_authorization(base_url: str, authorization: str | None) -> None:
         assert endpoint.authorization == Secret(authorization)
 
 
-def test_empty_userinfo_asks_for_nothing() -> None:
+def test_empty_userinfo_has_no_authorization() -> None:
     assert Endpoint.parse("base_url", "https://@h").authorization is None
 
 
@@ -140,7 +140,7 @@ BAD_URLS = [
 
 
 @pytest.mark.parametrize("base_url", BAD_URLS, ids=ascii)
-def test_a_wrong_base_url(base_url: str) -> None:
+def test_an_invalid_base_url(base_url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Endpoint.parse("base_url", base_url)
     assert str(caught.value).startswith("base_url: ")
@@ -149,7 +149,7 @@ def test_a_wrong_base_url(base_url: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-# What `urllib` says of them quotes the part with the password.
+# The error of `urllib` quotes the part with the password.
 @pytest.mark.parametrize(
     "base_url",
     [
@@ -180,7 +180,7 @@ def test_no_part_of_the_userinfo_is_quoted(base_url: str) -> None:
     ],
     ids=ascii,
 )
-def test_a_wrong_base_url_beyond_ascii(base_url: str) -> None:
+def test_an_invalid_base_url_beyond_ascii(base_url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^base_url: "):
         Endpoint.parse("base_url", base_url)
 
@@ -190,7 +190,7 @@ def test_a_wrong_base_url_beyond_ascii(base_url: str) -> None:
     st.sampled_from(["http://", "https://", "http://u:p@", ""]),
     st.text(max_size=12) | st.text("ab.:/[]@%?#0189", max_size=12),
 )
-def test_any_url_is_sound_or_refused(scheme: str, rest: str) -> None:
+def test_any_url_is_valid_or_rejected(scheme: str, rest: str) -> None:
     try:
         endpoint = Endpoint.parse("base_url", scheme + rest)
     except ConfigurationError:

@@ -135,7 +135,7 @@ TURN = st.fixed_dictionaries({"role": ROLE, "content": TEXT})
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(TURN, min_size=2, max_size=6))
-def test_prompt_is_that_of_gpt4free(messages: list[dict[str, str]]) -> None:
+def test_the_prompt_equals_that_of_gpt4free(messages: list[dict[str, str]]) -> None:
     expected = gpt4free_format_prompt(messages)
     assert format_prompt(messages) == expected
     assert format_prompt(SimpleNamespace(**message) for message in messages) == expected
@@ -167,7 +167,7 @@ def test_an_iterable_is_read_once() -> None:
     assert steps == ["iter", "a", "b"]
 
 
-def test_an_error_of_the_iterable_passes() -> None:
+def test_an_error_of_the_iterable_is_raised_unchanged() -> None:
     def produce() -> Iterator[dict[str, str]]:
         yield turn("user", "a")
         raise KeyError("mine")
@@ -234,7 +234,7 @@ def test_huge_messages() -> None:
         ([turn("user", [part("\ud83d"), part("\ude00")])], 0, "surrogate"),
     ],
 )
-def test_what_is_refused(messages: Any, index: int | None, says: str) -> None:
+def test_invalid_messages(messages: Any, index: int | None, says: str) -> None:
     with pytest.raises(InvalidMessageError) as caught:
         format_prompt(messages)
     error = caught.value
@@ -258,7 +258,7 @@ def test_every_sequence_of_parts_is_a_content() -> None:
 # Conversation
 
 
-def test_a_conversation_grows() -> None:
+def test_append_to_a_conversation() -> None:
     conversation = Conversation(system="Be brief.").user("Hi").assistant("Hello").user("Bye")
     assert conversation.messages == [
         {"role": "system", "content": "Be brief."},
@@ -283,14 +283,14 @@ def test_an_empty_conversation() -> None:
         format_prompt(Conversation())
 
 
-def test_a_conversation_takes_what_format_prompt_takes() -> None:
+def test_a_conversation_accepts_the_messages_of_format_prompt() -> None:
     messages = [turn("user", [part("a"), part("b")]), Turn("assistant", "c"), Model("user", "d")]
     conversation = Conversation("s", (message for message in messages))
     assert [m["content"] for m in conversation] == ["s", "ab", "c", "d"]
     assert Conversation(messages=conversation) == conversation
 
 
-def test_its_messages_are_copies() -> None:
+def test_the_messages_of_a_conversation_are_copies() -> None:
     conversation = Conversation().user("a")
     conversation.messages.append({"role": "user", "content": "b"})
     conversation.messages[0]["content"] = "b"
@@ -299,14 +299,14 @@ def test_its_messages_are_copies() -> None:
     assert conversation.messages == [turn("user", "a")]
 
 
-def test_it_may_grow_while_it_is_iterated() -> None:
+def test_a_conversation_can_be_appended_to_while_it_is_iterated() -> None:
     conversation = Conversation().user("a").user("b")
     for message in conversation:
         conversation.assistant(str(message["content"]))
     assert len(conversation) == 4
 
 
-def test_conversations_compare_by_what_was_said() -> None:
+def test_conversations_with_the_same_messages_are_equal() -> None:
     assert Conversation().user("a") == Conversation(messages=[turn("user", "a")])
     assert Conversation().user("a") != Conversation().assistant("a")
     assert Conversation() != []
@@ -362,7 +362,7 @@ def test_json_is_plain() -> None:
         (f'[{{"role": "user", "content": "{SECRET}\\ud800"}}]', 0),
     ],
 )
-def test_bad_json(text: str, index: int | None) -> None:
+def test_from_json_rejects_other_json(text: str, index: int | None) -> None:
     with pytest.raises(InvalidMessageError) as caught:
         Conversation.from_json(text)
     assert caught.value.index == index
@@ -380,13 +380,13 @@ def test_bad_json(text: str, index: int | None) -> None:
         (lambda: Conversation("s").assistant(None), 1),  # type: ignore[arg-type]
     ],
 )
-def test_a_conversation_checks_at_once(make: Any, index: int) -> None:
+def test_a_conversation_rejects_an_invalid_message(make: Any, index: int) -> None:
     with pytest.raises(InvalidMessageError) as caught:
         make()
     assert caught.value.index == index
 
 
-def test_a_refused_message_leaves_the_conversation_as_it_was() -> None:
+def test_a_rejected_message_does_not_change_the_conversation() -> None:
     conversation = Conversation().user("a")
     with pytest.raises(InvalidMessageError):
         conversation.user("\ud800")
@@ -401,7 +401,7 @@ def test_a_conversation_needs_an_iterable_of_messages(messages: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [None, 5, [], {}])
-def test_what_is_no_json_text_is_an_error_of_ours(text: Any) -> None:
+def test_from_json_rejects_other_types(text: Any) -> None:
     with pytest.raises(InvalidMessageError):
         Conversation.from_json(text)
 

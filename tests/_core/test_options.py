@@ -1,4 +1,4 @@
-"""Options: what is taken, what is refused in which words, and where the token does not show."""
+"""Options: defaults, environment variables, checks, and where the token does not appear."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_defaults() -> None:
     assert build_connection_options(max_connections=3).max_connections == 3
 
 
-def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_replace_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROMICLE_BASE_URL", "http://from-env/api")
     monkeypatch.setenv("CROMICLE_TOKEN", "env-token")
     options = build_options(base_url=None, token=None)
@@ -95,7 +95,7 @@ def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given_ones.token.reveal() == CANARY
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROMICLE_BASE_URL", "")
     monkeypatch.setenv("CROMICLE_TOKEN", "")
     options = build_options(base_url=None, token=None)
@@ -111,7 +111,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CROMICLE_TOKEN", f"{CANARY}\udcff", "$CROMICLE_TOKEN: it has a lone surrogate"),
     ],
 )
-def test_a_wrong_variable_is_named(
+def test_an_invalid_variable_is_named(
     variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -142,7 +142,7 @@ BAD_SECONDS = [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "5", b"5", [], 
 
 @pytest.mark.parametrize("phase", ["connect", "first_byte", "stall", "total", "pool"])
 @pytest.mark.parametrize("value", BAD_SECONDS, ids=lambda value: str(value)[:8])
-def test_wrong_seconds(phase: str, value: Any) -> None:
+def test_invalid_seconds(phase: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Timeout(**{phase: value})
     assert str(caught.value).startswith(f"timeout.{phase}: ")
@@ -150,7 +150,7 @@ def test_wrong_seconds(phase: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", BAD_SECONDS, ids=lambda value: str(value)[:8])
-def test_a_wrong_timeout(value: Any) -> None:
+def test_an_invalid_timeout(value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_options(timeout=value)
     assert str(caught.value).startswith("timeout")
@@ -189,7 +189,7 @@ def test_retry(value: dict[str, Any]) -> None:
     ],
     ids=lambda value: str(value)[:15],
 )
-def test_a_wrong_retry(name: str, value: Any) -> None:
+def test_an_invalid_retry(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Retry(**{name: value})
     assert str(caught.value).startswith(f"retry.{name}: ")
@@ -267,7 +267,7 @@ def test_timeout_and_retry_are_values() -> None:
             value.total = 1  # type: ignore[misc, union-attr]
 
 
-# Every other option
+# The other options
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_timeout_and_retry_are_values() -> None:
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
-def test_wrong_options(options: dict[str, Any], says: str) -> None:
+def test_invalid_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_options(**options)
     assert str(caught.value).startswith(says)
@@ -316,7 +316,7 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
         ({"http_client": "x", "verify": False}, "verify: set it on your own"),
     ],
 )
-def test_wrong_connection_options(options: dict[str, Any], says: str) -> None:
+def test_invalid_connection_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_connection_options(**options)
     assert str(caught.value).startswith(says)
@@ -324,14 +324,14 @@ def test_wrong_connection_options(options: dict[str, Any], says: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_connection_options_show_no_password() -> None:
+def test_the_repr_of_connection_options_shows_no_password() -> None:
     options = build_connection_options(proxy="http://user:hunter2@p")
     assert "hunter2" not in repr(options)
     assert options.proxy == "http://user:hunter2@p"
 
 
 @pytest.mark.parametrize("name", ["max_reply_bytes", "max_connections"])
-def test_a_large_number_is_fine(name: str) -> None:
+def test_a_large_number_is_accepted(name: str) -> None:
     build: Callable[..., Any]
     build = build_options if name == "max_reply_bytes" else build_connection_options
     assert getattr(build(**{name: 2**70}), name) == 2**70
@@ -362,7 +362,7 @@ def test_headers(headers: Any, checked: dict[str, str]) -> None:
         *(5, None, b"a"),
     ],
 )
-def test_wrong_header_names(name: Any) -> None:
+def test_invalid_header_names(name: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^headers: .* is not a header name$") as caught:
         build_options(headers={name: "hunter2"})
     assert "hunter2" not in str(caught.value)
@@ -387,7 +387,7 @@ def test_headers_of_the_protocol(name: str) -> None:
         *("é hunter2", "hunter2\x7f", "hunter2\ud800", " ", b"hunter2", 5, None, ["hunter2"]),
     ],
 )
-def test_wrong_header_values_are_not_quoted(value: Any) -> None:
+def test_invalid_header_values_are_not_quoted(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^headers: the value of x-key must be") as caught:
         build_options(headers={"x-key": value})
     assert "hunter2" not in str(caught.value)
@@ -398,14 +398,13 @@ def test_a_header_given_twice() -> None:
         build_options(headers={"X-Key": "hunter2", "x-key": "hunter2"})
 
 
-def test_header_values_do_not_show() -> None:
-    # The room itself says so of errors: a value may be a secret.
+def test_the_repr_shows_no_header_values() -> None:
     assert "hunter2" not in repr(build_options(headers={"authorization": "Bearer hunter2"}))
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.text(max_size=5), st.text(max_size=10))
-def test_any_header_is_sound_or_refused(name: str, value: str) -> None:
+def test_any_header_is_valid_or_rejected(name: str, value: str) -> None:
     try:
         headers = build_options(headers={name: value}).headers
     except ConfigurationError:
@@ -450,7 +449,7 @@ def test_a_number_for_one_call_keeps_total_and_pool_of_the_client() -> None:
     assert options.with_call_options({"timeout": None}).timeout.total is None
 
 
-def test_no_headers_for_one_call_are_those_of_the_client() -> None:
+def test_headers_of_none_for_one_call_keep_those_of_the_client() -> None:
     options = build_options(headers={"a": "1"})
     assert options.with_call_options({"headers": None}) == options
 
@@ -472,7 +471,7 @@ def test_no_headers_for_one_call_are_those_of_the_client() -> None:
         ({"timeuot": 1}, "timeuot: a call has no such option"),
     ],
 )
-def test_wrong_call_options(changes: dict[str, Any], says: str) -> None:
+def test_invalid_call_options(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_options().with_call_options(changes)
     assert str(caught.value).startswith(says)
@@ -501,7 +500,7 @@ def test_view_options() -> None:
         ({"max_connections": 5}, "max_connections: it belongs to the connections"),
     ],
 )
-def test_wrong_view_options(changes: dict[str, Any], says: str) -> None:
+def test_invalid_view_options(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_options().with_view_options(changes)
     assert str(caught.value).startswith(says)
@@ -509,7 +508,7 @@ def test_wrong_view_options(changes: dict[str, Any], says: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_misspelt_view_option_is_not_one_of_the_connections() -> None:
+def test_a_misspelt_view_option_is_unknown() -> None:
     with pytest.raises(ConfigurationError, match=r"^timeuot: ") as caught:
         build_options().with_view_options({"timeuot": 5})
     assert "belongs to the connections" not in str(caught.value)
@@ -518,7 +517,7 @@ def test_a_misspelt_view_option_is_not_one_of_the_connections() -> None:
 # The token
 
 
-def test_a_secret_shows_nothing() -> None:
+def test_the_repr_of_a_secret_shows_nothing() -> None:
     secret = Secret(CANARY)
     for shown in (repr(secret), str(secret), f"{secret}", f"{[secret]}", "%s" % secret):  # noqa: UP031
         assert CANARY not in shown
@@ -537,7 +536,7 @@ def test_hide_token() -> None:
     assert hide_token({}) == {}
 
 
-def test_options_show_no_token() -> None:
+def test_the_repr_of_options_shows_no_token() -> None:
     options = build_options(base_url="http://user:hunter2@h")
     assert CANARY not in repr(options)
     assert "hunter2" not in repr(options)
@@ -640,7 +639,7 @@ def test_the_locals_of_a_failed_constructor_can_be_shown() -> None:
             assert not show(value).startswith("no repr"), name
 
 
-def test_a_client_shows_no_token() -> None:
+def test_the_repr_of_a_client_shows_no_token() -> None:
     for client in (Client(token=CANARY, base_url="http://u:hunter2@h"), AsyncClient(token=CANARY)):
         assert CANARY not in repr(client)
         assert "hunter2" not in repr(client)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import platform
 import sys
-import time
 from types import FrameType
 from typing import Any
 
@@ -92,7 +90,7 @@ def test_messages_become_the_prompt() -> None:
     assert json.loads(request.body)["message"] == "User: a\nUser: b\nAssistant:"
 
 
-def test_wrong_messages_are_refused() -> None:
+def test_invalid_messages_are_rejected() -> None:
     with pytest.raises(InvalidMessageError):
         build("\ud800")
 
@@ -134,7 +132,7 @@ def test_userinfo_becomes_authorization() -> None:
     assert b"authorization" not in dict(build().headers)
 
 
-def test_the_callers_headers_come_last_or_take_the_place_of_ours() -> None:
+def test_headers_of_the_caller_come_last_or_override() -> None:
     request = build(
         base_url="https://u:p@h",
         headers={"X-One": "1", "User-Agent": "mine", "AUTHORIZATION": "Bearer x", "Accept": "a/b"},
@@ -158,7 +156,7 @@ def test_the_callers_headers_come_last_or_take_the_place_of_ours() -> None:
 # The token and the hash
 
 
-def test_a_request_shows_nothing_of_what_it_says() -> None:
+def test_the_repr_of_a_request_shows_neither_headers_nor_body() -> None:
     request = build("a private prompt", base_url="https://u:p@h", headers={"x-key": "a value"})
     for text in (repr(request), str(request)):
         for hidden in (CANARY, hash_prompt(CANARY, "a private prompt"), "private", "a value"):
@@ -188,48 +186,6 @@ def test_the_well_known_token_is_no_secret() -> None:
     digest = hash_prompt("abc", "Hi")
     assert request.redact(f"abcdef {digest}") == "abcdef [redacted]"
     assert build(token="abd").redact("abd abc") == "[redacted] abc"
-
-
-@pytest.mark.parametrize(
-    "quoted",
-    [
-        'sk-"c\u00e4n\\ary" 1',
-        r"sk-\"c\u00e4n\\ary\" 1",  # JSON in ASCII
-        'sk-\\"c\u00e4n\\\\ary\\" 1',  # JSON in UTF-8
-        repr('sk-"c\u00e4n\\ary" 1')[1:-1],
-        repr('sk-"c\u00e4n\\ary" 1'.encode())[2:-1],
-        "sk-%22c%C3%A4n%5Cary%22%201",  # in a URL
-        "sk-%22c%c3%a4n%5cary%22+1",  # in a form
-        "sk-&quot;c\u00e4n\\ary&quot; 1",  # in HTML
-        "sk-&#034;c&#228;n&#x5C;ary&#034; 1",
-        json.dumps(json.dumps('sk-"c\u00e4n\\ary" 1'))[3:-3],
-        html.escape(json.dumps('sk-"c\u00e4n\\ary" 1'))[6:-6],
-    ],
-)
-def test_a_token_is_found_however_it_is_quoted(quoted: str) -> None:
-    request = build(token='sk-"c\u00e4n\\ary" 1')
-    assert request.redact(f"<{quoted}>") == "<[redacted]>"
-
-
-def test_a_token_of_backslashes_is_looked_for_in_no_time() -> None:
-    request = build(token="\\" * 60)
-    started = time.monotonic()
-    assert "[redacted]" in request.redact("\\" * 90)
-    assert request.redact(("\\" * 59 + "x") * 20) == ("\\" * 59 + "x") * 20
-    assert time.monotonic() - started < 10
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.text(min_size=1, max_size=20), TEXT, TEXT)
-def test_nothing_that_is_redacted_stays(token: str, before: str, after: str) -> None:
-    request = Request(
-        build_options().endpoint,
-        fixed_headers=(),
-        body=b"",
-        secrets=(Secret(token), Secret("0" * 64)),
-    )
-    if token not in "[redacted]\0" and token != "abc":
-        assert token not in request.redact(before + token + after).replace("[redacted]", "\0")
 
 
 def test_an_interrupt_at_any_point_leaves_no_secret_in_a_frame() -> None:

@@ -226,7 +226,8 @@ def test_timeouts(error: Exception, waits_for: Any, total: float, phase: str) ->
     assert type(made) is APITimeoutError
     assert made.phase == phase
     assert URL in str(made)
-    assert f"timeout.{phase}" in str(made)
+    seconds = timeouts.limit(made.phase)
+    assert f" within {seconds:g} s." in str(made)
     assert str(made).count(".") >= 3
     assert "{" not in str(made)
 

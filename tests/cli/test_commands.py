@@ -94,7 +94,7 @@ def read_error(captured: Capture) -> str:
     return line
 
 
-# What options do
+# Options
 
 
 def test_every_option_reaches_the_request(server: FaultyServer, capsysbinary: Capture) -> None:
@@ -115,12 +115,12 @@ def test_every_option_reaches_the_request(server: FaultyServer, capsysbinary: Ca
     assert (request.headers["x-one"], request.headers["x-two"]) == ("1", "a:b")
 
 
-def test_an_empty_system_text_is_none(server: FaultyServer) -> None:
+def test_an_empty_system_text_is_ignored(server: FaultyServer) -> None:
     assert ask(server, "--system", "") == 0
     assert server.requests[0].message == "Hi"
 
 
-def test_no_retries_is_one_attempt(server: FaultyServer, capsysbinary: Capture) -> None:
+def test_retries_0_makes_one_attempt(server: FaultyServer, capsysbinary: Capture) -> None:
     server.fail(503)
     assert run(["ask", "--base-url", server.base_url, "--retries", "0", "Hi"]) == 1
     assert len(server.requests) == 1
@@ -180,7 +180,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         assert b"Usage: cromicle" in capsysbinary.readouterr().out
 
 
-# Wrong use
+# Wrong usage
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--grace", "-1"], "'--grace'"),
     ],
 )
-def test_wrong_use_is_named_and_exits_2(
+def test_wrong_usage_is_named_and_exits_2(
     arguments: list[str], problem: str, capsysbinary: Capture
 ) -> None:
     assert run(arguments) == 2
@@ -249,7 +249,7 @@ def test_wrong_use_is_named_and_exits_2(
     assert b"s3cr" not in err
 
 
-def test_a_wrong_environment_is_named(
+def test_an_invalid_environment_variable_is_named(
     monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
     monkeypatch.setenv("CROMICLE_BASE_URL", "ftp://example.org")
@@ -278,7 +278,7 @@ def test_a_stdin_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch, capsysbinary
         ([" "], "Hi", "Hi"),
     ],
 )
-def test_words_and_what_is_piped_in(
+def test_text_and_standard_input(
     words: list[str],
     piped: str,
     sent: str,
@@ -291,7 +291,7 @@ def test_words_and_what_is_piped_in(
 
 
 @pytest.mark.parametrize("stdin", [None, FakeTerminal()])
-def test_a_keyboard_is_not_read(
+def test_a_terminal_is_not_read(
     stdin: FakeTerminal | None, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", stdin)
@@ -299,7 +299,7 @@ def test_a_keyboard_is_not_read(
     assert server.requests[0].message == "Hi"
 
 
-def test_a_stdin_that_cannot_be_read_is_none(
+def test_a_stdin_that_cannot_be_read_is_ignored(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Path(os.devnull).open("wb") as write_only:
@@ -351,7 +351,7 @@ FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_failure_is_one_line_that_says_what_to_do(
+def test_an_error_is_one_line_with_a_hint(
     name: str, server: FaultyServer, capsysbinary: Capture
 ) -> None:
     break_it, advice, shown = FAULTS[name]
@@ -362,11 +362,11 @@ def test_a_failure_is_one_line_that_says_what_to_do(
     assert out == shown
     assert re.fullmatch(r"Error: [^\n\x1b]+\n", line)
     assert advice in line
-    # Words that mean something in Python alone.
+    # Names of Python are of no use here.
     assert not re.search(r"partial_text|strict|verify|max_|base_url|\btimeout\.\w", line)
 
 
-def test_the_whole_call_may_take_too_long(server: FaultyServer, capsysbinary: Capture) -> None:
+def test_total(server: FaultyServer, capsysbinary: Capture) -> None:
     server.stall(after="Hello")
     assert ask(server, "--total", "0.2") == 1
     out, err = capsysbinary.readouterr()
@@ -421,13 +421,13 @@ def test_errors_name_flags_and_keep_the_words_of_the_server(
     assert describe_error(error, _ask.FLAGS) == described
 
 
-def test_ctrl_c_is_130(server: FaultyServer, capsysbinary: Capture) -> None:
+def test_ctrl_c_exits_130(server: FaultyServer, capsysbinary: Capture) -> None:
     server.script(lambda connection, request: os.kill(os.getpid(), signal.SIGINT))
     assert ask(server) == 130
     assert capsysbinary.readouterr() == (b"", b"")
 
 
-# Where it prints
+# Output
 
 
 class Reluctant(io.RawIOBase):
@@ -441,13 +441,13 @@ class Reluctant(io.RawIOBase):
         return len(data[:3])
 
 
-def test_a_file_that_takes_little_gets_all() -> None:
+def test_a_file_that_writes_a_part_gets_everything() -> None:
     file = Reluctant()
     RawOutput(cast("BinaryIO", file)).write("Grüße, world!")
     assert file.taken.decode() == "Grüße, world!"
 
 
-def test_a_closed_pipe_is_141(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_exits_141(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stdout:
@@ -456,7 +456,7 @@ def test_a_closed_pipe_is_141(server: FaultyServer, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk at hand")
-def test_a_full_disk_is_one_line(
+def test_a_full_disk_is_an_error_of_one_line(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
     with Path("/dev/full").open("w") as stdout, monkeypatch.context() as patch:
@@ -465,7 +465,7 @@ def test_a_full_disk_is_one_line(
     assert "No space left on device" in read_error(capsysbinary)
 
 
-def test_a_closed_stdout_is_one_line(
+def test_a_closed_stdout_is_an_error_of_one_line(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
     with monkeypatch.context() as patch:
@@ -485,7 +485,7 @@ def test_a_closed_stdout_is_one_line(
         ("\r", "utf-8", ""),
     ],
 )
-def test_a_terminal_gets_harmless_text(
+def test_a_terminal_gets_no_control_characters(
     reply: str,
     encoding: str,
     shown: str,
@@ -499,7 +499,7 @@ def test_a_terminal_gets_harmless_text(
     assert terminal.shown == shown
 
 
-def test_an_error_ends_the_line_on_a_terminal_and_has_colour(
+def test_an_error_on_a_terminal_begins_a_line_in_colour(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.cut(after="Hello")
@@ -516,7 +516,7 @@ def test_an_error_ends_the_line_on_a_terminal_and_has_colour(
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_an_error_that_nobody_can_read_is_still_an_exit_code(
+def test_an_error_has_an_exit_code_without_a_stderr(
     closed: bool, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.fail(404)
@@ -556,7 +556,7 @@ def serve_beside(
     return code, lines
 
 
-def test_serve_answers_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_runs_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     replies: list[str] = []
 
     def user(base_url: str) -> None:
@@ -571,7 +571,7 @@ def test_serve_answers_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asking == f'Try it with cromicle ask --base-url {base_url} "Hello, how are you?"'
 
 
-def test_serve_waits_between_words_and_wants_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_has_a_delay_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     elapsed: list[float] = []
 
     def user(base_url: str) -> None:
@@ -634,7 +634,7 @@ RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_
         (["--no-metrics", "--no-access-log"], {"metrics": False}, {"access_log": False}),
     ],
 )
-def test_what_options_make_of_the_server(
+def test_the_options_of_serve(
     arguments: list[str],
     service: dict[str, Any],
     options: dict[str, Any],
@@ -649,7 +649,7 @@ def test_what_options_make_of_the_server(
     assert "mine" not in repr(served)
 
 
-def test_the_defaults_are_the_packages() -> None:
+def test_the_defaults_are_those_of_the_package() -> None:
     from cromicle_sdk import server
 
     options = server.create_app.__kwdefaults__ or {}
@@ -662,7 +662,7 @@ def test_keys_and_tokens_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CROMICLE_UPSTREAM_KEY", "k")
     served: list[Service] = []
     monkeypatch.setattr(_commands, "serve_in_foreground", lambda made, **_: served.append(made))
-    # A key that is set for another day, or a token for the clients, is no contradiction.
+    # Unlike flags, variables that are set for other purposes are not in conflict.
     assert run(["serve", "--tokens-file", "f"]) == 130
     assert served[0].upstream_key == Secret("k")
     assert served[0].tokens_file == "f"
@@ -676,7 +676,7 @@ def test_keys_and_tokens_come_from_the_environment(monkeypatch: pytest.MonkeyPat
         (900, Timeout(connect=900, first_byte=900, stall=900, total=900)),
     ],
 )
-def test_the_limits_of_the_upstream(
+def test_the_timeout_of_the_upstream(
     seconds: float | None, timeout: Timeout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cromicle_sdk import server
@@ -693,14 +693,14 @@ def test_the_limits_of_the_upstream(
     assert made == [timeout]
 
 
-def test_serve_says_when_it_cannot_listen(capsysbinary: Capture) -> None:
+def test_serve_reports_that_it_cannot_listen(capsysbinary: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run(["serve", "--port", str(taken.getsockname()[1])]) == 1
     assert "Choose another --port" in read_error(capsysbinary)
 
 
 @pytest.mark.parametrize("access_log", [True, False])
-def test_serve_shows_its_log(
+def test_serve_prints_its_log(
     access_log: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -722,7 +722,7 @@ def test_serve_shows_its_log(
     said = capsysbinary.readouterr().err.decode()
     assert ("method=POST path=/chat status=200" in said) == access_log
     assert "s3cret" not in said
-    # A process that goes on, as this one does, keeps its own.
+    # Logging is as before.
     assert not logging.getLogger("cromicle_sdk.server").handlers
     assert levels == [
         logging.getLogger(f"cromicle_sdk.server{name}").level for name in ("", ".access")
@@ -730,7 +730,7 @@ def test_serve_shows_its_log(
 
 
 @pytest.mark.parametrize("arguments", [["ask", "--local", "Hi"], ["serve"]])
-def test_without_the_server_it_says_which_extra_to_install(
+def test_without_the_server_the_error_names_the_extra(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
     import cromicle_sdk
@@ -747,7 +747,7 @@ def test_without_the_server_it_says_which_extra_to_install(
 # Statistics and messages
 
 
-def test_figures_of_an_empty_reply_that_took_no_time() -> None:
+def test_statistics_of_an_empty_reply_that_took_no_time() -> None:
     reply = Reply(
         text="",
         status_code=200,
@@ -762,12 +762,14 @@ def test_figures_of_an_empty_reply_that_took_no_time() -> None:
     assert json.loads(format_json(reply))["first_text_after"] is None
 
 
-def test_a_report_is_one_harmless_line(capsysbinary: Capture) -> None:
+def test_a_report_is_one_line_without_control_characters(capsysbinary: Capture) -> None:
     report("a\nb\r\n\x1b[31mc", label="Label: ")
     assert capsysbinary.readouterr().err.decode() == "Label: a b �[31mc\n"
 
 
-def test_the_package_of_the_command_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_the_command_without_its_extra_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] == "click" or name.startswith("cromicle_sdk.cli"):
             monkeypatch.delitem(sys.modules, name)

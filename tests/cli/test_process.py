@@ -22,10 +22,10 @@ from cromicle_sdk.testing import FaultyServer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals")
 
-# Far more than anything here takes, even on a busy machine; only a defect waits that long.
+# Far more than any test here needs on a busy machine.
 PATIENCE = 20.0
 COMMAND = [sys.executable, "-m", "cromicle_sdk"]
-# Where a module that is not installed is looked for: nowhere.
+# Hides a module that is installed.
 WITHOUT = """
 import runpy, sys
 for name in {names!r}:
@@ -93,12 +93,12 @@ def read_pipe(file: Any, size: int) -> bytes:
     return data
 
 
-def test_the_first_try() -> None:
+def test_the_first_example_of_the_readme() -> None:
     code, out, err = run("ask", "--local", "Hello,", "how are you?")
     assert (code, out, err) == (0, b"Hello, how are you?", "")
 
 
-def test_the_first_word_is_out_before_the_last_is_sent(server: FaultyServer) -> None:
+def test_a_word_is_printed_before_the_last_is_sent(server: FaultyServer) -> None:
     gate = threading.Event()
     server.reply(chunks=["Hello, ", "world!"], gate=gate)
     with start("ask", "--base-url", server.base_url, "Hi") as process:
@@ -123,27 +123,27 @@ def test_a_pipe_gets_the_exact_bytes_whatever_the_locale(server: FaultyServer) -
         (["Sum up."], b"", "Sum up."),
     ],
 )
-def test_text_is_piped_in(server: FaultyServer, words: list[str], piped: bytes, sent: str) -> None:
+def test_standard_input(server: FaultyServer, words: list[str], piped: bytes, sent: str) -> None:
     code, _, err = run("ask", "--base-url", server.base_url, *words, input=piped)
     assert (code, err) == (0, "")
     assert [request.message for request in server.requests] == [sent]
 
 
-def test_a_stdin_that_cannot_be_read_is_none(server: FaultyServer) -> None:
+def test_a_stdin_that_cannot_be_read_is_ignored(server: FaultyServer) -> None:
     with Path(os.devnull).open("wb") as write_only:
         code, _, err = run("ask", "--base-url", server.base_url, "Hi", stdin=write_only)
     assert (code, err) == (0, "")
     assert [request.message for request in server.requests] == ["Hi"]
 
 
-def test_address_and_token_come_from_the_environment(server: FaultyServer) -> None:
+def test_url_and_token_of_the_environment(server: FaultyServer) -> None:
     environment = build_environment(CROMICLE_BASE_URL=server.base_url, CROMICLE_TOKEN="s3cret")
     code, _, err = run("ask", "Hi", env=environment)
     assert (code, err) == (0, "")
     assert [request.token for request in server.requests] == ["s3cret"]
 
 
-def test_ctrl_c_ends_a_stream_quietly(server: FaultyServer) -> None:
+def test_ctrl_c_prints_no_message(server: FaultyServer) -> None:
     server.reply(chunks=["Hello, ", "world!"], gate=threading.Event())
     with start("ask", "--base-url", server.base_url, "Hi") as process:
         assert read_pipe(process.stdout, 7) == b"Hello, "
@@ -153,7 +153,7 @@ def test_ctrl_c_ends_a_stream_quietly(server: FaultyServer) -> None:
     server.wait_until_closed()
 
 
-def test_a_closed_pipe_is_quiet(server: FaultyServer) -> None:
+def test_a_closed_pipe_prints_no_message(server: FaultyServer) -> None:
     server.flood("Hello, world!")
     with start("ask", "--base-url", server.base_url, "Hi") as process:
         assert process.stdout is not None
@@ -165,7 +165,7 @@ def test_a_closed_pipe_is_quiet(server: FaultyServer) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk at hand")
-def test_a_full_disk_is_one_line(server: FaultyServer) -> None:
+def test_a_full_disk_is_an_error_of_one_line(server: FaultyServer) -> None:
     with Path("/dev/full").open("wb") as full:
         code, _, err = run("ask", "--base-url", server.base_url, "Hi", stdout=full)
     assert code == 1
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_line(server: FaultyServer) -> None:
     assert err.count("\n") == 1
 
 
-def test_a_closed_stdout_is_one_line(server: FaultyServer) -> None:
+def test_a_closed_stdout_is_an_error_of_one_line(server: FaultyServer) -> None:
     closing = f'exec "$0" -m cromicle_sdk ask --base-url {server.base_url} Hi >&-'
     done = subprocess.run(
         ["/bin/sh", "-c", closing, sys.executable],
@@ -203,7 +203,7 @@ def test_a_failed_call_never_shows_the_token(server: FaultyServer) -> None:
     assert "s3cret" not in err
 
 
-def test_the_server_answers_a_client_until_ctrl_c() -> None:
+def test_the_server_runs_until_ctrl_c() -> None:
     with start("serve", "--port", "0", "--no-access-log") as process:
         assert process.stderr is not None
         base_url = process.stderr.readline().split()[-1].decode()
@@ -216,7 +216,7 @@ def test_the_server_answers_a_client_until_ctrl_c() -> None:
     assert process.returncode == 130
 
 
-def test_the_server_takes_the_token_of_the_environment_and_ends_by_sigterm() -> None:
+def test_the_server_uses_the_token_of_the_environment_until_sigterm() -> None:
     environment = build_environment(CROMICLE_TOKEN="s3cret")
     with start("serve", "--port=0", "--no-access-log", env=environment) as process:
         assert process.stderr is not None
@@ -231,7 +231,7 @@ def test_the_server_takes_the_token_of_the_environment_and_ends_by_sigterm() -> 
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_port_that_is_taken_is_one_line() -> None:
+def test_a_port_in_use_is_an_error_of_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, out, err = run("serve", "--port", str(taken.getsockname()[1]))
     assert (code, out) == (1, b"")
@@ -241,7 +241,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_its_extra_it_says_which_to_install(missing: str) -> None:
+def test_without_its_extra_the_error_names_it(missing: str) -> None:
     code, out, err = run_python(WITHOUT.format(names=[missing], arguments=["--help"]))
     assert (code, out) == (1, "")
     assert 'pip install "cromicle-sdk[cli]"' in err
@@ -249,14 +249,14 @@ def test_without_its_extra_it_says_which_to_install(missing: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["ask", "--local", "Hi"], ["serve"]])
-def test_without_the_server_it_says_which_extra_to_install(arguments: list[str]) -> None:
+def test_without_the_server_the_error_names_the_extra(arguments: list[str]) -> None:
     code, out, err = run_python(WITHOUT.format(names=["starlette"], arguments=arguments))
     assert (code, out) == (1, "")
     assert 'pip install "cromicle-sdk[server]"' in err
     assert err.count("\n") == 1
 
 
-def test_it_does_not_load_the_server_for_a_plain_call(server: FaultyServer) -> None:
+def test_ask_does_not_import_the_server(server: FaultyServer) -> None:
     code, out, err = run_python(
         "import json, sys\n"
         "from cromicle_sdk.cli import run\n"

@@ -1,4 +1,4 @@
-"""`cromicle serve` in front of a model server: a real process, signals, and what stderr says."""
+"""`cromicle serve` in front of a model server: a process, signals, and its stderr."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def gateway(upstream: FaultyServer, *arguments: str) -> list[str]:
     return [*SHARED, "--upstream", f"{upstream.base_url}/v1", "--model", "m", *arguments]
 
 
-def test_it_asks_the_model_server(upstream: FaultyServer) -> None:
+def test_a_prompt_goes_to_the_model_server(upstream: FaultyServer) -> None:
     answer_texts(upstream, "Grüße ", "🎉")
     arguments = gateway(upstream, "--system", "Rhyme.", "--parse-roles")
     with serve(*arguments, CROMICLE_UPSTREAM_KEY=KEY) as command:
@@ -123,7 +123,7 @@ def test_it_asks_the_model_server(upstream: FaultyServer) -> None:
     assert command.process.returncode == -signal.SIGTERM
 
 
-def test_a_key_that_is_refused_is_one_clear_line(upstream: FaultyServer) -> None:
+def test_a_rejected_key_is_logged_in_one_line(upstream: FaultyServer) -> None:
     upstream.fail(401)
     with serve(*gateway(upstream, "--no-access-log"), CROMICLE_UPSTREAM_KEY=KEY) as command:
         with command.connect() as client, pytest.raises(InternalServerError, match="key"):
@@ -137,7 +137,7 @@ def test_a_key_that_is_refused_is_one_clear_line(upstream: FaultyServer) -> None
     assert "private" not in said
 
 
-def test_without_an_access_log_it_is_silent(upstream: FaultyServer) -> None:
+def test_without_an_access_log_nothing_is_logged(upstream: FaultyServer) -> None:
     answer_texts(upstream, "ok")
     with serve(*gateway(upstream, "--no-access-log")) as command:
         with command.connect() as client:
@@ -146,7 +146,7 @@ def test_without_an_access_log_it_is_silent(upstream: FaultyServer) -> None:
     assert len(command.lines) == 2
 
 
-def test_sigterm_lets_replies_end_for_a_while(upstream: FaultyServer) -> None:
+def test_sigterm_waits_for_unfinished_replies(upstream: FaultyServer) -> None:
     gate = threading.Event()
     answer(upstream, *say("one", "two"), "data: [DONE]\n\n", gate=gate)
     with serve(*gateway(upstream, "--grace", "60")) as command:
@@ -159,7 +159,7 @@ def test_sigterm_lets_replies_end_for_a_while(upstream: FaultyServer) -> None:
     assert command.process.returncode == -signal.SIGTERM
 
 
-def test_and_cuts_them_off_after_that(upstream: FaultyServer) -> None:
+def test_sigterm_truncates_replies_after_the_grace_period(upstream: FaultyServer) -> None:
     answer(upstream, *say("one", "two"), gate=threading.Event())
     with serve(*gateway(upstream, "--grace", "0.1")) as command:
         with command.connect() as client, client.stream("Hi") as stream:
@@ -172,7 +172,7 @@ def test_and_cuts_them_off_after_that(upstream: FaultyServer) -> None:
     assert command.process.returncode == -signal.SIGTERM
 
 
-def test_sighup_has_the_tokens_read_again(tmp_path: Path) -> None:
+def test_sighup_reloads_the_tokens(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("# mine\nold-token\n")
     # Where others can reach it the well-known token is refused, in the file as well.
@@ -199,14 +199,14 @@ def test_sighup_has_the_tokens_read_again(tmp_path: Path) -> None:
     assert command.process.returncode == -signal.SIGTERM
 
 
-def test_sighup_without_a_file_ends_it() -> None:
+def test_sighup_without_a_file_ends_the_process() -> None:
     with serve(*SHARED) as command:
         command.end(signal.SIGHUP)
     assert command.process.returncode == -signal.SIGHUP
 
 
 @pytest.mark.parametrize("tokens", ["abc\n", "mine\nabc\n"])
-def test_others_do_not_get_in_with_the_well_known_token(tokens: str, tmp_path: Path) -> None:
+def test_the_well_known_token_is_rejected_for_other_machines(tokens: str, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(tokens)
     done = subprocess.run(
@@ -221,7 +221,7 @@ def test_others_do_not_get_in_with_the_well_known_token(tokens: str, tmp_path: P
     assert "mine" not in done.stderr
 
 
-def test_whoever_stops_reading_the_log_does_not_stop_it() -> None:
+def test_a_closed_stderr_does_not_stop_the_server() -> None:
     with subprocess.Popen([*COMMAND, *SHARED], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         base_url = process.stderr.readline().split()[-1]

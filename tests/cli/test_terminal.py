@@ -1,4 +1,4 @@
-"""On a terminal: text for people, nothing that could drive it, colour only there."""
+"""On a terminal: streamed text, no control characters, colour."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_text_streams_and_ends_in_a_line_break(server: FaultyServer) -> None
         assert terminal.process.wait(PATIENCE) == 0
 
 
-def test_nothing_in_a_reply_drives_the_terminal(server: FaultyServer) -> None:
+def test_control_characters_of_a_reply_do_not_reach_the_terminal(server: FaultyServer) -> None:
     server.reply("a\x1b]0;title\x07\x9b31mb\tc\r\n")
     with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
         mark = "\N{REPLACEMENT CHARACTER}"
@@ -86,7 +86,7 @@ def test_nothing_in_a_reply_drives_the_terminal(server: FaultyServer) -> None:
         assert terminal.read_all().decode() == shown
 
 
-def test_what_the_terminal_cannot_encode_is_replaced(server: FaultyServer) -> None:
+def test_characters_that_the_terminal_cannot_encode_are_replaced(server: FaultyServer) -> None:
     server.reply("Grüße 🎉")
     with Terminal("ask", "--base-url", server.base_url, "Hi", PYTHONIOENCODING="ascii") as terminal:
         assert terminal.read_all() == b"Gr??e ?\r\n"
@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_the_cursor_on_a_line_of_its_own(server: FaultyServer) -> 
         assert terminal.process.wait(PATIENCE) == 130
 
 
-def test_without_text_it_does_not_wait_for_the_keyboard() -> None:
+def test_without_text_it_does_not_read_the_terminal() -> None:
     with Terminal("ask") as terminal:
         assert b"There is no text to send" in terminal.read_all()
         assert terminal.process.wait(PATIENCE) == 2

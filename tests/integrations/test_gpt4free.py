@@ -64,7 +64,7 @@ async def test_the_example_of_the_readme(
     assert capsys.readouterr().out == "Hello, how are you?"
 
 
-def test_it_looks_like_gpt4frees_provider() -> None:
+def test_it_has_the_attributes_of_the_provider_of_gpt4free() -> None:
     assert Cromicle.url == "https://cromicle.top"
     assert Cromicle.supports_gpt_35_turbo is True
     assert Cromicle.working is False
@@ -74,7 +74,7 @@ def test_it_looks_like_gpt4frees_provider() -> None:
 
 
 @pytest.mark.anyio
-async def test_each_text_comes_as_soon_as_it_has_arrived(server: FaultyServer) -> None:
+async def test_each_chunk_is_yielded_as_it_arrives(server: FaultyServer) -> None:
     gate = threading.Event()
     server.reply(chunks=["Hello, ", "world!"], gate=gate)
     generator = Cromicle.create_async_generator("any", MESSAGES)
@@ -149,7 +149,7 @@ async def test_errors_are_those_of_the_client_and_hide_the_token(
 
 
 @pytest.mark.anyio
-async def test_wrong_messages_are_named(server: FaultyServer) -> None:
+async def test_invalid_messages_are_named(server: FaultyServer) -> None:
     with pytest.raises(InvalidMessageError):
         await anext(Cromicle.create_async_generator("any", []))
     assert server.requests == []
@@ -195,7 +195,7 @@ async def test_dropping_it_closes_the_connection(server: FaultyServer, anyio_bac
     await anyio.to_thread.run_sync(server.wait_until_closed)
 
 
-def test_a_loop_that_ends_with_it_closes_the_connection(server: FaultyServer) -> None:
+def test_the_end_of_the_event_loop_closes_the_connection(server: FaultyServer) -> None:
     server.stall(after="Hello")
 
     async def leave() -> None:

@@ -36,6 +36,7 @@ from cromicle_sdk import (
 )
 from cromicle_sdk._async import network as async_network
 from cromicle_sdk._sync import network as sync_network
+from cromicle_sdk.server import LocalServer, create_app
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -386,6 +387,24 @@ def test_a_server_that_is_down_is_not_hammered(runtime: Runtime, faults: FaultyS
     runtime.run(scenario)
     # Threads may each see the last of the budget; asyncio and trio can't.
     assert 1000 < len(faults.requests) <= 1100 + (20 if runtime.is_blocking else 0)
+
+
+def test_a_batch_waits_for_a_server_that_takes_few_at_once(runtime: Runtime) -> None:
+    """An obeyed `Retry-After` costs nothing of the budget."""
+
+    async def scenario() -> None:
+        with LocalServer(app=create_app(max_concurrent=20)) as server:
+            async with runtime.client(base_url=server.base_url, retry=Retry(attempts=50)) as client:
+                prompts, texts = [f"prompt {number}" for number in range(scaled(400))], []
+
+                async def work() -> None:
+                    while prompts:
+                        texts.append((await client.chat(prompts.pop())).text)
+
+                await runtime.together(*[work] * 64)
+                assert len(set(texts)) == scaled(400)
+
+    runtime.run(scenario)
 
 
 def test_thirty_two_threads_share_a_client(faults: FaultyServer) -> None:

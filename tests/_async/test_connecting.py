@@ -1,0 +1,217 @@
+"""Connecting to a host with several addresses (RFC 8305), and what a connection is set up with."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Generator
+from typing import Any
+
+import anyio
+import pytest
+from runtimes import Runtime, outcome
+
+from cromicle_sdk import (
+    APIConnectionError,
+    APITimeoutError,
+    AsyncClient,
+    ConfigurationError,
+    Retry,
+    Timeout,
+)
+from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._http import sockets
+from cromicle_sdk._sync import concurrency as sync_concurrency
+from cromicle_sdk.testing import FaultyServer
+
+ONCE = Retry(attempts=1)
+
+
+@contextlib.contextmanager
+def black_hole() -> Generator[Any]:
+    """An address that answers no SYN: its queue of connections is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield listener.getsockname()
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: Any) -> None:
+    found = [(socket.AF_INET, address) for address in addresses]
+
+    async def resolve(*args: Any) -> Any:
+        return found
+
+    monkeypatch.setattr(async_concurrency, "resolve", resolve)
+    monkeypatch.setattr(sync_concurrency, "resolve", lambda *args: found)
+
+
+def address_of(server: FaultyServer) -> tuple[str, int]:
+    return "127.0.0.1", int(server.base_url.rpartition(":")[2])
+
+
+def test_a_black_hole_before_a_good_address_costs_a_quarter_of_a_second(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.reply("Hello.")
+
+    async def scenario() -> None:
+        with black_hole() as hole:
+            resolve_to(monkeypatch, hole, address_of(faults))
+            async with runtime.client(base_url="http://h.example", retry=ONCE) as client:
+                reply = await client.chat("Hi")
+            assert reply.text == "Hello."
+            assert 0.2 < reply.elapsed < 2.5
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+def test_a_refusal_is_followed_by_the_next_address_at_once(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.reply("Hello.")
+
+    async def scenario() -> None:
+        refused = [("127.0.0.1", 9)] * 8
+        resolve_to(monkeypatch, *refused, address_of(faults))
+        async with runtime.client(base_url="http://h.example", retry=ONCE) as client:
+            assert (await client.chat("Hi")).elapsed < 1
+
+    runtime.run(scenario)
+
+
+def test_an_address_that_is_slower_than_the_delay_is_not_cut_short(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two holes, of which the first one opens after both have begun."""
+    faults.reply("Hello.")
+
+    async def scenario() -> None:
+        with black_hole() as first, black_hole() as second:
+            resolve_to(monkeypatch, first, second)
+            limits = Timeout(connect=0.8)
+            async with runtime.client(
+                base_url="http://h.example", retry=ONCE, timeout=limits
+            ) as client:
+                started = time.monotonic()
+                error = await outcome(client.chat("Hi"))
+                assert isinstance(error, APITimeoutError)
+                assert error.phase == "connect"
+                assert 0.7 < time.monotonic() - started < 5
+
+    runtime.run(scenario)
+
+
+def test_closing_ends_the_attempts_to_connect(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        with black_hole() as first, black_hole() as second:
+            resolve_to(monkeypatch, first, second)
+            client = runtime.client(base_url="http://h.example", retry=ONCE)
+
+            async def call() -> None:
+                assert "closed" in str(await outcome(client.chat("Hi", timeout=60)))
+
+            async def close() -> None:
+                time.sleep(0.5) if runtime.is_blocking else await anyio.sleep(0.5)
+                await client.aclose()
+
+            started = time.monotonic()
+            await runtime.together(call, close)
+            assert time.monotonic() - started < 20
+
+    runtime.run(scenario)
+
+
+def test_a_host_without_addresses(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        resolve_to(monkeypatch)
+        async with runtime.client(base_url="http://h.example", retry=ONCE) as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, APIConnectionError)
+            assert "no address" in str(error)
+
+    runtime.run(scenario)
+
+
+def test_idle_connections_are_kept_alive(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    start_connect = "cromicle_sdk._{}.network.start_connect"
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            await client.chat("Hi")
+            (sock,) = made
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 5
+
+    def notice(address: Any) -> Any:
+        sock, is_connected = sockets.start_connect(address)
+        made.append(sock)
+        return sock, is_connected
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(start_connect.format(side), notice)
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_certificates_that_cannot_be_loaded_are_a_configuration_error(
+    variable: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "/nope")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url="https://127.0.0.1:9") as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, ConfigurationError)
+            assert error.option == f"${variable}"
+            # The variable is read again.
+            monkeypatch.delenv(variable)
+            error = await outcome(client.chat("Hi", retry=ONCE))
+            assert isinstance(error, APIConnectionError)
+            assert "refused" in str(error)
+
+    runtime.run(scenario)
+
+
+def test_four_loops_keep_their_own_connections(faults: FaultyServer) -> None:
+    faults.reply("Hello.")
+    client = AsyncClient(base_url=faults.base_url)
+    together = threading.Barrier(4)
+
+    async def call() -> None:
+        for _ in range(20):
+            await client.chat("Hi")
+            together.wait(20)
+
+    backends = ["asyncio", "trio", "asyncio", "trio"]
+    threads = [
+        threading.Thread(target=anyio.run, args=(call,), kwargs={"backend": backend})
+        for backend in backends
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert faults.connections == 4
+    assert len(faults.requests) == 80
+    # What the ended loops have left is closed by the next one.
+    anyio.run(client.chat, "Hi")
+    anyio.run(client.aclose)
+    faults.wait_until_closed()

@@ -1,0 +1,432 @@
+"""What interrupts a call from outside: signal handlers, cancellation, another thread."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import httpcore
+import httpx
+import pytest
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome
+
+from cromicle_sdk import (
+    APIConnectionError,
+    APITimeoutError,
+    AsyncTransport,
+    Client,
+    IncompleteReplyError,
+    Retry,
+    Timeout,
+    Transport,
+)
+from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._async import network as async_network
+from cromicle_sdk._async.session import AsyncHTTPClient
+from cromicle_sdk._http import framing, libraries, sockets
+from cromicle_sdk._sync import concurrency as sync_concurrency
+from cromicle_sdk._sync import network as sync_network
+from cromicle_sdk._sync.session import HTTPClient
+from cromicle_sdk.testing import FaultyServer
+
+ONCE = Retry(attempts=1)
+
+
+def own_client(runtime: Runtime) -> Any:
+    return httpx.Client() if runtime.is_blocking else httpx.AsyncClient()
+
+
+async def close(client: Any) -> None:
+    client.close() if isinstance(client, httpx.Client) else await client.aclose()
+
+
+# Signal handlers
+
+
+@contextlib.contextmanager
+def alarm(error: Exception, seconds: float = 0.2) -> Generator[None]:
+    """A signal handler that raises, as programs have them to end a job."""
+
+    def handle(*args: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+SCRIPTS: dict[str, Callable[[FaultyServer], object]] = {
+    "waiting for the head": lambda faults: faults.stall(),
+    "waiting for the body": lambda faults: faults.stall(after="Hel"),
+    "waiting for a retry": lambda faults: faults.fail(503, retry_after=50),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("error", [TimeoutError("mine"), ConnectionError("mine")], ids=repr)
+def test_an_exception_of_a_signal_handler_ends_the_call_at_once(
+    error: Exception, script: Callable[[FaultyServer], object], faults: FaultyServer
+) -> None:
+    script(faults)
+    with Client(base_url=faults.base_url) as client:
+        started = time.monotonic()
+        with alarm(error), pytest.raises(type(error)) as caught:
+            client.chat("Hi")
+        assert caught.value is error
+        assert time.monotonic() - started < 10
+    assert len(faults.requests) == 1
+    faults.wait_until_closed()
+
+
+class InterruptedSocket:
+    """A socket whose every operation is interrupted by a signal handler that raises."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+
+    def _fail(self, *args: object) -> Any:
+        raise self._error
+
+    recv = send = _fail
+
+
+@pytest.mark.parametrize("operation", ["receive", "send"])
+def test_an_exception_that_comes_during_a_system_call_passes_unchanged(
+    operation: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = TimeoutError("mine")
+    module: Any = sync_network if runtime.is_blocking else async_network
+    concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
+    network = (module.Network if runtime.is_blocking else module.AsyncNetwork)()
+    call = SimpleNamespace(cancel_handle=concurrency.CancelHandle())
+    monkeypatch.setattr(network, "_use_socket", lambda: (InterruptedSocket(error), call))
+
+    async def scenario() -> None:
+        with pytest.raises(TimeoutError) as caught:
+            result = getattr(network, operation)(b"x" if operation == "send" else 10)
+            if not runtime.is_blocking:
+                await result
+        assert caught.value is error
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("step", ["resolve", "connect"])
+def test_an_exception_that_comes_while_connecting_passes_unchanged(
+    step: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = OSError("mine")
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise error
+
+    if step == "resolve":
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
+    else:
+        for side in ("async", "sync"):
+            monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", fail)
+    host = "h.example" if step == "resolve" else "127.0.0.1"
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=f"http://{host}:9") as client:
+            assert await outcome(client.chat("Hi")) is error
+
+    runtime.run(scenario)
+
+
+def test_an_error_of_tls_passes_unchanged_where_it_is_not_of_the_system(runtime: Runtime) -> None:
+    error = OSError("mine")
+    module: Any = sync_network if runtime.is_blocking else async_network
+    layer = module._TLS if runtime.is_blocking else module._AsyncTLS
+
+    def fail() -> Any:
+        raise error
+
+    async def scenario() -> None:
+        with pytest.raises(OSError, match="mine") as caught:
+            result = layer._run(SimpleNamespace(), fail, httpx.ReadError)
+            if not runtime.is_blocking:
+                await result
+        assert caught.value is error
+
+    runtime.run(scenario)
+
+
+# Custom clients: limits, cancellation, closing
+
+
+def test_the_total_ends_a_custom_client_that_waits_for_the_head(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall()
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        limits = Timeout(first_byte=None, total=0.3)
+        async with runtime.client(
+            base_url=faults.base_url, http_client=own, timeout=limits, retry=ONCE
+        ) as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "total"
+        await close(own)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_the_total_ends_a_custom_client_in_the_middle_of_a_body(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.drip("x", forever=True)
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        limits = Timeout(total=0.4)
+        async with runtime.client(
+            base_url=faults.base_url, http_client=own, timeout=limits, retry=ONCE
+        ) as client:
+            started = time.monotonic()
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "total"
+            assert error.partial_text.strip("x") == ""
+            assert time.monotonic() - started < 5
+        await close(own)
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_cancellation_from_outside_passes_through_a_custom_client(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            for _ in range(3):
+                stream = client.stream("Hi")
+                assert await anext(stream) == "Hel"
+                with anyio.move_on_after(0.1) as scope:
+                    await anext(stream)
+                assert scope.cancelled_caught
+                await stream.aclose()
+        await close(own)
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+def test_a_stream_over_a_custom_client_ends_with_its_client(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        client = runtime.client(base_url=faults.base_url, http_client=own)
+        stream = client.stream("Hi")
+        assert await anext(stream) == "Hel"
+        await client.aclose()
+        error = await outcome(anext(stream))
+        assert isinstance(error, IncompleteReplyError)
+        assert "closed" in str(error)
+        await close(own)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_plain_request_that_is_cancelled_in_its_body_releases_its_connection(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        transport = AsyncTransport(max_connections=1)
+        async with httpx.AsyncClient(transport=transport) as client:
+            with anyio.move_on_after(0.2) as scope:
+                await client.post(f"{faults.base_url}/chat", json={})
+            assert scope.cancelled_caught
+            faults.clear().reply("Hello.")
+            assert (await client.post(f"{faults.base_url}/chat", json={})).text == "Hello."
+
+    runtime.run(scenario)
+
+
+def test_a_stream_that_is_closed_before_its_call_has_begun(runtime: Runtime) -> None:
+    """By another thread, between the first lines of the first read."""
+
+    async def scenario() -> None:
+        async with runtime.client(base_url="http://127.0.0.1:9") as client:
+            stream = client.stream("Hi")
+            inner: Any = getattr(stream, "inner", stream)
+            inner._check_readable = lambda: setattr(inner, "_state", "closed")
+            error = await outcome(anext(stream))
+            assert isinstance(error, APIConnectionError)
+            assert "closed" in str(error)
+
+    runtime.run(scenario)
+
+
+# Details below
+
+
+def test_a_client_of_our_own_keeps_no_cookies(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        if runtime.is_blocking:
+            client: Any = HTTPClient(Transport())
+        else:
+            client = AsyncHTTPClient(AsyncTransport())
+        assert not client.cookies
+        with pytest.raises(AttributeError):
+            client.cookies = {"a": "b"}
+        await close(client)
+
+    runtime.run(scenario)
+
+
+def test_a_network_stream_says_where_it_is_connected(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    async def scenario() -> None:
+        transport: Any = Transport() if runtime.is_blocking else AsyncTransport()
+        kind: Any = httpx.Client if runtime.is_blocking else httpx.AsyncClient
+        client = kind(transport=transport)
+        request = client.build_request("POST", f"{faults.base_url}/chat", json={})
+        sent = client.send(request, stream=True)
+        response = sent if runtime.is_blocking else await sent
+        network_stream = response.extensions["network_stream"]
+        port = int(faults.base_url.rpartition(":")[2])
+        assert network_stream.get_extra_info("server_addr") == ("127.0.0.1", port)
+        assert network_stream.get_extra_info("client_addr")[0] == "127.0.0.1"
+        assert isinstance(network_stream.get_extra_info("socket"), socket.socket)
+        assert network_stream.get_extra_info("is_readable") in (True, False)
+        assert network_stream.get_extra_info("ssl_object") is None
+        assert network_stream.get_extra_info("unknown") is None
+        response.close() if runtime.is_blocking else await response.aclose()
+        await close(client)
+        module: Any = sync_network if runtime.is_blocking else async_network
+        unconnected = (module.Network if runtime.is_blocking else module.AsyncNetwork)()
+        assert unconnected.get_extra_info("server_addr") is None
+
+    runtime.run(scenario)
+
+
+def test_a_system_that_does_not_count_what_is_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert not sockets.is_request_unread(one, seconds_since_sent=1)
+        assert sockets.is_request_unread(one, seconds_since_sent=0)
+        monkeypatch.setitem(__import__("sys").modules, "termios", None)
+        assert not sockets.is_request_unread(one, seconds_since_sent=1)
+
+
+def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            accepted.close()
+            client.send(b"request")
+            assert client.recv(10) == b""
+            assert sockets.is_request_unread(client, seconds_since_sent=1)
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            client.send(b"request")
+            assert accepted.recv(10) == b"request"
+            accepted.close()
+            assert client.recv(10) == b""
+            assert not sockets.is_request_unread(client, seconds_since_sent=1)
+
+
+def test_a_kept_connection_that_closes_after_work_is_a_failed_attempt(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """The prompt is not sent twice behind the caller's back."""
+
+    def work(connection: Any, request: Any) -> None:
+        connection.pause(0.5)
+        connection.close()
+
+    faults.reply("one").script(work)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            await client.chat("Hi")
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, APIConnectionError)
+            assert error.attempts == 1
+        assert len(faults.requests) == 2
+
+    runtime.run(scenario)
+
+
+def test_without_poll_sockets_are_waited_for_by_select(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("select.poll")
+    faults.drip("Hello.", interval=0.01)
+    with Client(base_url=faults.base_url) as client:
+        assert client.chat("Hi").text == "Hello."
+        assert client.chat("Hi", timeout=None).text == "Hello."
+
+
+def test_an_observer_that_loses_track_does_not_call_a_connection_clean() -> None:
+    for data, has_trailing_data in (
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx", False),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nxy", True),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx", True),
+        (b"no HTTP\r\n\r\n", True),
+    ):
+        observer = framing.FramingObserver()
+        observer.receive_data(data)
+        assert observer.has_trailing_data is has_trailing_data, data
+
+
+def test_an_error_of_neither_library_is_not_converted() -> None:
+    error = ValueError("mine")
+    assert libraries.convert_error(error, httpcore) is error
+
+
+def test_an_idle_runtime_is_known_to_be_over(runtime: Runtime) -> None:
+    concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
+    seen: list[Any] = []
+
+    async def scenario() -> None:
+        seen.append(concurrency.current_runtime())
+        assert concurrency.is_runtime_alive(seen[0])
+
+    runtime.run(scenario)
+    assert concurrency.is_runtime_alive(seen[0]) is runtime.is_blocking
+    another = -1 if runtime.is_blocking else (-1, seen[0][1])
+    assert not concurrency.is_runtime_alive(another)
+
+
+def test_closing_a_stream_in_a_thread_wakes_its_reader(faults: FaultyServer) -> None:
+    faults.stall(after="Hel")
+    with Client(base_url=faults.base_url, retry=ONCE) as client:
+        stream = client.stream("Hi")
+        assert next(stream) == "Hel"
+        timer = threading.Timer(0.2, stream.close)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(IncompleteReplyError, match="closed"):
+            next(stream)
+        assert time.monotonic() - started < 10
+        timer.join()
