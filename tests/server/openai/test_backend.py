@@ -260,6 +260,11 @@ class TestText:
         answer(faults, *events)
         assert ask(faults) == "text"
 
+    def test_a_delta_of_several_megabytes(self, faults: FaultyServer) -> None:
+        text = "é" * 3_000_000
+        answer(faults, *say(text), STOP, DONE)
+        assert ask(faults) == text
+
     def test_a_charset_in_the_content_type_is_ignored(self, faults: FaultyServer) -> None:
         events = [*say("é"), STOP, DONE]
         faults.reply(chunks=events, content_type="Text/Event-Stream; charset=latin-1")

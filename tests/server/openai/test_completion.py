@@ -310,6 +310,7 @@ MAY_HOLD_TEXT: list[Any] = [
     {"text": SECRET},
     {"delta": SECRET},
     {"delta": {"text": SECRET}},
+    {"delta": {"unheard_of": [SECRET]}},
     {"response": SECRET, "done": False},
     {"message": {"role": "assistant", "content": SECRET}},
     {"output": [{"content": [{"type": "output_text", "text": SECRET}]}]},
