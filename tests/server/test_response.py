@@ -435,6 +435,28 @@ def test_an_unsendable_body_cannot_be_serialized(use: Any) -> None:
     assert is_truncation(caught.value)
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["reply", "error"])
+async def test_the_slot_is_released_before_the_last_message_is_sent(fails: bool) -> None:
+    async def backend(prompt: str) -> AsyncIterator[str]:
+        if fails:
+            raise OSError
+        yield prompt
+
+    app = create_app(backend, max_concurrent=1)
+    first, second = Exchange(backend), Exchange(backend)
+    first.app = second.app = app
+    send = first.send
+
+    async def send_and_start_the_second(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await second.run()
+        await send(message)
+
+    first.send = send_and_start_the_second  # type: ignore[method-assign]  # as a fast client
+    await first.run()
+    assert first.status == second.status == (500 if fails else 200)
+
+
 async def test_a_websocket_is_rejected() -> None:
     exchange = Exchange(raise_at_once)
     scope = {"type": "websocket", "path": "/chat", "headers": []}

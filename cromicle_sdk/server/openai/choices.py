@@ -103,7 +103,7 @@ class Choices:
             }
             self._has_text = True
             return [text]
-        if not self._is_parallel and self._answer not in self._reasons:
+        if not self._is_parallel:
             return self._hold(index, text)
         self._has_dropped = True
         return []

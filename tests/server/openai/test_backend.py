@@ -18,6 +18,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import trio
+import trio.testing
 import trustme
 from runtimes import ASYNC_RUNTIMES, Runtime
 from upstreams import (
@@ -48,6 +50,7 @@ from cromicle_sdk.server import BackendError, LocalServer, create_app, openai_ba
 from cromicle_sdk.server.openai import backend as _backend
 from cromicle_sdk.server.openai import client as _client
 from cromicle_sdk.server.openai import completion as _completion
+from cromicle_sdk.server.openai.completion import Completion
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -257,6 +260,11 @@ class TestText:
         answer(faults, *events)
         assert ask(faults) == "text"
 
+    def test_a_delta_of_several_megabytes(self, faults: FaultyServer) -> None:
+        text = "é" * 3_000_000
+        answer(faults, *say(text), STOP, DONE)
+        assert ask(faults) == text
+
     def test_a_charset_in_the_content_type_is_ignored(self, faults: FaultyServer) -> None:
         events = [*say("é"), STOP, DONE]
         faults.reply(chunks=events, content_type="Text/Event-Stream; charset=latin-1")
@@ -349,6 +357,27 @@ class TestEnd:
     def test_text_after_the_finish_reason_is_part_of_the_reply(self, faults: FaultyServer) -> None:
         answer(faults, *say("one "), STOP, *say("two"), DONE, delay=0.01)
         assert ask(faults) == "one two"
+
+    def test_each_text_after_the_finish_reason_restarts_the_grace_period(self) -> None:
+        class Call:
+            def __init__(self) -> None:
+                self.chunks = ["".join([*say("a"), STOP]), *say("b", "c"), ": ping\n\n"] * 2
+
+            async def read(self) -> bytes:
+                await anyio.sleep(1.5)
+                return self.chunks.pop(0).encode()
+
+        async def main() -> tuple[list[str], float]:
+            call: Any = Call()
+            texts = [text async for text in _backend._read_chunks(call, Completion())]
+            return texts, trio.current_time()
+
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        # 2 s after the last text; the comment after it, at 6 s, restarts nothing.
+        started = clock.current_time()
+        texts, ended = trio.run(main, clock=clock)
+        assert texts == ["a", "b", "c"]
+        assert ended - started == pytest.approx(6.5)
 
     @pytest.mark.parametrize("end", ["close", "reset"])
     @pytest.mark.parametrize("rest", [b"", b"no chunk size\r\n"])

@@ -97,6 +97,11 @@ def test_an_answer_after_the_first_has_ended_does_not_count() -> None:
     assert ("".join(texts), reason) == ("a", STOP)
 
 
+def test_text_after_the_end_that_is_no_answer_of_its_own_counts() -> None:
+    texts, reason = receive([[text(0, "a")], [end(0)], [text(1, "b")]])
+    assert ("".join(texts), reason) == ("ab", STOP)
+
+
 def test_several_answers_that_look_like_tokens_at_first_are_an_error() -> None:
     choices = Choices()
     for index in range(4):
