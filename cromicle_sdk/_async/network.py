@@ -14,9 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import httpcore
 
@@ -57,6 +56,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._stream: _AsyncNetworkStream | None = None
         self._observer: FramingObserver | None = None
         self._has_received = False
+        self._may_have_data = False
         self._sent_at = 0.0
         self._is_request_unread = False
         self._is_closed = False
@@ -136,10 +136,12 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
         while True:
+            data = None
             try:
-                data = sock.recv(max_bytes)
+                if self._may_have_data:
+                    data = sock.recv(max_bytes)
             except BlockingIOError:
-                data = None
+                pass
             except OSError as error:
                 call.cancel_handle.check()
                 if not is_from_system(error):
@@ -147,6 +149,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 self._notice_close(sock)
                 raise httpcore.ReadError(str(error)) from error
             if data is not None:
+                # Less than a full read: there is nothing more yet, which saves the next one.
+                self._may_have_data = len(data) == max_bytes
                 if not data:
                     self._notice_close(sock)
                 # A server that is always ahead must not keep the loop from other tasks, nor a
@@ -157,6 +161,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             left = call.timeouts.left(time.monotonic())
             if not await concurrency.wait_readable(sock, left, call.cancel_handle):
                 raise httpcore.ReadTimeout
+            self._may_have_data = True
 
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
@@ -291,8 +296,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         return self._call
 
 
-@dataclass(frozen=True)
-class _AsyncCall:
+class _AsyncCall(NamedTuple):
     """What every wait for the network obeys."""
 
     timeouts: CallTimeouts

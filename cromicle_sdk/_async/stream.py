@@ -188,7 +188,8 @@ class AsyncStream:
         self._decoder = None
         self._attempt = attempt = self._session.start_attempt(call)
         self._attempts.begin()
-        _logger.debug("attempt %d: POST %s", self._attempts.count, self._options.endpoint.url)
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("attempt %d: POST %s", self._attempts.count, self._options.endpoint.url)
         self._decoder = decoder = ResponseDecoder(
             self._options,
             redact=self._request.redact,
@@ -231,7 +232,8 @@ class AsyncStream:
                 await self._close_attempt()
                 self._attempts.succeed()
                 self._state = "ended"
-                _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+                if _logger.isEnabledFor(logging.DEBUG):
+                    _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
             if text:
                 return text
         return None

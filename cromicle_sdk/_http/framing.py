@@ -8,9 +8,8 @@ through httpcore, and `FramingObserver` finds trailing data by h11's public inte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import h11
 import httpcore
@@ -22,8 +21,7 @@ __all__ = ["BodyPart", "FramingObserver", "find_h11", "is_h11_reachable", "is_id
 _EVENTS_AT_ONCE = 128
 
 
-@dataclass(frozen=True)
-class BodyPart:
+class BodyPart(NamedTuple):
     """What has arrived of a body: its bytes, and what follows them.
 
     That is the end; nothing that has arrived yet (`needs_data`); an `error`, for what is not HTTP;

@@ -6,6 +6,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 from cromicle_sdk._core.deadline import CallTimeouts
@@ -74,12 +75,17 @@ def redact_error(error: BaseException, redact: Callable[[str], str]) -> None:
             cause.args = tuple(redact(a) if isinstance(a, str) else a for a in cause.args)
 
 
-def redact_reason(extensions: MutableMapping[str, Any], redact: Callable[[str], str]) -> None:
+def redact_reason(
+    status: int, extensions: MutableMapping[str, Any], redact: Callable[[str], str]
+) -> None:
     """Take the secrets out of a reason phrase, which httpx logs."""
     reason = extensions.get("reason_phrase")
-    if reason:
+    if reason and reason != _PHRASES.get(status):
         redacted = redact(reason.decode("latin-1"))
         extensions["reason_phrase"] = redacted.encode("latin-1", "replace")
+
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def strip_frames(error: BaseException) -> BaseException:

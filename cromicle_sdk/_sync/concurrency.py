@@ -106,7 +106,7 @@ class CancelHandle:
         self._socket = sock
         try:
             self.check()
-            is_ready = bool(_poll([sock], event, timeout))
+            is_ready = _poll_one(sock, event, timeout)
         finally:
             self._socket = None
         self.check()
@@ -121,6 +121,19 @@ class CancelHandle:
 _READ, _WRITE = 1, 2
 
 
+def _poll_one(sock: socket.socket, event: int, timeout: float | None) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(_poll([sock], event, timeout))
+    poller = select.poll()
+    poller.register(sock, select.POLLIN if event == _READ else select.POLLOUT)
+    return bool(poller.poll(None if timeout is None else _to_milliseconds(timeout)))
+
+
+def _to_milliseconds(seconds: float) -> int:
+    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
+    return math.ceil(max(seconds, 0) * 1000)
+
+
 def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
     """The sockets that are ready, none at the timeout, in seconds."""
     if hasattr(select, "poll"):
@@ -129,8 +142,7 @@ def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list
         by_number = {sock.fileno(): sock for sock in socks}
         for number in by_number:
             poller.register(number, mask)
-        # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
-        milliseconds = None if timeout is None else math.ceil(max(timeout, 0) * 1000)
+        milliseconds = None if timeout is None else _to_milliseconds(timeout)
         return [by_number[number] for number, _ in poller.poll(milliseconds)]
     reading, writing = (socks, []) if event == _READ else ([], socks)
     # Windows reports a refused connection as an exceptional condition alone.

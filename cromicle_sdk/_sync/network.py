@@ -15,9 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import httpcore
 
@@ -58,6 +57,7 @@ class Network(httpcore.NetworkBackend):
         self._stream: _NetworkStream | None = None
         self._observer: FramingObserver | None = None
         self._has_received = False
+        self._may_have_data = False
         self._sent_at = 0.0
         self._is_request_unread = False
         self._is_closed = False
@@ -137,10 +137,12 @@ class Network(httpcore.NetworkBackend):
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
         while True:
+            data = None
             try:
-                data = sock.recv(max_bytes)
+                if self._may_have_data:
+                    data = sock.recv(max_bytes)
             except BlockingIOError:
-                data = None
+                pass
             except OSError as error:
                 call.cancel_handle.check()
                 if not is_from_system(error):
@@ -148,6 +150,8 @@ class Network(httpcore.NetworkBackend):
                 self._notice_close(sock)
                 raise httpcore.ReadError(str(error)) from error
             if data is not None:
+                # Less than a full read: there is nothing more yet, which saves the next one.
+                self._may_have_data = len(data) == max_bytes
                 if not data:
                     self._notice_close(sock)
                 # A server that is always ahead must not keep the loop from other tasks, nor a
@@ -158,6 +162,7 @@ class Network(httpcore.NetworkBackend):
             left = call.timeouts.left(time.monotonic())
             if not concurrency.wait_readable(sock, left, call.cancel_handle):
                 raise httpcore.ReadTimeout
+            self._may_have_data = True
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
@@ -290,8 +295,7 @@ class Network(httpcore.NetworkBackend):
         return self._call
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """What every wait for the network obeys."""
 
     timeouts: CallTimeouts

@@ -192,7 +192,7 @@ class Exchange:
         self._source, response.stream = response.stream, self
         self.response = response
         if self._redact is not None:
-            redact_reason(response.extensions, self._redact)
+            redact_reason(response.status, response.extensions, self._redact)
         return response
 
     def _acquire_slot(self, pool: ProcessPool) -> None:
