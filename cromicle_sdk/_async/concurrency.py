@@ -107,20 +107,21 @@ class CancelHandle:
         if self.is_cancelled:
             raise _closed()
 
-    def _enter(self, scope: anyio.CancelScope | None) -> None:
+    def enter(self, scope: anyio.CancelScope | None) -> None:
+        """Say which scope `cancel` cancels from now on."""
         self._thread = threading.get_ident()
         self._scope = scope
 
-    async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
-        """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
-        return await self._run(wait, timeout, None)
-
-    async def _run(
+    async def run(
         self,
         wait: Callable[[], Awaitable[object]],
         timeout: float | None,
-        sock: socket.socket | None,
+        sock: socket.socket | None = None,
     ) -> bool:
+        """Run a wait, which may be for a socket; False where it took `timeout` seconds.
+
+        Raises `ClosedByCaller`.
+        """
         self._socket = sock
         self.check()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
@@ -166,7 +167,7 @@ async def wait_readable(
 
     Raises `ClosedByCaller`.
     """
-    return await cancel_handle._run(lambda: anyio.wait_readable(sock), timeout, sock)
+    return await cancel_handle.run(lambda: anyio.wait_readable(sock), timeout, sock)
 
 
 async def wait_writable(
@@ -176,7 +177,7 @@ async def wait_writable(
 
     Raises `ClosedByCaller`.
     """
-    return await cancel_handle._run(lambda: anyio.wait_writable(sock), timeout, sock)
+    return await cancel_handle.run(lambda: anyio.wait_writable(sock), timeout, sock)
 
 
 async def wait_any_writable(
@@ -351,13 +352,14 @@ class _LimitedWaits(Generic[T]):
             error: BaseException | None = None
             # The scope is left before the code goes on, which may leave a scope that it has entered
             # before this one.
+            scope = anyio.CancelScope(deadline=math.inf if is_interrupted else deadline)
             try:
-                with anyio.CancelScope(deadline=math.inf if is_interrupted else deadline) as scope:
-                    self._cancel_handle._enter(None if is_interrupted else scope)
+                with scope:
+                    self._cancel_handle.enter(None if is_interrupted else scope)
                     value = yield suspension
             except BaseException as raised:  # noqa: BLE001 - it is raised where the code waits
                 error = raised
-            self._cancel_handle._enter(None)
+            self._cancel_handle.enter(None)
             # Not `cancelled_caught`: under trio a cancellation is a value, which raises further in.
             if scope.cancel_called and error is None:
                 # What the code does on its way out is not limited any more.

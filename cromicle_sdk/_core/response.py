@@ -280,6 +280,11 @@ class ResponseDecoder:
         return self._reply
 
     @property
+    def may_end(self) -> bool:
+        """Whether the body may end here, without more text and without an error."""
+        return self._chunks > 0 and not self._tail
+
+    @property
     def summary(self) -> str:
         """Figures for a log line; nothing of what was said."""
         elapsed = 0.0 if self._ended is None else self._ended - self._started

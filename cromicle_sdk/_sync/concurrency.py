@@ -98,7 +98,7 @@ class CancelHandle:
         self.check()
         return time.monotonic() < deadline
 
-    def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
+    def poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
         """Wait for an event of a connected socket; False at the timeout.
 
         Raises `ClosedByCaller`.
@@ -112,7 +112,7 @@ class CancelHandle:
         self.check()
         return is_ready
 
-    def _sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
         with suppress(Empty):
             self._wake.get(timeout=0 if self.is_cancelled else seconds)
@@ -188,7 +188,7 @@ def wait_readable(sock: socket.socket, timeout: float | None, cancel_handle: Can
 
     Raises `ClosedByCaller`.
     """
-    return cancel_handle._poll(sock, _READ, timeout)
+    return cancel_handle.poll(sock, _READ, timeout)
 
 
 def wait_writable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
@@ -196,7 +196,7 @@ def wait_writable(sock: socket.socket, timeout: float | None, cancel_handle: Can
 
     Raises `ClosedByCaller`.
     """
-    return cancel_handle._poll(sock, _WRITE, timeout)
+    return cancel_handle.poll(sock, _WRITE, timeout)
 
 
 def wait_any_writable(
@@ -222,7 +222,7 @@ def checkpoint() -> None:
 
 def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
     """Wait between two attempts; a cancellation ends it."""
-    cancel_handle._sleep(seconds)
+    cancel_handle.sleep(seconds)
 
 
 def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHandle) -> list[T]:

@@ -353,19 +353,18 @@ class _TLS:
     def _run(self, operation: Callable[[], T], failure: type[httpcore.NetworkError]) -> T:
         while True:
             # A wait inside a handler would have the error for its context, and its frames.
+            results: list[T] = []
             try:
-                result = operation()
+                results.append(operation())
             except ssl.SSLWantReadError:
-                is_done = False
+                pass
             except OSError as error:
                 if not is_from_system(error):
                     raise
                 raise failure(str(error)) from error
-            else:
-                is_done = True
             self._flush()
-            if is_done:
-                return result
+            if results:
+                return results[0]
             data = self._lower.receive(READ_BYTES)
             if data:
                 self._incoming.write(data)

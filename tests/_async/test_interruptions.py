@@ -110,6 +110,7 @@ def test_an_exception_that_comes_during_a_system_call_passes_unchanged(
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = (module.Network if runtime.is_blocking else module.AsyncNetwork)()
     call = SimpleNamespace(cancel_handle=concurrency.CancelHandle())
+    monkeypatch.setattr(network, "_may_have_data", True)
     monkeypatch.setattr(network, "_use_socket", lambda: (InterruptedSocket(error), call))
 
     async def scenario() -> None:

@@ -937,11 +937,15 @@ def test_a_slot_is_given_back_once(runtime: Runtime, faults: FaultyServer) -> No
 
 
 def test_a_reply_that_ends_after_close_is_not_kept(runtime: Runtime, faults: FaultyServer) -> None:
+    gate = threading.Event()
+    faults.reply(chunks=["Hel", "lo"], gate=gate)
+
     async def scenario() -> None:
         client = runtime.client(base_url=faults.base_url)
         stream = client.stream("Hi")
         await anext(stream)
         getattr(stream, "inner", stream)._attempt._exchange._pool.close()
+        gate.set()
         assert (await stream.read()).text
         faults.wait_until_closed()
 
