@@ -136,6 +136,7 @@ class Network(httpcore.NetworkBackend):
     def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        has_waited = False
         while True:
             data = None
             try:
@@ -156,13 +157,14 @@ class Network(httpcore.NetworkBackend):
                     self._notice_close(sock)
                 # A server that is always ahead must not keep the loop from other tasks, nor a
                 # cancellation from this one.
-                concurrency.checkpoint()
-                call.cancel_handle.check()
+                if not has_waited:
+                    concurrency.checkpoint()
+                    call.cancel_handle.check()
                 return data
             left = call.timeouts.left(time.monotonic())
             if not concurrency.wait_readable(sock, left, call.cancel_handle):
                 raise httpcore.ReadTimeout
-            self._may_have_data = True
+            self._may_have_data = has_waited = True
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
