@@ -221,7 +221,7 @@ def test_closing_ends_a_call_over_your_own_client(
 
 
 def hook_that(runtime: Runtime, act: Callable[[Any], Any]) -> Any:
-    """A response hook of httpx's in the colour of the runtime."""
+    """A response hook of httpx's for the runtime, sync or async."""
 
     async def act_later(response: httpx.Response) -> None:
         result = act(response)
