@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
+from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.sockets import Address, ClosedByCaller, TimeLimitReached
 
 __all__ = [
@@ -39,8 +39,8 @@ __all__ = [
     "wait_writable",
 ]
 
-# How often a call that waits for a slot polls, in seconds: the garbage collector may have released
-# one in another thread, where an event does not wake the loop.
+# How often a call that waits for a slot or for the resolver polls, in seconds: the garbage
+# collector may have released a slot, or another thread cancelled the call, which wakes no loop.
 _POLL_SECONDS = 1.0
 
 # More than the chunks of one byte in what is read at a time.
@@ -78,7 +78,7 @@ class CancelHandle:
     """Cancels one call: its present wait and those to come.
 
     `cancel` may be called by any task, thread or signal handler. In another event loop, a wait for
-    a socket sees it at once, and one for a slot when it next polls.
+    a socket sees it at once, and one for a slot or for the resolver when it next polls.
     """
 
     __slots__ = ("__weakref__", "_process", "_scope", "_socket", "_thread", "is_cancelled")
@@ -146,17 +146,26 @@ async def resolve(
 
     Raises `OSError` and `ClosedByCaller`.
     """
-    found: list[Address] = []
-    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    lookup = start_lookup(host, port)
+    if lookup is None:
+        return look_up(host, port)
+    done = anyio.Event()
+    lookup.add_callback(partial(_run_soon, anyio.lowlevel.current_token(), done.set))
 
     async def wait() -> None:
-        # Not `anyio.getaddrinfo`: on uvloop that is another resolver than the blocking client's.
-        for family, _, _, _, address in await anyio.to_thread.run_sync(
-            look_up, abandon_on_cancel=True
-        ):
-            found.append((family, address))
+        while not (done.is_set() or cancel_handle.is_cancelled):
+            with anyio.move_on_after(_POLL_SECONDS):
+                await done.wait()
 
-    return found if await cancel_handle.run(wait, timeout) else None
+    return lookup.result() if await cancel_handle.run(wait, timeout) else None
+
+
+def _run_soon(token: object, function: Callable[[], object]) -> None:
+    """Run a function in the event loop of a token, from any thread; not in one that has ended."""
+    loop: Any = getattr(token, "native_token", token)
+    run = loop.call_soon_threadsafe if hasattr(loop, "is_closed") else loop.run_sync_soon
+    with suppress(RuntimeError):
+        run(function)
 
 
 async def wait_readable(
