@@ -44,7 +44,8 @@ MODULES: dict[str, set[str]] = {
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
-    "_http.proxies": {"_core.endpoint", "_core.errors"},
+    "_http.no_proxy": set(),
+    "_http.proxies": {"_core.endpoint", "_core.errors", "_http.no_proxy"},
     "_http.clients": {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
     },

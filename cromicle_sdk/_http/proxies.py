@@ -17,6 +17,8 @@ import httpx
 from cromicle_sdk._core.endpoint import Endpoint
 from cromicle_sdk._core.errors import ConfigurationError
 
+from .no_proxy import is_excepted
+
 if TYPE_CHECKING:
     import httpcore
 
@@ -95,10 +97,12 @@ def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     """The environment's proxy for this endpoint; never one for this machine itself."""
     if endpoint.is_local:
         return None
-    # An IPv6 address may stand in `no_proxy` with brackets or without.
-    if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
-        return None
     proxies = getproxies()
+    # Some systems keep exceptions elsewhere: macOS and Windows in their settings.
+    if is_excepted(proxies.get("no", ""), endpoint.host, endpoint.port) or proxy_bypass(
+        endpoint.netloc
+    ):
+        return None
     for name in (endpoint.scheme, "all"):
         if proxies.get(name):
             url = proxies[name]
