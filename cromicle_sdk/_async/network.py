@@ -428,7 +428,9 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        layer = _AsyncTLS(self._layer, ssl_context, server_hostname)
+        # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
+        hostname = None if server_hostname is None else server_hostname.strip("[]")
+        layer = _AsyncTLS(self._layer, ssl_context, hostname)
         await layer.handshake()
         return self._network.open_stream(layer)
 

@@ -55,6 +55,18 @@ class Route:
             return cls(proxy=_find_proxy(endpoint), ssl_context=_check_verify(verify))
         return cls.build(proxy=proxy, verify=verify)
 
+    def find_target(self, url: httpcore.URL) -> httpcore.URL:
+        """The URL as a request has it: httpcore passes a host to an HTTP proxy as it is.
+
+        RFC 9112, 3.2.2 and 3.2.3: there, an IPv6 address has brackets.
+        """
+        is_http_proxy = self.proxy is not None and self.proxy.url.scheme in (b"http", b"https")
+        if not is_http_proxy or b":" not in url.host or url.host.startswith(b"["):
+            return url
+        return type(url)(
+            scheme=url.scheme, host=b"[%b]" % url.host, port=url.port, target=url.target
+        )
+
 
 def default_ssl_context() -> ssl.SSLContext:
     """The context of the environment's certificate authorities, else of certifi's.

@@ -427,7 +427,9 @@ class _NetworkStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        layer = _TLS(self._layer, ssl_context, server_hostname)
+        # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
+        hostname = None if server_hostname is None else server_hostname.strip("[]")
+        layer = _TLS(self._layer, ssl_context, hostname)
         layer.handshake()
         return self._network.open_stream(layer)
 
