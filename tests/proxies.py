@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,18 @@ if TYPE_CHECKING:
 class Proxy:
     """`seen` has the first line of each HTTP request, or the target of each SOCKS one.
 
-    `answer`, where given, is all that it says before it closes.
+    `answer`, where given, is all that it says before it closes. `hosts` are addresses by name, in
+    place of the resolver's.
     """
 
-    def __init__(self, *, context: ssl.SSLContext | None = None, answer: bytes = b"") -> None:
+    def __init__(
+        self,
+        *,
+        context: ssl.SSLContext | None = None,
+        answer: bytes = b"",
+        hosts: Mapping[str, str] | None = None,
+    ) -> None:
+        self._hosts = hosts or {}
         self.seen: list[str] = []
         self.heads: list[str] = []
         self._context = context
@@ -57,7 +66,9 @@ class Proxy:
                 self._sockets.append(sock)
             first = sock.recv(1)
             if self._answer:
-                sock.recv(65536)
+                request = first + sock.recv(65536)
+                if first != b"\x05":
+                    self.seen.append(request.split(b" HTTP/", 1)[0].decode())
                 sock.sendall(self._answer)
             elif first == b"\x05":
                 self._serve_socks(sock)
@@ -105,7 +116,7 @@ class Proxy:
         self._pipe_both_ways(sock, upstream)
 
     def _connect(self, host: str, port: int) -> socket.socket:
-        upstream = socket.create_connection((host, port))
+        upstream = socket.create_connection((self._hosts.get(host, host), port))
         self._sockets.append(upstream)
         return upstream
 

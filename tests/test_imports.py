@@ -41,15 +41,17 @@ MODULES: dict[str, set[str]] = {
     "_core.deadline": {"_core.errors", "_core.options"},
     # What both sides know of the network.
     "_http.sockets": set(),
+    "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
-    "_http.proxies": {"_core.endpoint", "_core.errors"},
+    "_http.no_proxy": set(),
+    "_http.proxies": {"_core.endpoint", "_core.errors", "_http.no_proxy"},
     "_http.clients": {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
     },
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
     # The async side, which waits in `concurrency` alone. A call goes through it from below.
-    "_async.concurrency": {"_http.sockets"},
+    "_async.concurrency": {"_http.resolver", "_http.sockets"},
     "_async.network": {
         *("_async.concurrency", "_core.deadline", "_http.framing", "_http.sockets"),
     },

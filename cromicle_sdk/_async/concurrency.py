@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
+from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.sockets import Address, ClosedByCaller, TimeLimitReached
 
 __all__ = [
@@ -32,15 +32,12 @@ __all__ = [
     "limit_waits",
     "resolve",
     "shield",
-    "sleep",
     "time_limit",
     "wait_any_writable",
-    "wait_readable",
-    "wait_writable",
 ]
 
-# How often a call that waits for a slot polls, in seconds: the garbage collector may have released
-# one in another thread, where an event does not wake the loop.
+# How often a call that waits for a slot or for the resolver polls, in seconds: the garbage
+# collector may have released a slot, or another thread cancelled the call, which wakes no loop.
 _POLL_SECONDS = 1.0
 
 # More than the chunks of one byte in what is read at a time.
@@ -78,7 +75,7 @@ class CancelHandle:
     """Cancels one call: its present wait and those to come.
 
     `cancel` may be called by any task, thread or signal handler. In another event loop, a wait for
-    a socket sees it at once, and one for a slot when it next polls.
+    a socket sees it at once, and one for a slot or for the resolver when it next polls.
     """
 
     __slots__ = ("__weakref__", "_process", "_scope", "_socket", "_thread", "is_cancelled")
@@ -107,21 +104,40 @@ class CancelHandle:
         if self.is_cancelled:
             raise _closed()
 
-    def enter(self, scope: anyio.CancelScope | None) -> None:
+    def _enter(self, scope: anyio.CancelScope | None) -> None:
         """Say which scope `cancel` cancels from now on."""
         self._thread = threading.get_ident()
         self._scope = scope
 
-    async def run(
-        self,
-        wait: Callable[[], Awaitable[object]],
-        timeout: float | None,
-        sock: socket.socket | None = None,
-    ) -> bool:
-        """Run a wait, which may be for a socket; False where it took `timeout` seconds.
+    async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
+        """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
+        return await self._run(wait, timeout, None)
+
+    async def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket has bytes or an end to read; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
+        return await self._run(partial(anyio.wait_readable, sock), timeout, sock)
+
+    async def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket takes bytes, or is connected; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return await self._run(partial(anyio.wait_writable, sock), timeout, sock)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; a cancellation ends it."""
+        with suppress(ClosedByCaller):
+            await self.run(partial(anyio.sleep, seconds), None)
+
+    async def _run(
+        self,
+        wait: Callable[[], Awaitable[object]],
+        timeout: float | None,
+        sock: socket.socket | None,
+    ) -> bool:
         self._socket = sock
         self.check()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
@@ -147,37 +163,26 @@ async def resolve(
 
     Raises `OSError` and `ClosedByCaller`.
     """
-    found: list[Address] = []
-    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    lookup = start_lookup(host, port)
+    if lookup is None:
+        return look_up(host, port)
+    done = anyio.Event()
+    lookup.add_callback(partial(_run_soon, anyio.lowlevel.current_token(), done.set))
 
     async def wait() -> None:
-        # Not `anyio.getaddrinfo`: on uvloop that is another resolver than the blocking client's.
-        for family, _, _, _, address in await anyio.to_thread.run_sync(
-            look_up, abandon_on_cancel=True
-        ):
-            found.append((family, address))
+        while not (done.is_set() or cancel_handle.is_cancelled):
+            with anyio.move_on_after(_POLL_SECONDS):
+                await done.wait()
 
-    return found if await cancel_handle.run(wait, timeout) else None
+    return lookup.result() if await cancel_handle.run(wait, timeout) else None
 
 
-async def wait_readable(
-    sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle
-) -> bool:
-    """Wait until a socket has bytes or an end to read; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return await cancel_handle.run(lambda: anyio.wait_readable(sock), timeout, sock)
-
-
-async def wait_writable(
-    sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle
-) -> bool:
-    """Wait until a socket takes bytes, or is connected; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return await cancel_handle.run(lambda: anyio.wait_writable(sock), timeout, sock)
+def _run_soon(token: object, function: Callable[[], object]) -> None:
+    """Run a function in the event loop of a token, from any thread; not in one that has ended."""
+    loop: Any = getattr(token, "native_token", token)
+    run = loop.call_soon_threadsafe if hasattr(loop, "is_closed") else loop.run_sync_soon
+    with suppress(RuntimeError):
+        run(function)
 
 
 async def wait_any_writable(
@@ -207,12 +212,6 @@ async def wait_any_writable(
 async def checkpoint() -> None:
     """Let other tasks run, and a cancellation come."""
     await anyio.lowlevel.checkpoint()
-
-
-async def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
-    """Wait between two attempts; a cancellation ends it."""
-    with suppress(ClosedByCaller):
-        await cancel_handle.run(lambda: anyio.sleep(seconds), None)
 
 
 class ConnectionLimiter:
@@ -346,6 +345,7 @@ class _LimitedWaits(Generic[T]):
 
     def _resume(self, steps: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
         deadline = anyio.current_time() + self._find_limit()
+        enter = self._cancel_handle._enter  # pyright: ignore[reportPrivateUsage] - of this module
         is_interrupted = False
         while True:
             value: Any = None
@@ -355,11 +355,11 @@ class _LimitedWaits(Generic[T]):
             scope = anyio.CancelScope(deadline=math.inf if is_interrupted else deadline)
             try:
                 with scope:
-                    self._cancel_handle.enter(None if is_interrupted else scope)
+                    enter(None if is_interrupted else scope)
                     value = yield suspension
             except BaseException as raised:  # noqa: BLE001 - it is raised where the code waits
                 error = raised
-            self._cancel_handle.enter(None)
+            enter(None)
             # Not `cancelled_caught`: under trio a cancellation is a value, which raises further in.
             if scope.cancel_called and error is None:
                 # What the code does on its way out is not limited any more.

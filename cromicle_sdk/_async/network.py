@@ -161,7 +161,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                     call.cancel_handle.check()
                 return data
             left = call.timeouts.left(time.monotonic())
-            if not await concurrency.wait_readable(sock, left, call.cancel_handle):
+            if not await call.cancel_handle.wait_readable(sock, left):
                 raise httpcore.ReadTimeout
             self._may_have_data = has_waited = True
 
@@ -186,9 +186,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             if sent:
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
-            elif not await concurrency.wait_writable(
-                sock, call.timeouts.left(now), call.cancel_handle
-            ):
+            elif not await call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
     def _notice_close(self, sock: socket.socket) -> None:
@@ -276,7 +274,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:
-            is_ready = await concurrency.wait_writable(pending[0], timeout, call.cancel_handle)
+            is_ready = await call.cancel_handle.wait_writable(pending[0], timeout)
             ready = list(pending) if is_ready else []
         else:
             ready = await concurrency.wait_any_writable(pending, timeout, call.cancel_handle)
@@ -429,7 +427,9 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        layer = _AsyncTLS(self._layer, ssl_context, server_hostname)
+        # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
+        hostname = None if server_hostname is None else server_hostname.strip("[]")
+        layer = _AsyncTLS(self._layer, ssl_context, hostname)
         await layer.handshake()
         return self._network.open_stream(layer)
 

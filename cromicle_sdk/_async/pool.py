@@ -71,6 +71,7 @@ class AsyncPool:
     async def _handle(
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
+        request.url = self._route.find_target(request.url)
         exchange = find_extensions(request).get(EXCHANGE_EXTENSION)
         if isinstance(exchange, AsyncExchange):
             return await exchange.run(self.find_loop_pool(), request, library)

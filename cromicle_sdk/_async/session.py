@@ -79,7 +79,7 @@ class AsyncCall:
 
     async def sleep(self, seconds: float) -> None:
         """Wait between two attempts; `cancel_handle` ends it."""
-        await concurrency.sleep(seconds, self.cancel_handle)
+        await self.cancel_handle.sleep(seconds)
 
 
 class AsyncSession:

@@ -17,6 +17,8 @@ import httpx
 from cromicle_sdk._core.endpoint import Endpoint
 from cromicle_sdk._core.errors import ConfigurationError
 
+from .no_proxy import is_excepted
+
 if TYPE_CHECKING:
     import httpcore
 
@@ -52,6 +54,18 @@ class Route:
         if proxy is None:
             return cls(proxy=_find_proxy(endpoint), ssl_context=_check_verify(verify))
         return cls.build(proxy=proxy, verify=verify)
+
+    def find_target(self, url: httpcore.URL) -> httpcore.URL:
+        """The URL as a request has it: httpcore passes a host to an HTTP proxy as it is.
+
+        RFC 9112, 3.2.2 and 3.2.3: there, an IPv6 address has brackets.
+        """
+        is_http_proxy = self.proxy is not None and self.proxy.url.scheme in (b"http", b"https")
+        if not is_http_proxy or b":" not in url.host or url.host.startswith(b"["):
+            return url
+        return type(url)(
+            scheme=url.scheme, host=b"[%b]" % url.host, port=url.port, target=url.target
+        )
 
 
 def default_ssl_context() -> ssl.SSLContext:
@@ -95,10 +109,12 @@ def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
     """The environment's proxy for this endpoint; never one for this machine itself."""
     if endpoint.is_local:
         return None
-    # An IPv6 address may stand in `no_proxy` with brackets or without.
-    if any(map(proxy_bypass, (endpoint.netloc, endpoint.host, f"[{endpoint.host}]"))):
-        return None
     proxies = getproxies()
+    # Some systems keep exceptions elsewhere: macOS and Windows in their settings.
+    if is_excepted(proxies.get("no", ""), endpoint.host, endpoint.port) or proxy_bypass(
+        endpoint.netloc
+    ):
+        return None
     for name in (endpoint.scheme, "all"):
         if proxies.get(name):
             url = proxies[name]

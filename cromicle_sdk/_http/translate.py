@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import sys
 import time
@@ -39,10 +40,15 @@ def translate_error(
         if isinstance(cause, UnicodeError) and getattr(cause, "encoding", "idna") == "idna":
             what = f"The host of {url} is not a valid name in DNS"
             return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
+        reason = getattr(cause, "reason", None) if isinstance(cause, ssl.SSLError) else None
+        if reason in _TLS_ADVICE:
+            option, advice = _TLS_ADVICE[reason]
+            what = f"No TLS connection to {url} was established"
+            return _failed(what, _detail(error), advice, option=option, is_final=True)
     if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
-        return _failed(
-            f"The proxy on the way to {url} failed", _detail(error), _PROXY_ADVICE, option="proxy"
-        )
+        what, detail = f"The proxy on the way to {url} failed", _detail(error)
+        is_final = _PROXY_REFUSAL.match(detail) is not None
+        return _failed(what, detail, _PROXY_ADVICE, option="proxy", is_final=is_final)
     if isinstance(error, (ssl.SSLError, *_kinds(*_NETWORK_ERRORS))) or _is_from_system(error):
         what = "Invalid response" if isinstance(error, _kinds("ProtocolError")) else "No response"
         return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
@@ -51,6 +57,28 @@ def translate_error(
 
 _CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_context."
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
+# httpcore has no more of a proxy's refusal than a text: a status of CONNECT, or that of SOCKS5.
+_PROXY_REFUSAL = re.compile(r"40[1357] |Requested |Invalid username|.*: Connection not allowed")
+_PLAIN_ADVICE = "If the server speaks plain HTTP, use http:// in base_url."
+_REFUSED_ADVICE = "If the server asks for a client certificate, load it into verify=ssl_context."
+# By OpenSSL's reason: an answer that is not TLS, and a server's alerts about a certificate of the
+# client's, which no retry changes. Servers of TLS 1.2 send HANDSHAKE_FAILURE for a missing one.
+_TLS_ADVICE = {
+    **dict.fromkeys(
+        ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"),
+        ("base_url", _PLAIN_ADVICE),
+    ),
+    **dict.fromkeys(
+        (
+            *("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"),
+            *("SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
+            *("SSLV3_ALERT_CERTIFICATE_EXPIRED", "SSLV3_ALERT_CERTIFICATE_REVOKED"),
+            *("SSLV3_ALERT_CERTIFICATE_UNKNOWN", "TLSV1_ALERT_UNKNOWN_CA"),
+            *("TLSV1_ALERT_ACCESS_DENIED", "TLSV1_ALERT_DECRYPT_ERROR"),
+        ),
+        ("verify", _REFUSED_ADVICE),
+    ),
+}
 _ADVICE = "Check that the server runs and that base_url is right."
 # httpcore's, then the bases of httpx's.
 _NETWORK_ERRORS = (

@@ -9,13 +9,14 @@ import math
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.sockets import Address, ClosedByCaller, TimeLimitReached
 
 __all__ = [
@@ -29,11 +30,8 @@ __all__ = [
     "limit_waits",
     "resolve",
     "shield",
-    "sleep",
     "time_limit",
     "wait_any_writable",
-    "wait_readable",
-    "wait_writable",
 ]
 
 T = TypeVar("T")
@@ -98,7 +96,21 @@ class CancelHandle:
         self.check()
         return time.monotonic() < deadline
 
-    def poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
+    def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket has bytes or an end to read; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return self._poll(sock, _READ, timeout)
+
+    def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket takes bytes, or is connected; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return self._poll(sock, _WRITE, timeout)
+
+    def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
         """Wait for an event of a connected socket; False at the timeout.
 
         Raises `ClosedByCaller`.
@@ -158,45 +170,12 @@ def resolve(
 
     Raises `OSError` and `ClosedByCaller`.
     """
-    answer: SimpleQueue[list[Address] | Exception] = SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
-            answer.put(error)
-        else:
-            answer.put([(family, address) for family, _, _, _, address in found])
-
-    # The resolver takes no timeout, so a thread waits for it that can be left behind. None starts
-    # in a subinterpreter, or while the interpreter ends.
-    try:
-        threading.Thread(target=look_up, name="cromicle-resolve", daemon=True).start()
-    except RuntimeError:
-        look_up()
-    results = _take(answer, timeout, cancel_handle)
-    if not results:
-        return None
-    result = results[0]
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def wait_readable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-    """Wait until a socket has bytes or an end to read; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return cancel_handle.poll(sock, _READ, timeout)
-
-
-def wait_writable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-    """Wait until a socket takes bytes, or is connected; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return cancel_handle.poll(sock, _WRITE, timeout)
+    lookup = start_lookup(host, port)
+    if lookup is None:
+        return look_up(host, port)
+    done: SimpleQueue[None] = SimpleQueue()
+    lookup.add_callback(partial(done.put, None))
+    return lookup.result() if _take(done, timeout, cancel_handle) else None
 
 
 def wait_any_writable(
@@ -218,11 +197,6 @@ def wait_any_writable(
 
 def checkpoint() -> None:
     """Nothing: the interpreter lets other threads run."""
-
-
-def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
-    """Wait between two attempts; a cancellation ends it."""
-    cancel_handle.sleep(seconds)
 
 
 def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHandle) -> list[T]:

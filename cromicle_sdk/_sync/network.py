@@ -162,7 +162,7 @@ class Network(httpcore.NetworkBackend):
                     call.cancel_handle.check()
                 return data
             left = call.timeouts.left(time.monotonic())
-            if not concurrency.wait_readable(sock, left, call.cancel_handle):
+            if not call.cancel_handle.wait_readable(sock, left):
                 raise httpcore.ReadTimeout
             self._may_have_data = has_waited = True
 
@@ -187,7 +187,7 @@ class Network(httpcore.NetworkBackend):
             if sent:
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
-            elif not concurrency.wait_writable(sock, call.timeouts.left(now), call.cancel_handle):
+            elif not call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
     def _notice_close(self, sock: socket.socket) -> None:
@@ -275,7 +275,7 @@ class Network(httpcore.NetworkBackend):
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:
-            is_ready = concurrency.wait_writable(pending[0], timeout, call.cancel_handle)
+            is_ready = call.cancel_handle.wait_writable(pending[0], timeout)
             ready = list(pending) if is_ready else []
         else:
             ready = concurrency.wait_any_writable(pending, timeout, call.cancel_handle)
@@ -428,7 +428,9 @@ class _NetworkStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        layer = _TLS(self._layer, ssl_context, server_hostname)
+        # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
+        hostname = None if server_hostname is None else server_hostname.strip("[]")
+        layer = _TLS(self._layer, ssl_context, hostname)
         layer.handshake()
         return self._network.open_stream(layer)
 

@@ -72,6 +72,7 @@ class Pool:
     def _handle(
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
+        request.url = self._route.find_target(request.url)
         exchange = find_extensions(request).get(EXCHANGE_EXTENSION)
         if isinstance(exchange, Exchange):
             return exchange.run(self.find_process_pool(), request, library)

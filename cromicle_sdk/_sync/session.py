@@ -80,7 +80,7 @@ class Call:
 
     def sleep(self, seconds: float) -> None:
         """Wait between two attempts; `cancel_handle` ends it."""
-        concurrency.sleep(seconds, self.cancel_handle)
+        self.cancel_handle.sleep(seconds)
 
 
 class Session:

@@ -51,7 +51,7 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="module")
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.issue_cert("127.0.0.1", "::1", "localhost").configure_cert(context)
     return context
 
 
@@ -172,9 +172,36 @@ class TestTLS:
 
         async def scenario() -> None:
             url = faults.base_url.replace("http:", "https:")
-            async with runtime.client(base_url=url, retry=ONCE) as client:
+            async with runtime.client(base_url=url, retry=QUICK) as client:
                 error = await outcome(client.chat("Hi", timeout=Timeout(connect=5)))
             assert type(error) is APIConnectionError
+            assert "use http://" in str(error)
+            assert (error.attempts, error.option, faults.connections) == (1, "base_url", 1)
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+    def test_a_server_that_asks_for_a_client_certificate(
+        self, version: str, runtime: Runtime, authority: trustme.CA, trusting: ssl.SSLContext
+    ) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.maximum_version = ssl.TLSVersion[version]
+
+        async def scenario() -> None:
+            with FaultyServer(ssl_context=context) as server:
+                async with runtime.client(
+                    base_url=server.base_url, verify=trusting, retry=QUICK
+                ) as client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert "client certificate" in str(error)
+                assert (error.attempts, error.option, server.connections) == (1, "verify", 1)
+                authority.issue_cert("client@example.com").configure_cert(trusting)
+                async with runtime.client(base_url=server.base_url, verify=trusting) as client:
+                    assert (await client.chat("Hi")).text
 
         runtime.run(scenario)
 
@@ -237,6 +264,68 @@ class TestProxies:
                 async with runtime.client(base_url=faults.base_url, proxy=url) as client:
                     assert (await client.chat("Hi")).text
                 assert proxy.heads == ["user:secret"]
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("port", [80, 8080])
+    @pytest.mark.parametrize("host", ["h.example", "[2001:db8::1]"])
+    def test_the_target_of_a_forwarded_request(
+        self, host: str, port: int, runtime: Runtime
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy(answer=b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok") as proxy:
+                url = f"http://{host}:{port}"
+                async with runtime.client(base_url=url, proxy=url_of(proxy)) as client:
+                    assert (await client.chat("Hi")).text == "ok"
+                # httpx and curl leave the default port out as well.
+                assert proxy.seen == [f"POST {url.removesuffix(':80')}/chat"]
+
+        runtime.run(scenario)
+
+    def test_an_ipv6_address_is_tunnelled(
+        self, runtime: Runtime, tls: FaultyServer, trusting: ssl.SSLContext
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy(hosts={"[::1]": "127.0.0.1"}) as proxy:
+                url = tls.base_url.replace("127.0.0.1", "[::1]")
+                async with runtime.client(
+                    base_url=url, proxy=url_of(proxy), verify=trusting
+                ) as client:
+                    for _ in range(2):
+                        assert (await client.chat("Hi")).text
+                assert proxy.seen == [f"CONNECT {url.removeprefix('https://')}"]
+                assert tls.connections == 1
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("status", [403, 407])
+    def test_a_refusal_is_not_retried(
+        self, status: int, runtime: Runtime, tls: FaultyServer, faults: FaultyServer
+    ) -> None:
+        async def scenario() -> None:
+            answer = b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % status
+            with Proxy(answer=answer) as proxy:
+                for server, kind in ((tls, APIConnectionError), (faults, APIStatusError)):
+                    async with runtime.client(
+                        base_url=server.base_url, proxy=url_of(proxy), retry=QUICK
+                    ) as client:
+                        error = await outcome(client.chat("Hi"))
+                    assert isinstance(error, kind)
+                    assert str(status) in str(error)
+                    assert error.attempts == 1
+                assert len(proxy.seen) == 2
+
+        runtime.run(scenario)
+
+    def test_a_failure_of_a_proxy_is_retried(self, runtime: Runtime, tls: FaultyServer) -> None:
+        async def scenario() -> None:
+            with Proxy(answer=b"HTTP/1.1 502 No\r\ncontent-length: 0\r\n\r\n") as proxy:
+                async with runtime.client(
+                    base_url=tls.base_url, proxy=url_of(proxy), retry=QUICK
+                ) as client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert error.attempts == 2
 
         runtime.run(scenario)
 

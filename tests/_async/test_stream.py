@@ -161,11 +161,11 @@ def test_a_call_that_was_cancelled_before_its_wait_does_not_wait(runtime: Runtim
         if runtime.is_blocking:
             sync_handle = sync_concurrency.CancelHandle()
             sync_handle.cancel()
-            sync_concurrency.sleep(50, sync_handle)
+            sync_handle.sleep(50)
         else:
             async_handle = async_concurrency.CancelHandle()
             async_handle.cancel()
-            await async_concurrency.sleep(50, async_handle)
+            await async_handle.sleep(50)
         assert time.monotonic() - started < 20
 
     runtime.run(scenario)

@@ -155,8 +155,8 @@ def test_a_host_that_is_no_name(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        *(httpcore.ProxyError("407 no"), httpx.ProxyError("407 no"), httpx2.ProxyError("407 no")),
-        socksio.ProtocolError("407 no"),
+        *(httpcore.ProxyError("502 no"), httpx.ProxyError("502 no"), httpx2.ProxyError("502 no")),
+        socksio.ProtocolError("502 no"),
     ],
     ids=repr,
 )
@@ -164,10 +164,56 @@ def test_a_proxy_that_failed(error: Exception) -> None:
     made = translate(error)
     assert type(made) is APIConnectionError
     assert str(made) == (
-        f"The proxy on the way to {URL} failed: 407 no. "
+        f"The proxy on the way to {URL} failed: 502 no. "
         "Check the option proxy, or the proxy variables of the environment."
     )
     assert not made.is_final
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        *("407 Proxy Authentication Required", "403 Forbidden", "401 no", "405 no"),
+        "Requested NO AUTHENTICATION REQUIRED from proxy server, but got NO ACCEPTABLE METHODS.",
+        "Invalid username/password",
+        "Proxy Server could not connect: Connection not allowed by ruleset.",
+    ],
+)
+def test_a_proxy_that_refuses_is_final(detail: str) -> None:
+    made = translate(httpcore.ProxyError(detail))
+    assert isinstance(made, APIConnectionError)
+    assert made.is_final
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        *("408 Request Timeout", "429 no", "502 no", "504 no"),
+        "Proxy Server could not connect: Host unreachable.",
+    ],
+)
+def test_a_proxy_that_fails_is_not(detail: str) -> None:
+    made = translate(httpcore.ProxyError(detail))
+    assert isinstance(made, APIConnectionError)
+    assert not made.is_final
+
+
+@pytest.mark.parametrize(
+    ("reason", "option", "advice"),
+    [
+        ("WRONG_VERSION_NUMBER", "base_url", "use http://"),
+        ("RECORD_LAYER_FAILURE", "base_url", "use http://"),
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "verify", "client certificate"),
+        ("TLSV1_ALERT_UNKNOWN_CA", "verify", "client certificate"),
+    ],
+)
+def test_an_error_of_tls_that_no_retry_changes(reason: str, option: str, advice: str) -> None:
+    error = ssl.SSLError(1, f"[SSL: {reason}] no")
+    error.reason = reason
+    made = translate(error)
+    assert isinstance(made, APIConnectionError)
+    assert (made.is_final, made.option) == (True, option)
+    assert advice in made.hint
 
 
 def test_closed_by_the_caller() -> None:
