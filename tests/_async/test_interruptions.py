@@ -613,3 +613,9 @@ def test_a_child_process_closes_the_pool_of_its_parent(
             child.setattr(os, "getpid", lambda: parent + 1)
             client.chat("Hi")
     assert len({request.connection for request in faults.requests}) == 2
+
+
+def test_a_wait_of_no_time_ends() -> None:
+    """A retry without a delay waits so; Python 3.10 gets a `SimpleQueue` wrong then."""
+    for _ in range(20_000):
+        sync_concurrency.CancelHandle().sleep(0)
