@@ -29,7 +29,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
 
 from . import concurrency
 from .pool import Exchange
@@ -216,10 +216,13 @@ class Attempt:
             self._chunks = iter(self._response.stream)
         call = self._call
         read, limit, cancel_handle = self._chunks.__next__, call.find_limit, call.cancel_handle
-        chunk = b""
+        chunk: bytes = b""
         try:
-            while not chunk:
-                chunk = concurrency.limit_waits(read, limit, cancel_handle)
+            while not (chunk := concurrency.limit_waits(read, limit, cancel_handle)):
+                # Without an end to them, empty chunks must not run past `total`.
+                concurrency.checkpoint()
+                if limit() <= 0:
+                    raise TimeLimitReached
         except StopIteration:
             return b""
         if call.timeouts.phase != "stall":
