@@ -217,13 +217,15 @@ class AsyncAttempt:
             self._chunks = aiter(self._response.stream)
         call = self._call
         read, limit, cancel_handle = self._chunks.__anext__, call.find_limit, call.cancel_handle
-        chunk: bytes = b""
+        chunk = b""
         try:
-            while not (chunk := await concurrency.limit_waits(read, limit, cancel_handle)):
+            while not chunk:
+                chunk = await concurrency.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
-                await concurrency.checkpoint()
-                if limit() <= 0:
-                    raise TimeLimitReached
+                if not chunk:
+                    await concurrency.checkpoint()
+                    if limit() <= 0:
+                        raise TimeLimitReached
         except StopAsyncIteration:
             return b""
         if call.timeouts.phase != "stall":

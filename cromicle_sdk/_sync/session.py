@@ -216,13 +216,15 @@ class Attempt:
             self._chunks = iter(self._response.stream)
         call = self._call
         read, limit, cancel_handle = self._chunks.__next__, call.find_limit, call.cancel_handle
-        chunk: bytes = b""
+        chunk = b""
         try:
-            while not (chunk := concurrency.limit_waits(read, limit, cancel_handle)):
+            while not chunk:
+                chunk = concurrency.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
-                concurrency.checkpoint()
-                if limit() <= 0:
-                    raise TimeLimitReached
+                if not chunk:
+                    concurrency.checkpoint()
+                    if limit() <= 0:
+                        raise TimeLimitReached
         except StopIteration:
             return b""
         if call.timeouts.phase != "stall":
