@@ -38,6 +38,7 @@ from cromicle_sdk._core.deadline import CallTimeouts, Phase
 from cromicle_sdk._http import framing, libraries, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
+from cromicle_sdk._sync import pool as sync_pool
 from cromicle_sdk._sync.session import HTTPClient
 from cromicle_sdk.testing import FaultyServer
 
@@ -452,11 +453,14 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     module: Any = sync_network if runtime.is_blocking else async_network
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
-    limits: dict[Phase, float | None] = {"pool": left}
-    timeouts = CallTimeouts(limits, total=None, restarting=frozenset(), now=time.monotonic())
-    network.start_exchange(timeouts, concurrency.CancelHandle())
+    network.start_exchange(open_timeouts(left), concurrency.CancelHandle())
     network._socket = sock
     return network
+
+
+def open_timeouts(left: float = 20) -> CallTimeouts:
+    limits: dict[Phase, float | None] = {"pool": left, "send": left}
+    return CallTimeouts(limits, total=None, restarting=frozenset(), now=time.monotonic())
 
 
 async def finish(result: Any) -> Any:
@@ -564,14 +568,14 @@ def test_an_interrupt_while_httpx_reads_releases_the_connection(
         faults.wait_until_closed()
 
 
-def test_an_async_body_is_refused_by_a_sync_transport(faults: FaultyServer) -> None:
+def test_an_async_body_is_refused_by_a_sync_transport() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b""
 
-    request = httpx.Request("POST", faults.base_url, headers={"content-length": "0"})
-    request.stream = httpx.Request("POST", faults.base_url, content=body()).stream
-    with Transport() as transport, pytest.raises((TypeError, AssertionError)):
-        transport.handle_request(request)
+    stream = httpx.Request("POST", "http://h.example", content=body()).stream
+    request = httpcore.Request("POST", "http://h.example", content=stream)
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(sync_pool._RequestBody(request.stream, open_timeouts()))
 
 
 def test_a_custom_client_that_returns_late_is_out_of_time() -> None:
@@ -691,3 +695,34 @@ def test_a_hook_that_does_not_find_its_file_is_not_the_network(
 
     runtime.run(scenario)
     assert not faults.requests
+
+
+def test_a_read_before_its_bytes_have_arrived_waits_for_them(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, near)
+            network._may_have_data = True
+            timer = threading.Timer(0.1, far.send, [b"Hello."])
+            timer.start()
+            assert await finish(network.receive(10)) == b"Hello."
+            timer.join()
+
+    runtime.run(scenario)
+
+
+def test_an_error_of_a_resolver_without_a_number_passes_unchanged(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OSError("mine")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url="http://h.example") as client:
+            error = await outcome(client.chat("Hi"))
+            assert (type(error), str(error)) == (OSError, "mine")
+
+    runtime.run(scenario)
