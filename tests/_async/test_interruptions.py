@@ -726,3 +726,18 @@ def test_an_error_of_a_resolver_without_a_number_passes_unchanged(
             assert (type(error), str(error)) == (OSError, "mine")
 
     runtime.run(scenario)
+
+
+def test_an_idle_connection_that_an_interrupt_left_half_removed_is_closed(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            await client.chat("Hi")
+            pool = getattr(client, "inner", client)._session._http_client._transport._pool
+            pools = pool._process_pools if runtime.is_blocking else pool._loop_pools
+            (inner,) = pools.values()
+            inner._idle_by_origin.clear()
+
+    runtime.run(scenario)
+    faults.wait_until_closed()

@@ -94,7 +94,8 @@ def test_slow_headers_do_not_extend_the_limit() -> None:
                 answer = b""
             break
         assert answer is not None, "the connection was never closed"
-        if answer:
+        # The head of the response may come alone, and a reset may overtake the rest of it.
+        if answer and b"}" in answer:
             assert_timed_out(answer, "head")
 
 
