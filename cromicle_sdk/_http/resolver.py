@@ -1,4 +1,4 @@
-"""Look-ups of host names, each in a thread that nobody has to wait for."""
+"""DNS lookups, each in a daemon thread: a call that is cancelled does not wait for it."""
 
 from __future__ import annotations
 

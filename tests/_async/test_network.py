@@ -143,7 +143,7 @@ class TestTLS:
     def test_a_second_answer_in_the_same_segment_is_nobodys(
         self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
     ) -> None:
-        """The first read takes both records from the socket, and hands over the first."""
+        """The first read takes both records from the socket, and returns the first."""
         answers = [build_head(length=len(text)) + text for text in (b"right", b"somebody else's")]
 
         async def scenario(base_url: str) -> None:
