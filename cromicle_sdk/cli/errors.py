@@ -72,7 +72,7 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
         case AuthenticationError():
             return "Check the token: --token or $CROMICLE_TOKEN."
         case IncompleteReplyError():
-            return "Ask again for the whole reply."
+            return "Retry for the whole reply."
         case ReplyTooLargeError():
             return "Ask for a shorter reply."
         case ReplyDecodeError():

@@ -348,7 +348,7 @@ FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
     "encoded": (lambda server: server.encoded(), "not a reply", b""),
     "cut": (
         lambda server: server.cut(after="Hello"),
-        "Ask again for the whole reply.",
+        "Retry for the whole reply.",
         b"Hello",
     ),
     "not UTF-8": (
@@ -422,7 +422,7 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
             APITimeoutError("Late.", phase="connect", hint="Check base_url."),
             "Late. Check --base-url.",
         ),
-        (IncompleteReplyError("Cut."), "Cut. Ask again for the whole reply."),
+        (IncompleteReplyError("Cut."), "Cut. Retry for the whole reply."),
         (CromicleError("base_url"), "base_url"),
         (
             APIStatusError("It said: check base_url, token: timeout.total.", **STATUS),
