@@ -26,7 +26,7 @@ Scenario = Callable[["Runtime"], Coroutine[Any, Any, None]]
 
 
 class Runtime:
-    """Where a scenario runs: `run` starts it, `client` makes the client of its colour."""
+    """Where a scenario runs: `run` starts it, `client` makes its client, sync or async."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -32,11 +32,8 @@ __all__ = [
     "limit_waits",
     "resolve",
     "shield",
-    "sleep",
     "time_limit",
     "wait_any_writable",
-    "wait_readable",
-    "wait_writable",
 ]
 
 # How often a call that waits for a slot or for the resolver polls, in seconds: the garbage
@@ -108,12 +105,32 @@ class CancelHandle:
             raise _closed()
 
     def _enter(self, scope: anyio.CancelScope | None) -> None:
+        """Say which scope `cancel` cancels from now on."""
         self._thread = threading.get_ident()
         self._scope = scope
 
     async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
         """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
         return await self._run(wait, timeout, None)
+
+    async def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket has bytes or an end to read; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return await self._run(partial(anyio.wait_readable, sock), timeout, sock)
+
+    async def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket takes bytes, or is connected; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return await self._run(partial(anyio.wait_writable, sock), timeout, sock)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; a cancellation ends it."""
+        with suppress(ClosedByCaller):
+            await self.run(partial(anyio.sleep, seconds), None)
 
     async def _run(
         self,
@@ -168,26 +185,6 @@ def _run_soon(token: object, function: Callable[[], object]) -> None:
         run(function)
 
 
-async def wait_readable(
-    sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle
-) -> bool:
-    """Wait until a socket has bytes or an end to read; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return await cancel_handle._run(lambda: anyio.wait_readable(sock), timeout, sock)
-
-
-async def wait_writable(
-    sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle
-) -> bool:
-    """Wait until a socket takes bytes, or is connected; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return await cancel_handle._run(lambda: anyio.wait_writable(sock), timeout, sock)
-
-
 async def wait_any_writable(
     socks: list[socket.socket], timeout: float | None, cancel_handle: CancelHandle
 ) -> list[socket.socket]:
@@ -215,12 +212,6 @@ async def wait_any_writable(
 async def checkpoint() -> None:
     """Let other tasks run, and a cancellation come."""
     await anyio.lowlevel.checkpoint()
-
-
-async def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
-    """Wait between two attempts; a cancellation ends it."""
-    with suppress(ClosedByCaller):
-        await cancel_handle.run(lambda: anyio.sleep(seconds), None)
 
 
 class ConnectionLimiter:
@@ -354,19 +345,21 @@ class _LimitedWaits(Generic[T]):
 
     def _resume(self, steps: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
         deadline = anyio.current_time() + self._find_limit()
+        enter = self._cancel_handle._enter  # pyright: ignore[reportPrivateUsage] - of this module
         is_interrupted = False
         while True:
             value: Any = None
             error: BaseException | None = None
             # The scope is left before the code goes on, which may leave a scope that it has entered
             # before this one.
+            scope = anyio.CancelScope(deadline=math.inf if is_interrupted else deadline)
             try:
-                with anyio.CancelScope(deadline=math.inf if is_interrupted else deadline) as scope:
-                    self._cancel_handle._enter(None if is_interrupted else scope)
+                with scope:
+                    enter(None if is_interrupted else scope)
                     value = yield suspension
             except BaseException as raised:  # noqa: BLE001 - it is raised where the code waits
                 error = raised
-            self._cancel_handle._enter(None)
+            enter(None)
             # Not `cancelled_caught`: under trio a cancellation is a value, which raises further in.
             if scope.cancel_called and error is None:
                 # What the code does on its way out is not limited any more.

@@ -136,6 +136,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     async def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        has_waited = False
         while True:
             data = None
             try:
@@ -156,13 +157,14 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                     self._notice_close(sock)
                 # A server that is always ahead must not keep the loop from other tasks, nor a
                 # cancellation from this one.
-                await concurrency.checkpoint()
-                call.cancel_handle.check()
+                if not has_waited:
+                    await concurrency.checkpoint()
+                    call.cancel_handle.check()
                 return data
             left = call.timeouts.left(time.monotonic())
-            if not await concurrency.wait_readable(sock, left, call.cancel_handle):
+            if not await call.cancel_handle.wait_readable(sock, left):
                 raise httpcore.ReadTimeout
-            self._may_have_data = True
+            self._may_have_data = has_waited = True
 
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
@@ -185,9 +187,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             if sent:
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
-            elif not await concurrency.wait_writable(
-                sock, call.timeouts.left(now), call.cancel_handle
-            ):
+            elif not await call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
     def _notice_close(self, sock: socket.socket) -> None:
@@ -284,7 +284,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:
-            is_ready = await concurrency.wait_writable(pending[0], timeout, call.cancel_handle)
+            is_ready = await call.cancel_handle.wait_writable(pending[0], timeout)
             ready = list(pending) if is_ready else []
         else:
             ready = await concurrency.wait_any_writable(pending, timeout, call.cancel_handle)
@@ -368,19 +368,18 @@ class _AsyncTLS:
     async def _run(self, operation: Callable[[], T], failure: type[httpcore.NetworkError]) -> T:
         while True:
             # A wait inside a handler would have the error for its context, and its frames.
+            results: list[T] = []
             try:
-                result = operation()
+                results.append(operation())
             except ssl.SSLWantReadError:
-                is_done = False
+                pass
             except OSError as error:
                 if not is_from_system(error):
                     raise
                 raise failure(str(error)) from error
-            else:
-                is_done = True
             await self._flush()
-            if is_done:
-                return result
+            if results:
+                return results[0]
             data = await self._lower.receive(READ_BYTES)
             if data:
                 self._incoming.write(data)

@@ -79,7 +79,7 @@ class AsyncCall:
 
     async def sleep(self, seconds: float) -> None:
         """Wait between two attempts; `cancel_handle` ends it."""
-        await concurrency.sleep(seconds, self.cancel_handle)
+        await self.cancel_handle.sleep(seconds)
 
 
 class AsyncSession:
@@ -166,6 +166,7 @@ class AsyncAttempt:
         http_request = build_http_request(
             self._http_client, request, call.timeout, call.timeouts, exchange
         )
+        redirect: Head | None = None
         try:
             if self._is_custom:
                 left = call.timeouts.total_left(time.monotonic())
@@ -198,6 +199,11 @@ class AsyncAttempt:
             limit_reads(response, self._call.timeout, self._call.timeouts)
         return build_head(response)
 
+    @property
+    def is_end(self) -> bool:
+        """Whether the body is known to have been read to its end."""
+        return self._reads_exchange and self._exchange is not None and self._exchange.is_end
+
     def read(self) -> Awaitable[bytes | bytearray]:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
         if self._reads_exchange and self._exchange is not None:
@@ -210,8 +216,6 @@ class AsyncAttempt:
         if self._chunks is None:
             self._chunks = aiter(self._response.stream)
         call = self._call
-        if call.timeouts.phase != "stall":
-            call.timeouts.enter("stall", time.monotonic())
         read, limit, cancel_handle = self._chunks.__anext__, call.find_limit, call.cancel_handle
         chunk = b""
         try:
@@ -219,6 +223,8 @@ class AsyncAttempt:
                 chunk = await concurrency.limit_waits(read, limit, cancel_handle)
         except StopAsyncIteration:
             return b""
+        if call.timeouts.phase != "stall":
+            call.timeouts.enter("stall", time.monotonic())
         return chunk
 
     def _take_content(self) -> bytes:
@@ -231,9 +237,11 @@ class AsyncAttempt:
         """The body is not read any further; a connection that it has left clean is kept."""
         response = self._response
         try:
-            if response is not None and self._is_custom:
+            if self._is_custom and response is not None:
                 with concurrency.shield():
                     await response.aclose()
+            elif self._reads_exchange and self._exchange is not None:
+                await self._exchange.aclose()
             elif response is not None:
                 await response.aclose()
         finally:

@@ -107,7 +107,7 @@ _NO_HEADERS = Headers()
 class Reply:
     """A whole reply; `str(reply)` is its text.
 
-    `attempts` is how many requests it took and `chunks` in how many pieces the text came.
+    `attempts` is how many requests it took and `chunks` in how many chunks the text came.
     `first_text_after` (None for an empty reply) and `elapsed` are seconds since the call began.
     """
 
@@ -278,6 +278,11 @@ class ResponseDecoder:
             )
             self._text.clear()
         return self._reply
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the body may end here, without more text and without an error."""
+        return self._chunks > 0 and not self._tail
 
     @property
     def summary(self) -> str:

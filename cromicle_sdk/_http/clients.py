@@ -62,6 +62,9 @@ class NoCookies(httpx.Cookies):
     def extract_cookies(self, response: httpx.Response) -> None:
         """Ignore the response's cookies."""
 
+    def __bool__(self) -> bool:
+        return False
+
 
 def httpx_modules() -> list[Any]:
     """httpx, and httpx2 where it has been imported: none of its objects can be here otherwise."""

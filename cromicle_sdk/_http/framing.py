@@ -73,7 +73,7 @@ def receive_body(connection: h11.Connection) -> BodyPart:
         for _ in range(_EVENTS_AT_ONCE):
             event = next_event()
             # This loop is what a token in a burst costs.
-            if type(event) is data_type:
+            if isinstance(event, data_type):
                 chunks.append(event.data)
             elif event is h11.NEED_DATA:
                 data = chunks[0] if len(chunks) == 1 else b"".join(chunks)

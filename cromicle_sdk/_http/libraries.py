@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import MutableMapping
 from types import ModuleType
 from typing import Any
 
 import httpcore
 
-__all__ = ["convert_error", "convert_request", "find_library"]
+__all__ = ["convert_error", "convert_request", "find_extensions", "find_library"]
 
 
 def find_library(request: object) -> ModuleType:
     """The library that a request is of: httpx2 sends those of httpcore2."""
     return httpcore if isinstance(request, httpcore.Request) else sys.modules["httpcore2"]
+
+
+def find_extensions(message: Any) -> MutableMapping[str, Any]:
+    """The extensions of a request or a response, which httpcore leaves partly untyped."""
+    extensions: MutableMapping[str, Any] = message.extensions
+    return extensions
 
 
 def convert_request(request: Any) -> httpcore.Request:

@@ -30,11 +30,8 @@ __all__ = [
     "limit_waits",
     "resolve",
     "shield",
-    "sleep",
     "time_limit",
     "wait_any_writable",
-    "wait_readable",
-    "wait_writable",
 ]
 
 T = TypeVar("T")
@@ -99,6 +96,20 @@ class CancelHandle:
         self.check()
         return time.monotonic() < deadline
 
+    def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket has bytes or an end to read; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return self._poll(sock, _READ, timeout)
+
+    def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """Wait until a socket takes bytes, or is connected; False at the timeout.
+
+        Raises `ClosedByCaller`.
+        """
+        return self._poll(sock, _WRITE, timeout)
+
     def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
         """Wait for an event of a connected socket; False at the timeout.
 
@@ -113,7 +124,7 @@ class CancelHandle:
         self.check()
         return is_ready
 
-    def _sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
         with suppress(Empty):
             self._wake.get(timeout=0 if self.is_cancelled else seconds)
@@ -167,22 +178,6 @@ def resolve(
     return lookup.result() if _take(done, timeout, cancel_handle) else None
 
 
-def wait_readable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-    """Wait until a socket has bytes or an end to read; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return cancel_handle._poll(sock, _READ, timeout)
-
-
-def wait_writable(sock: socket.socket, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-    """Wait until a socket takes bytes, or is connected; False at the timeout.
-
-    Raises `ClosedByCaller`.
-    """
-    return cancel_handle._poll(sock, _WRITE, timeout)
-
-
 def wait_any_writable(
     socks: list[socket.socket], timeout: float | None, cancel_handle: CancelHandle
 ) -> list[socket.socket]:
@@ -202,11 +197,6 @@ def wait_any_writable(
 
 def checkpoint() -> None:
     """Nothing: the interpreter lets other threads run."""
-
-
-def sleep(seconds: float, cancel_handle: CancelHandle) -> None:
-    """Wait between two attempts; a cancellation ends it."""
-    cancel_handle._sleep(seconds)
 
 
 def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHandle) -> list[T]:

@@ -137,6 +137,7 @@ class Network(httpcore.NetworkBackend):
     def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        has_waited = False
         while True:
             data = None
             try:
@@ -157,13 +158,14 @@ class Network(httpcore.NetworkBackend):
                     self._notice_close(sock)
                 # A server that is always ahead must not keep the loop from other tasks, nor a
                 # cancellation from this one.
-                concurrency.checkpoint()
-                call.cancel_handle.check()
+                if not has_waited:
+                    concurrency.checkpoint()
+                    call.cancel_handle.check()
                 return data
             left = call.timeouts.left(time.monotonic())
-            if not concurrency.wait_readable(sock, left, call.cancel_handle):
+            if not call.cancel_handle.wait_readable(sock, left):
                 raise httpcore.ReadTimeout
-            self._may_have_data = True
+            self._may_have_data = has_waited = True
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
@@ -186,7 +188,7 @@ class Network(httpcore.NetworkBackend):
             if sent:
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
-            elif not concurrency.wait_writable(sock, call.timeouts.left(now), call.cancel_handle):
+            elif not call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
     def _notice_close(self, sock: socket.socket) -> None:
@@ -283,7 +285,7 @@ class Network(httpcore.NetworkBackend):
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:
-            is_ready = concurrency.wait_writable(pending[0], timeout, call.cancel_handle)
+            is_ready = call.cancel_handle.wait_writable(pending[0], timeout)
             ready = list(pending) if is_ready else []
         else:
             ready = concurrency.wait_any_writable(pending, timeout, call.cancel_handle)
@@ -367,19 +369,18 @@ class _TLS:
     def _run(self, operation: Callable[[], T], failure: type[httpcore.NetworkError]) -> T:
         while True:
             # A wait inside a handler would have the error for its context, and its frames.
+            results: list[T] = []
             try:
-                result = operation()
+                results.append(operation())
             except ssl.SSLWantReadError:
-                is_done = False
+                pass
             except OSError as error:
                 if not is_from_system(error):
                     raise
                 raise failure(str(error)) from error
-            else:
-                is_done = True
             self._flush()
-            if is_done:
-                return result
+            if results:
+                return results[0]
             data = self._lower.receive(READ_BYTES)
             if data:
                 self._incoming.write(data)

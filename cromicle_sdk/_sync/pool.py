@@ -22,7 +22,12 @@ from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
 from cromicle_sdk._http.framing import receive_body
-from cromicle_sdk._http.libraries import convert_error, convert_request, find_library
+from cromicle_sdk._http.libraries import (
+    convert_error,
+    convert_request,
+    find_extensions,
+    find_library,
+)
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
 from cromicle_sdk._http.translate import redact_error, redact_reason
@@ -68,7 +73,7 @@ class Pool:
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
-        exchange = request.extensions.get(EXCHANGE_EXTENSION)
+        exchange = find_extensions(request).get(EXCHANGE_EXTENSION)
         if isinstance(exchange, Exchange):
             return exchange.run(self.find_process_pool(), request, library)
         return self._handle_plain_request(request, library)
@@ -77,7 +82,7 @@ class Pool:
         self, request: httpcore.Request, library: ModuleType
     ) -> httpcore.Response:
         timeouts = CallTimeouts.for_request(
-            request.extensions.get("timeout", {}), now=time.monotonic()
+            find_extensions(request).get("timeout", {}), now=time.monotonic()
         )
         exchange = Exchange(timeouts, concurrency.CancelHandle())
         self._exchanges.add(exchange)
@@ -177,8 +182,9 @@ class Exchange:
         Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
         authentication does.
         """
-        self.abandon()
-        self._start()
+        if self._pool is not None or self.response is not None:
+            self.abandon()
+            self._start()
         self._library = library
         self._acquire_slot(pool)
         request.stream = _RequestBody(request.stream, self._timeouts)
@@ -193,7 +199,7 @@ class Exchange:
         self._source, response.stream = response.stream, self
         self.response = response
         if self._redact is not None:
-            redact_reason(response.status, response.extensions, self._redact)
+            redact_reason(response.status, find_extensions(response), self._redact)
         return response
 
     def _acquire_slot(self, pool: ProcessPool) -> None:
@@ -222,6 +228,11 @@ class Exchange:
         response = connection.send(request, self._timeouts, self.cancel_handle)
         self._parser = connection.find_h11()
         return response
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the body has been read to its end."""
+        return self._is_end
 
     def read(self) -> bytes | bytearray:
         """What has arrived of the body, after a wait where that is nothing; b"" at its end.

@@ -80,7 +80,7 @@ class Call:
 
     def sleep(self, seconds: float) -> None:
         """Wait between two attempts; `cancel_handle` ends it."""
-        concurrency.sleep(seconds, self.cancel_handle)
+        self.cancel_handle.sleep(seconds)
 
 
 class Session:
@@ -167,6 +167,7 @@ class Attempt:
         http_request = build_http_request(
             self._http_client, request, call.timeout, call.timeouts, exchange
         )
+        redirect: Head | None = None
         try:
             if self._is_custom:
                 left = call.timeouts.total_left(time.monotonic())
@@ -197,6 +198,11 @@ class Attempt:
             limit_reads(response, self._call.timeout, self._call.timeouts)
         return build_head(response)
 
+    @property
+    def is_end(self) -> bool:
+        """Whether the body is known to have been read to its end."""
+        return self._reads_exchange and self._exchange is not None and self._exchange.is_end
+
     def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
         if self._reads_exchange and self._exchange is not None:
@@ -209,8 +215,6 @@ class Attempt:
         if self._chunks is None:
             self._chunks = iter(self._response.stream)
         call = self._call
-        if call.timeouts.phase != "stall":
-            call.timeouts.enter("stall", time.monotonic())
         read, limit, cancel_handle = self._chunks.__next__, call.find_limit, call.cancel_handle
         chunk = b""
         try:
@@ -218,6 +222,8 @@ class Attempt:
                 chunk = concurrency.limit_waits(read, limit, cancel_handle)
         except StopIteration:
             return b""
+        if call.timeouts.phase != "stall":
+            call.timeouts.enter("stall", time.monotonic())
         return chunk
 
     def _take_content(self) -> bytes:
@@ -230,9 +236,11 @@ class Attempt:
         """The body is not read any further; a connection that it has left clean is kept."""
         response = self._response
         try:
-            if response is not None and self._is_custom:
+            if self._is_custom and response is not None:
                 with concurrency.shield():
                     response.close()
+            elif self._reads_exchange and self._exchange is not None:
+                self._exchange.close()
             elif response is not None:
                 response.close()
         finally:

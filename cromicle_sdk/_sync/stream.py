@@ -228,16 +228,23 @@ class Stream:
                 if call.timeouts.total_left(now) <= 0:
                     raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
+                if attempt.is_end and decoder.may_end:
+                    self._end(decoder, now)
             else:
-                text = decoder.receive_eof(now=now)
-                self._close_attempt()
-                self._attempts.succeed()
-                self._state = "ended"
-                if _logger.isEnabledFor(logging.DEBUG):
-                    _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+                text = self._end(decoder, now)
             if text:
                 return text
         return None
+
+    def _end(self, decoder: ResponseDecoder, now: float) -> str:
+        """The body has ended: the last text, nearly always ""."""
+        text = decoder.receive_eof(now=now)
+        self._close_attempt()
+        self._attempts.succeed()
+        self._state = "ended"
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+        return text
 
     def _translate(self, error: Exception) -> CromicleError | None:
         assert self._call is not None, "nothing fails before a call has started"

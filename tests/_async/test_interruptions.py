@@ -110,6 +110,7 @@ def test_an_exception_that_comes_during_a_system_call_passes_unchanged(
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = (module.Network if runtime.is_blocking else module.AsyncNetwork)()
     call = SimpleNamespace(cancel_handle=concurrency.CancelHandle())
+    monkeypatch.setattr(network, "_may_have_data", True)
     monkeypatch.setattr(network, "_use_socket", lambda: (InterruptedSocket(error), call))
 
     async def scenario() -> None:
@@ -122,27 +123,35 @@ def test_an_exception_that_comes_during_a_system_call_passes_unchanged(
     runtime.run(scenario)
 
 
-@pytest.mark.parametrize("step", ["resolve", "connect"])
 def test_an_exception_that_comes_while_connecting_passes_unchanged(
-    step: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = OSError("mine")
 
     def fail(*args: Any, **options: Any) -> Any:
         raise error
 
-    if step == "resolve":
-        monkeypatch.setattr(socket, "getaddrinfo", fail)
-    else:
-        for side in ("async", "sync"):
-            monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", fail)
-    host = "h.example" if step == "resolve" else "127.0.0.1"
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", fail)
 
     async def scenario() -> None:
-        async with runtime.client(base_url=f"http://{host}:9") as client:
+        async with runtime.client(base_url="http://127.0.0.1:9") as client:
             assert await outcome(client.chat("Hi")) is error
 
     runtime.run(scenario)
+
+
+def test_an_exception_that_comes_while_resolving_passes_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: resolved.wait(60) and [])
+    error = OSError("mine")
+    with Client(base_url="http://h.example") as client:
+        with alarm(error), pytest.raises(OSError, match="mine") as caught:
+            client.chat("Hi")
+        assert caught.value is error
+    resolved.set()
 
 
 def test_an_error_of_tls_passes_unchanged_where_it_is_not_of_the_system(runtime: Runtime) -> None:

@@ -720,13 +720,13 @@ class TestClosing:
 
         runtime.run(scenario)
 
-    @pytest.mark.parametrize("what", ["turn", "pause", "connect"])
+    @pytest.mark.parametrize("what", ["slot", "retry", "connect"])
     def test_close_wakes_every_other_wait(
         self, what: str, runtime: Runtime, faults: FaultyServer
     ) -> None:
-        if what == "pause":
+        if what == "retry":
             faults.fail(503, retry_after=50)
-        elif what == "turn":
+        elif what == "slot":
             faults.stall()
         else:
             faults.black_hole()
@@ -750,7 +750,7 @@ class TestClosing:
                     await anyio.sleep(0.2)
                 await client.aclose()
 
-            await runtime.together(*[reader] * (2 if what == "turn" else 1), closer)
+            await runtime.together(*[reader] * (2 if what == "slot" else 1), closer)
 
         began = time.monotonic()
         runtime.run(scenario)

@@ -161,11 +161,11 @@ def test_a_call_that_was_cancelled_before_its_wait_does_not_wait(runtime: Runtim
         if runtime.is_blocking:
             sync_handle = sync_concurrency.CancelHandle()
             sync_handle.cancel()
-            sync_concurrency.sleep(50, sync_handle)
+            sync_handle.sleep(50)
         else:
             async_handle = async_concurrency.CancelHandle()
             async_handle.cancel()
-            await async_concurrency.sleep(50, async_handle)
+            await async_handle.sleep(50)
         assert time.monotonic() - started < 20
 
     runtime.run(scenario)
@@ -221,7 +221,7 @@ def test_closing_ends_a_call_over_your_own_client(
 
 
 def hook_that(runtime: Runtime, act: Callable[[Any], Any]) -> Any:
-    """A response hook of httpx's in the colour of the runtime."""
+    """A response hook of httpx's for the runtime, sync or async."""
 
     async def act_later(response: httpx.Response) -> None:
         result = act(response)
@@ -937,11 +937,15 @@ def test_a_slot_is_given_back_once(runtime: Runtime, faults: FaultyServer) -> No
 
 
 def test_a_reply_that_ends_after_close_is_not_kept(runtime: Runtime, faults: FaultyServer) -> None:
+    gate = threading.Event()
+    faults.reply(chunks=["Hel", "lo"], gate=gate)
+
     async def scenario() -> None:
         client = runtime.client(base_url=faults.base_url)
         stream = client.stream("Hi")
         await anext(stream)
         getattr(stream, "inner", stream)._attempt._exchange._pool.close()
+        gate.set()
         assert (await stream.read()).text
         faults.wait_until_closed()
 

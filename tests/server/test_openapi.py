@@ -1,6 +1,6 @@
 """The OpenAPI description, and that no generated request body causes a server error.
 
-It runs a tenth of the examples; `CROMICLE_STORMS=full` runs all of them.
+It runs a tenth of the examples; `CROMICLE_STRESS=full` runs all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cromicle_sdk.server import create_app
 from cromicle_sdk.server.openapi import build_openapi
 
-BODIES = 10_000 if os.environ.get("CROMICLE_STORMS") == "full" else 1000
+BODIES = 10_000 if os.environ.get("CROMICLE_STRESS") == "full" else 1000
 
 
 def get(path: str, **options: Any) -> httpx.Response:

@@ -1,6 +1,6 @@
 """Many calls, and all that can go wrong with them: nothing is lost, nothing is left.
 
-The figures are a tenth of the full ones; `CROMICLE_STORMS=full` runs them all.
+The tests run with a tenth of the load; `CROMICLE_STRESS=full` runs them with all of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from cromicle_sdk.testing import (
     build_head,
 )
 
-FULL = os.environ.get("CROMICLE_STORMS") == "full"
+FULL = os.environ.get("CROMICLE_STRESS") == "full"
 ONCE = Retry(attempts=1)
 
 
@@ -181,7 +181,7 @@ async def cancel_by_trio(call: Callable[[], Coroutine[Any, Any, Any]], delay: fl
         await outcome(call())
 
 
-STORMS = [
+CANCELLATIONS = [
     pytest.param("asyncio", cancel_natively, id="task.cancel"),
     pytest.param("uvloop", cancel_natively, id="task.cancel, uvloop"),
     pytest.param(
@@ -195,7 +195,7 @@ STORMS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "cancel"), STORMS)
+@pytest.mark.parametrize(("name", "cancel"), CANCELLATIONS)
 def test_cancelled_calls_cost_nothing(name: str, cancel: Any, faults: FaultyServer) -> None:
     faults.reply(chunks=["a", "b", "c", "d"], delay=0.002)
     runtime = next(runtime for runtime in ASYNC_RUNTIMES if runtime.name == name)

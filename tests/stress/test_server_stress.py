@@ -1,6 +1,6 @@
 """Load on the gateway: many concurrent streams, many disconnects, and callers that do not read.
 
-The tests run with a tenth of the load; `CROMICLE_STORMS=full` runs them with all of it.
+The tests run with a tenth of the load; `CROMICLE_STRESS=full` runs them with all of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from upstreams import DONE, STOP, say
 from cromicle_sdk import AsyncClient, Client, Retry, Timeout
 from cromicle_sdk.server import LocalServer
 
-FULL = os.environ.get("CROMICLE_STORMS") == "full"
+FULL = os.environ.get("CROMICLE_STRESS") == "full"
 ONCE = Retry(attempts=1)
 PATIENT = Timeout(connect=60, first_byte=120, stall=120)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
