@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -37,6 +39,7 @@ __all__ = [
     "httpx_modules",
     "limit_reads",
     "parse_url",
+    "redact_trace",
     "was_read",
 ]
 
@@ -102,10 +105,11 @@ _first_used_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def build_http_request(
-    client: Any, request: Request, timeout: Timeout, timeouts: CallTimeouts, exchange: object
+    client: Any, request: Request, timeout: Timeout, timeouts: CallTimeouts, exchange: Any
 ) -> Any:
     """The request as one of the client's: with its default headers, without its cookies."""
     total_left = timeouts.total_left(time.monotonic())
+    is_logged = any(logger.isEnabledFor(logging.DEBUG) for logger in _HTTPCORE_LOGGERS)
     built = client.build_request(
         "POST",
         request.endpoint.url,
@@ -119,6 +123,7 @@ def build_http_request(
                 "pool": timeout.pool,
             },
             EXCHANGE_EXTENSION: exchange,
+            **({"trace": exchange.trace} if is_logged else {}),
         },
     )
     if client.cookies:
@@ -126,6 +131,34 @@ def build_http_request(
         built.headers.pop("cookie", None)
         built.headers.update({name: value for name, value in request.headers if name == b"cookie"})
     return built
+
+
+# Those that log the head of a response.
+_HTTPCORE_LOGGERS = [
+    logging.getLogger(f"{library}.{version}")
+    for library in ("httpcore", "httpcore2")
+    for version in ("http11", "http2")
+]
+
+
+def redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
+    """Take the secrets that the server echoed out of what httpcore is about to log at DEBUG.
+
+    It passes the values to its extension `trace`, and logs them from the same dict afterwards.
+    """
+    for name in ("return_value", "exception"):
+        if info.get(name) is not None:
+            info[name] = _Shown(redact(repr(info[name])))
+
+
+class _Shown:
+    """An object with this repr."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None:

@@ -152,10 +152,22 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
             port=url.port or _PROXY_PORTS[url.scheme],
             target=url.raw_path,
         ),
-        auth=proxy.raw_auth,
+        auth=None if proxy.raw_auth is None else _hide(*proxy.raw_auth),
         headers=proxy.headers.raw,
         ssl_context=proxy.ssl_context,
     )
+
+
+def _hide(user: bytes, password: bytes) -> tuple[bytes, bytes]:
+    """The same for httpcore, which logs those of a SOCKS proxy at DEBUG."""
+    return _HiddenBytes(user), _HiddenBytes(password)
+
+
+class _HiddenBytes(bytes):
+    """Bytes without their repr."""
+
+    def __repr__(self) -> str:
+        return "<secret>"
 
 
 def _check_socks(name: str, proxy: httpx.Proxy) -> None:

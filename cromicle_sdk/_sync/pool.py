@@ -20,7 +20,7 @@ import httpcore
 
 from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.clients import EXCHANGE_EXTENSION
+from cromicle_sdk._http.clients import EXCHANGE_EXTENSION, redact_trace
 from cromicle_sdk._http.framing import receive_body
 from cromicle_sdk._http.libraries import (
     convert_error,
@@ -277,6 +277,11 @@ class Exchange:
                 return data
         self._is_end = True
         return b""
+
+    def trace(self, name: str, info: dict[str, Any]) -> None:
+        """httpcore's extension, for a call whose steps are logged."""
+        if self._redact is not None:
+            redact_trace(info, self._redact)
 
     def close(self) -> None:
         """The body is not read any further.
