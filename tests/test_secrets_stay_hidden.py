@@ -80,8 +80,8 @@ def check_causes(error: BaseException) -> None:
 def check(sinks: dict[str, str], token: str = TOKEN) -> None:
     hashed = hashlib.sha256((token + PROMPT).encode()).hexdigest()
     for sink, text in sinks.items():
-        # Half of a token that is escaped may be given away, too.
-        for secret in (token, hashed, "4711"):
+        # A token that is escaped may be left in part.
+        for secret in (token, hashed, token[-6:]):
             assert secret not in text, sink
 
 
