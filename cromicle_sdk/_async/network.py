@@ -33,6 +33,7 @@ from cromicle_sdk._http.sockets import (
     is_reusable,
     parse_address,
     start_connect,
+    system_error,
 )
 
 from . import concurrency
@@ -267,7 +268,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                     if not error_number:
                         self._socket = sock
                         return
-                    failure = OSError(error_number, os.strerror(error_number))
+                    failure = system_error(error_number)
                     sock.close()
         finally:
             for sock in pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
@@ -23,6 +24,7 @@ __all__ = [
     "parse_address",
     "snapshot",
     "start_connect",
+    "system_error",
 ]
 
 T = TypeVar("T")
@@ -116,6 +118,13 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
         sock.close()
         raise
     return sock, True
+
+
+def system_error(number: int) -> OSError:
+    """The error of a system call, by its number."""
+    # Windows keeps the texts of its socket errors apart: strerror says "Unknown error" for them.
+    texts: dict[int, str] = getattr(socket, "errorTab", {})
+    return OSError(number, texts.get(number) or os.strerror(number))
 
 
 def is_request_unread(sock: socket.socket, *, seconds_since_sent: float) -> bool:

@@ -34,6 +34,7 @@ from cromicle_sdk._http.sockets import (
     is_reusable,
     parse_address,
     start_connect,
+    system_error,
 )
 
 from . import concurrency
@@ -268,7 +269,7 @@ class Network(httpcore.NetworkBackend):
                     if not error_number:
                         self._socket = sock
                         return
-                    failure = OSError(error_number, os.strerror(error_number))
+                    failure = system_error(error_number)
                     sock.close()
         finally:
             for sock in pending:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 
 import pytest
 
-from cromicle_sdk._http.sockets import interleave_families, parse_address
+from cromicle_sdk._http.sockets import interleave_families, parse_address, system_error
 
 
 @pytest.mark.parametrize("host", ["fe80::1%eth0", "fe80::1%25eth0", "fe80::1%3"])
@@ -23,3 +24,15 @@ def test_families_take_turns() -> None:
     assert interleave_families([*v6, *v4]) == [v6[0], v4[0], v6[1], v6[2]]
     assert interleave_families([*v4, *v6]) == [v4[0], v6[0], v6[1], v6[2]]
     assert interleave_families([]) == []
+
+
+def test_the_text_of_a_socket_error() -> None:
+    error = system_error(errno.ECONNREFUSED)
+    assert isinstance(error, ConnectionRefusedError)
+    assert error.strerror == "Connection refused"
+
+
+def test_windows_has_the_texts_of_socket_errors_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "errorTab", {10061: "Connection refused."}, raising=False)
+    assert str(system_error(10061)) == "[Errno 10061] Connection refused."
+    assert system_error(errno.EPIPE).strerror == "Broken pipe"
