@@ -374,9 +374,7 @@ class _AsyncTLS:
                 results.append(operation())
             except ssl.SSLWantReadError:
                 pass
-            except OSError as error:
-                if not is_from_system(error):
-                    raise
+            except ssl.SSLError as error:
                 raise failure(str(error)) from error
             await self._flush()
             if results:

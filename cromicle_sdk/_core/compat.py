@@ -21,12 +21,12 @@ def accept_in_pydantic(kind: type[T]) -> type[T]:
     Before Python 3.12 it takes only those of typing_extensions, which takes a tenth of the time to
     import httpx; so it is loaded where pydantic needs it.
     """
-    if sys.version_info < (3, 12):
+    if sys.version_info < (3, 12):  # pragma: no cover - not on every version
         setattr(kind, "__get_pydantic_core_schema__", _build_schema)  # noqa: B010 - not declared
     return kind
 
 
-def _build_schema(kind: Any, handler: Any) -> Any:
+def _build_schema(kind: Any, handler: Any) -> Any:  # pragma: no cover - as above
     from typing_extensions import TypedDict
 
     build: Any = TypedDict

@@ -127,7 +127,7 @@ class CancelHandle:
     def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
         with suppress(Empty):
-            self._wake.get(timeout=0 if self.is_cancelled else seconds)
+            _get(self._wake, 0 if self.is_cancelled else seconds)
 
 
 _READ, _WRITE = 1, 2
@@ -208,7 +208,21 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
         if left <= 0:
             return []
         with suppress(Empty):
-            return [queue.get(timeout=min(left, _POLL_SECONDS))]
+            return [_get(queue, min(left, _POLL_SECONDS))]
+
+
+def _get(queue: SimpleQueue[T], timeout: float) -> T:
+    """The next item. Raises `Empty` after `timeout` seconds.
+
+    In Python 3.10, `SimpleQueue.get` never returns where its timeout has passed by the time that it
+    has taken the queue's lock. A first `get` without a wait leaves the lock taken.
+    """
+    try:
+        return queue.get_nowait()
+    except Empty:
+        if timeout <= 0:
+            raise
+    return queue.get(timeout=timeout)
 
 
 class ConnectionLimiter:

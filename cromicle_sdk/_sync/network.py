@@ -375,9 +375,7 @@ class _TLS:
                 results.append(operation())
             except ssl.SSLWantReadError:
                 pass
-            except OSError as error:
-                if not is_from_system(error):
-                    raise
+            except ssl.SSLError as error:
                 raise failure(str(error)) from error
             self._flush()
             if results:

@@ -345,3 +345,20 @@ def test_an_upload_that_makes_progress_does_not_time_out(
             assert reply.elapsed > 1
 
     runtime.run(scenario)
+
+
+def test_a_refusal_leaves_the_addresses_that_have_not_answered(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        with black_hole() as hole:
+            resolve_to(monkeypatch, hole, ("127.0.0.1", 9))
+            limits = Timeout(connect=0.8)
+            async with runtime.client(
+                base_url="http://h.example", retry=ONCE, timeout=limits
+            ) as client:
+                error = await outcome(client.chat("Hi"))
+                assert isinstance(error, APITimeoutError)
+                assert error.phase == "connect"
+
+    runtime.run(scenario)

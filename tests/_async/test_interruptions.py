@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from cromicle_sdk import (
     APITimeoutError,
     AsyncTransport,
     Client,
+    ConfigurationError,
     IncompleteReplyError,
     Retry,
     Timeout,
@@ -30,6 +33,7 @@ from cromicle_sdk import (
 from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import network as async_network
 from cromicle_sdk._async.session import AsyncHTTPClient
+from cromicle_sdk._core.deadline import CallTimeouts, Phase
 from cromicle_sdk._http import framing, libraries, resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
@@ -181,7 +185,9 @@ def test_an_exception_that_comes_while_resolving_passes_unchanged(
     resolved.set()
 
 
-def test_an_error_of_tls_passes_unchanged_where_it_is_not_of_the_system(runtime: Runtime) -> None:
+def test_an_exception_that_comes_during_an_operation_of_tls_passes_unchanged(
+    runtime: Runtime,
+) -> None:
     error = OSError("mine")
     module: Any = sync_network if runtime.is_blocking else async_network
     layer = module._TLS if runtime.is_blocking else module._AsyncTLS
@@ -466,3 +472,177 @@ def test_closing_a_stream_in_a_thread_wakes_its_reader(faults: FaultyServer) -> 
             next(stream)
         assert time.monotonic() - started < 10
         timer.join()
+
+
+# The parts below a client
+
+
+def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
+    """A network of the runtime, over a socket, in a call with `left` seconds to go."""
+    module: Any = sync_network if runtime.is_blocking else async_network
+    concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
+    network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
+    limits: dict[Phase, float | None] = {"pool": left}
+    timeouts = CallTimeouts(limits, total=None, restarting=frozenset(), now=time.monotonic())
+    network.start_exchange(timeouts, concurrency.CancelHandle())
+    network._socket = sock
+    return network
+
+
+async def finish(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
+
+
+def test_a_send_that_has_to_wait_goes_on(runtime: Runtime) -> None:
+    class Busy:
+        """A socket that takes nothing at its first `send`, though it has room."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+            self._is_first = True
+
+        def send(self, data: bytes) -> int:
+            if self._is_first:
+                self._is_first = False
+                raise BlockingIOError
+            return self._sock.send(data)
+
+        def fileno(self) -> int:
+            return self._sock.fileno()
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            await finish(open_network(runtime, Busy(near)).send(b"prompt"))
+            assert far.recv(100) == b"prompt"
+
+    runtime.run(scenario)
+
+
+def test_a_connection_whose_time_is_up_is_not_waited_for(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        network = open_network(runtime, left=-1)
+        with pytest.raises(httpcore.ConnectTimeout):
+            await finish(network._wait_connected([], network._use_call(), is_last=True))
+
+    runtime.run(scenario)
+
+
+def test_a_closed_network_is_not_used(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        network = open_network(runtime)
+        network.close()
+        with pytest.raises(sockets.ClosedByCaller):
+            await finish(network.receive(10))
+
+    runtime.run(scenario)
+
+
+def test_another_thread_cancels_a_wait_for_a_socket(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, near)
+            timer = threading.Timer(0.2, network._use_call().cancel_handle.cancel)
+            timer.start()
+            with pytest.raises(sockets.ClosedByCaller):
+                await finish(network.receive(10))
+            timer.join()
+
+    runtime.run(scenario)
+
+
+def test_a_stream_that_is_closed_before_its_first_read_begins(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            inner = getattr(stream, "inner", stream)
+            # Another thread has begun to read, and has no call yet.
+            inner._start_reading()
+            await stream.aclose()
+            inner._reading.release()
+            assert "closed" in str(await outcome(anext(stream)))
+
+    runtime.run(scenario)
+    assert not faults.requests
+
+
+def test_an_attempt_that_was_not_sent_is_abandoned(runtime: Runtime, faults: FaultyServer) -> None:
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            session = getattr(client, "inner", client)._session
+            session.start_attempt(session.start_call(Timeout())).abandon()
+
+    runtime.run(scenario)
+
+
+def test_an_interrupt_while_httpx_reads_releases_the_connection(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with httpx.Client(transport=Transport()) as client:
+        with client.stream("POST", faults.base_url, json={}) as response:
+            monkeypatch.setattr("cromicle_sdk._sync.pool.Exchange.read", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                response.read()
+        faults.wait_until_closed()
+
+
+def test_an_async_body_is_refused_by_a_sync_transport(faults: FaultyServer) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b""
+
+    request = httpx.Request("POST", faults.base_url, headers={"content-length": "0"})
+    request.stream = httpx.Request("POST", faults.base_url, content=body()).stream
+    with Transport() as transport, pytest.raises((TypeError, AssertionError)):
+        transport.handle_request(request)
+
+
+def test_a_custom_client_that_returns_late_is_out_of_time() -> None:
+    with pytest.raises(sockets.TimeLimitReached):
+        sync_concurrency.time_limit(lambda: time.sleep(0.02), 0.01, sync_concurrency.CancelHandle())
+
+
+def test_a_custom_client_of_another_process_is_refused(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.reply("Hello.").reply("Hello.")
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            await client.chat("Hi")
+            parent = os.getpid()
+            with monkeypatch.context() as child:
+                child.setattr(os, "getpid", lambda: parent + 1)
+                error = await outcome(client.chat("Hi"))
+            assert isinstance(error, ConfigurationError)
+            assert error.option == "http_client"
+        await close(own)
+
+    runtime.run(scenario)
+    assert len(faults.requests) == 1
+
+
+def test_a_child_process_closes_the_pool_of_its_parent(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(base_url=faults.base_url) as client:
+        client.chat("Hi")
+        parent = os.getpid()
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: parent + 1)
+            client.chat("Hi")
+    assert len({request.connection for request in faults.requests}) == 2
+
+
+def test_a_wait_of_no_time_ends() -> None:
+    """A retry without a delay waits so; Python 3.10 gets a `SimpleQueue` wrong then."""
+    for _ in range(20_000):
+        sync_concurrency.CancelHandle().sleep(0)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
 import httpx2
 import pytest
+import trustme
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import AsyncTransport, ConfigurationError, Transport
@@ -328,3 +331,36 @@ def test_an_invalid_option_is_named(options: Any, named: str, kind: Any) -> None
     with pytest.raises(ConfigurationError) as caught:
         kind(**options)
     assert caught.value.option == named
+
+
+def test_a_closed_transport_sends_nothing(
+    runtime: Runtime, library: Any, faults: FaultyServer
+) -> None:
+    async def scenario() -> None:
+        request = library.Request("GET", faults.base_url)
+        if runtime.is_blocking:
+            transport = Transport()
+            transport.close()
+            with pytest.raises(library.ReadError, match="closed"):
+                transport.handle_request(request)
+        else:
+            async_transport = AsyncTransport()
+            await async_transport.aclose()
+            with pytest.raises(library.ReadError, match="closed"):
+                await async_transport.handle_async_request(request)
+
+    runtime.run(scenario)
+    assert not faults.requests
+
+
+def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    async def scenario(base_url: str) -> None:
+        async with open_client(library, runtime) as client:
+            with pytest.raises(library.ConnectError, match="certificate verify failed"):
+                await client.get(base_url)
+
+    with FaultyServer(ssl_context=context) as server:
+        runtime.run(partial(scenario, server.base_url))
