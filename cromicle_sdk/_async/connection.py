@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import httpcore
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.framing import find_h11, is_idle
 from cromicle_sdk._http.proxies import Route, default_ssl_context
-from cromicle_sdk._http.sockets import IDLE_SECONDS
+from cromicle_sdk._http.sockets import IDLE_SECONDS, ProcessLock
 
 from . import concurrency
 from .network import AsyncNetwork
@@ -105,7 +104,7 @@ class AsyncLoopPool:
         # From the least to the most recently used.
         self._idle: OrderedDict[AsyncConnection, None] = OrderedDict()
         self._idle_by_origin: dict[_OriginKey, deque[AsyncConnection]] = {}
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._is_closed = False
 
     def open_connection(self, origin: httpcore.Origin) -> AsyncConnection:
@@ -155,16 +154,19 @@ class AsyncLoopPool:
                 if not (is_surplus or oldest.is_expired(now)):
                     break
                 # The oldest of all is the oldest of its origin.
-                self._idle_by_origin[_key(oldest.origin)].popleft()
+                connections = self._idle_by_origin.get(_key(oldest.origin))
+                if connections and connections[0] is oldest:
+                    connections.popleft()
                 self._forget(oldest)
                 surplus.append(oldest)
         return surplus
 
     def _forget(self, connection: AsyncConnection) -> None:
-        del self._idle[connection]
+        # An interrupt or a fork may have come between two of these lines before.
+        self._idle.pop(connection, None)
         key = _key(connection.origin)
-        if not self._idle_by_origin[key]:
-            del self._idle_by_origin[key]
+        if not self._idle_by_origin.get(key):
+            self._idle_by_origin.pop(key, None)
 
     def _create(self, origin: httpcore.Origin, network: AsyncNetwork) -> AsyncHTTP:
         ssl_context = self._route.ssl_context

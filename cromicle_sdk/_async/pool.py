@@ -8,7 +8,6 @@ next request. Here a connection belongs to one exchange or is idle.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from types import ModuleType
@@ -28,7 +27,7 @@ from cromicle_sdk._http.libraries import (
     find_library,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.sockets import ClosedByCaller, ProcessLock, snapshot
 from cromicle_sdk._http.translate import redact_error, redact_reason
 
 from . import concurrency
@@ -47,7 +46,7 @@ class AsyncPool:
         self._route = route
         self._max_connections = max_connections
         self._loop_pools: dict[concurrency.Runtime, AsyncLoopPool] = {}
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         # Of plain httpx requests: the calls of our own clients are cancelled by those.
         self._exchanges: WeakSet[AsyncExchange] = WeakSet()
         self.is_closed = False
@@ -147,6 +146,11 @@ class AsyncExchange:
     connection before it read it.
     """
 
+    # An interrupt may leave one half made, and `__del__` finds these.
+    _pool: AsyncLoopPool | None = None
+    _connection: AsyncConnection | None = None
+    _chunks: AsyncIterator[bytes] | None = None
+
     def __init__(
         self,
         timeouts: CallTimeouts,
@@ -156,8 +160,6 @@ class AsyncExchange:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
         self._redact = redact
-        self._pool: AsyncLoopPool | None = None
-        self._connection: AsyncConnection | None = None
         self.response: httpcore.Response | None = None
         self._start()
 
@@ -165,7 +167,7 @@ class AsyncExchange:
         self.response = None
         self._parser: h11.Connection | None = None
         self._source: Any = None
-        self._chunks: AsyncIterator[bytes] | None = None
+        self._chunks = None
         self._needs_data = False
         self._failure: httpcore.RemoteProtocolError | None = None
         self._is_end = False
@@ -209,6 +211,8 @@ class AsyncExchange:
         self._pool = pool
 
     async def _send(self, pool: AsyncLoopPool, request: httpcore.Request) -> httpcore.Response:
+        if request.url.scheme not in (b"http", b"https"):
+            raise httpcore.UnsupportedProtocol("The URL begins with neither http:// nor https://.")
         origin = request.url.origin
         idle = pool.get_idle(origin)
         if idle is not None:

@@ -28,7 +28,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
 
 from . import concurrency
 from .pool import AsyncExchange
@@ -221,6 +221,11 @@ class AsyncAttempt:
         try:
             while not chunk:
                 chunk = await concurrency.limit_waits(read, limit, cancel_handle)
+                # Without an end to them, empty chunks must not run past `total`.
+                if not chunk:
+                    await concurrency.checkpoint()
+                    if limit() <= 0:
+                        raise TimeLimitReached
         except StopAsyncIteration:
             return b""
         if call.timeouts.phase != "stall":

@@ -165,7 +165,10 @@ def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None
     """From the head on, each read of a custom client may take as long as `stall`."""
     # httpcore looks this up when the body is first asked for.
     total_left = timeouts.total_left(time.monotonic())
-    response.request.extensions["timeout"]["read"] = _at_most(timeout.stall, total_left)
+    read = _at_most(timeout.stall, total_left)
+    extensions = response.request.extensions
+    # A hook of the user's may have replaced it.
+    extensions["timeout"] = {**extensions.get("timeout", {}), "read": read}
 
 
 def _at_most(wait: float | None, total_left: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ __all__ = [
     "READ_BYTES",
     "Address",
     "ClosedByCaller",
+    "ProcessLock",
     "TimeLimitReached",
     "interleave_families",
     "is_from_system",
@@ -62,6 +64,19 @@ _KEEP_ALIVE = [
         if hasattr(socket, name)
     ),
 ]
+
+
+class ProcessLock:
+    """A lock that a fork does not leave locked: each process has one of its own."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *arguments: object) -> None:
+        self._locks[os.getpid()].release()
 
 
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network

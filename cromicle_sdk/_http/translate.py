@@ -141,11 +141,12 @@ def _socksio() -> tuple[type[Exception], ...]:
 
 
 def _is_from_system(error: Exception) -> bool:
-    """Whether a system call raised it, as in a transport of the user's: those have a number.
+    """Whether a system call for the network raised it, as in a transport of the user's.
 
-    An exception that a signal handler raises, such as `TimeoutError("mine")`, has none.
+    Those have a number, and no name of a file. An exception that a signal handler raises, such as
+    `TimeoutError("mine")`, has none; a hook that does not find its file has both.
     """
-    return isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, OSError) and error.errno is not None and error.filename is None
 
 
 def _timed_out(error: Exception, url: str, timeouts: CallTimeouts) -> APITimeoutError:

@@ -140,6 +140,10 @@ class Network(httpcore.NetworkBackend):
         sock, call = self._use_socket()
         has_waited = False
         while True:
+            # A server that is always ahead must not run past a timeout.
+            left = call.timeouts.left(time.monotonic())
+            if left is not None and left <= 0:
+                raise httpcore.ReadTimeout
             data = None
             try:
                 if self._may_have_data:
@@ -163,7 +167,6 @@ class Network(httpcore.NetworkBackend):
                     concurrency.checkpoint()
                     call.cancel_handle.check()
                 return data
-            left = call.timeouts.left(time.monotonic())
             if not call.cancel_handle.wait_readable(sock, left):
                 raise httpcore.ReadTimeout
             self._may_have_data = has_waited = True

@@ -9,7 +9,6 @@ next request. Here a connection belongs to one exchange or is idle.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -29,7 +28,7 @@ from cromicle_sdk._http.libraries import (
     find_library,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.sockets import ClosedByCaller, ProcessLock, snapshot
 from cromicle_sdk._http.translate import redact_error, redact_reason
 
 from . import concurrency
@@ -48,7 +47,7 @@ class Pool:
         self._route = route
         self._max_connections = max_connections
         self._process_pools: dict[concurrency.Runtime, ProcessPool] = {}
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         # Of plain httpx requests: the calls of our own clients are cancelled by those.
         self._exchanges: WeakSet[Exchange] = WeakSet()
         self.is_closed = False
@@ -148,6 +147,11 @@ class Exchange:
     connection before it read it.
     """
 
+    # An interrupt may leave one half made, and `__del__` finds these.
+    _pool: ProcessPool | None = None
+    _connection: Connection | None = None
+    _chunks: Iterator[bytes] | None = None
+
     def __init__(
         self,
         timeouts: CallTimeouts,
@@ -157,8 +161,6 @@ class Exchange:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
         self._redact = redact
-        self._pool: ProcessPool | None = None
-        self._connection: Connection | None = None
         self.response: httpcore.Response | None = None
         self._start()
 
@@ -166,7 +168,7 @@ class Exchange:
         self.response = None
         self._parser: h11.Connection | None = None
         self._source: Any = None
-        self._chunks: Iterator[bytes] | None = None
+        self._chunks = None
         self._needs_data = False
         self._failure: httpcore.RemoteProtocolError | None = None
         self._is_end = False
@@ -210,6 +212,8 @@ class Exchange:
         self._pool = pool
 
     def _send(self, pool: ProcessPool, request: httpcore.Request) -> httpcore.Response:
+        if request.url.scheme not in (b"http", b"https"):
+            raise httpcore.UnsupportedProtocol("The URL begins with neither http:// nor https://.")
         origin = request.url.origin
         idle = pool.get_idle(origin)
         if idle is not None:

@@ -29,7 +29,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
+from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
 
 from . import concurrency
 from .pool import Exchange
@@ -220,6 +220,11 @@ class Attempt:
         try:
             while not chunk:
                 chunk = concurrency.limit_waits(read, limit, cancel_handle)
+                # Without an end to them, empty chunks must not run past `total`.
+                if not chunk:
+                    concurrency.checkpoint()
+                    if limit() <= 0:
+                        raise TimeLimitReached
         except StopIteration:
             return b""
         if call.timeouts.phase != "stall":

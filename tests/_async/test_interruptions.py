@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ from cromicle_sdk._core.deadline import CallTimeouts, Phase
 from cromicle_sdk._http import framing, libraries, resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
+from cromicle_sdk._sync import pool as sync_pool
 from cromicle_sdk._sync.session import HTTPClient
 from cromicle_sdk.testing import FaultyServer
 
@@ -134,15 +136,11 @@ class InterruptedSocket:
 
 @pytest.mark.parametrize("operation", ["receive", "send"])
 def test_an_exception_that_comes_during_a_system_call_passes_unchanged(
-    operation: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    operation: str, runtime: Runtime
 ) -> None:
     error = TimeoutError("mine")
-    module: Any = sync_network if runtime.is_blocking else async_network
-    concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
-    network = (module.Network if runtime.is_blocking else module.AsyncNetwork)()
-    call = SimpleNamespace(cancel_handle=concurrency.CancelHandle())
-    monkeypatch.setattr(network, "_may_have_data", True)
-    monkeypatch.setattr(network, "_use_socket", lambda: (InterruptedSocket(error), call))
+    network = open_network(runtime, InterruptedSocket(error))
+    network._may_have_data = True
 
     async def scenario() -> None:
         with pytest.raises(TimeoutError) as caught:
@@ -482,11 +480,14 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     module: Any = sync_network if runtime.is_blocking else async_network
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
-    limits: dict[Phase, float | None] = {"pool": left}
-    timeouts = CallTimeouts(limits, total=None, restarting=frozenset(), now=time.monotonic())
-    network.start_exchange(timeouts, concurrency.CancelHandle())
+    network.start_exchange(open_timeouts(left), concurrency.CancelHandle())
     network._socket = sock
     return network
+
+
+def open_timeouts(left: float = 20) -> CallTimeouts:
+    limits: dict[Phase, float | None] = {"pool": left, "send": left}
+    return CallTimeouts(limits, total=None, restarting=frozenset(), now=time.monotonic())
 
 
 async def finish(result: Any) -> Any:
@@ -594,14 +595,14 @@ def test_an_interrupt_while_httpx_reads_releases_the_connection(
         faults.wait_until_closed()
 
 
-def test_an_async_body_is_refused_by_a_sync_transport(faults: FaultyServer) -> None:
+def test_an_async_body_is_refused_by_a_sync_transport() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b""
 
-    request = httpx.Request("POST", faults.base_url, headers={"content-length": "0"})
-    request.stream = httpx.Request("POST", faults.base_url, content=body()).stream
-    with Transport() as transport, pytest.raises((TypeError, AssertionError)):
-        transport.handle_request(request)
+    stream = httpx.Request("POST", "http://h.example", content=body()).stream
+    request = httpcore.Request("POST", "http://h.example", content=stream)
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(sync_pool._RequestBody(request.stream, open_timeouts()))
 
 
 def test_a_custom_client_that_returns_late_is_out_of_time() -> None:
@@ -646,3 +647,109 @@ def test_a_wait_of_no_time_ends() -> None:
     """A retry without a delay waits so; Python 3.10 gets a `SimpleQueue` wrong then."""
     for _ in range(20_000):
         sync_concurrency.CancelHandle().sleep(0)
+
+
+def test_a_server_that_is_always_ahead_does_not_run_past_a_timeout(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            far.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            network = open_network(runtime, near, left=-1)
+            network._may_have_data = True
+            with pytest.raises(httpcore.ReadTimeout):
+                await finish(network.receive(10))
+
+    runtime.run(scenario)
+
+
+# A generator without an end cannot be run to its end, and trio warns of that.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_empty_chunks_of_a_custom_client_do_not_run_past_the_total(runtime: Runtime) -> None:
+    async def empty_chunks() -> AsyncIterator[bytes]:
+        while True:
+            yield b""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        body = itertools.repeat(b"") if runtime.is_blocking else empty_chunks()
+        return httpx.Response(200, headers={"content-type": "text/plain"}, content=body)
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(respond)
+        kind: Any = httpx.Client if runtime.is_blocking else httpx.AsyncClient
+        own = kind(transport=transport)
+        async with runtime.client(
+            base_url="http://h.example", http_client=own, timeout=Timeout(total=0.2), retry=ONCE
+        ) as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "total"
+        await close(own)
+
+    runtime.run(scenario)
+
+
+def test_a_lock_of_a_pool_that_was_held_at_a_fork_is_free_in_the_child(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(base_url=faults.base_url) as client:
+        client.chat("Hi")
+        parent = os.getpid()
+        (transport,) = [client._session._http_client._transport]
+        pool = transport._pool
+        (process_pool,) = pool._process_pools.values()
+        with pool._lock, process_pool._lock, monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: parent + 1)
+            assert client.chat("Hi").text
+            child.undo()
+
+
+def test_a_hook_that_does_not_find_its_file_is_not_the_network(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    def fail(request: httpx.Request) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/nope")
+
+    async def fail_async(request: httpx.Request) -> None:
+        fail(request)
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        own.event_hooks["request"].append(fail if runtime.is_blocking else fail_async)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert isinstance(await outcome(client.chat("Hi")), FileNotFoundError)
+        await close(own)
+
+    runtime.run(scenario)
+    assert not faults.requests
+
+
+def test_a_read_before_its_bytes_have_arrived_waits_for_them(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, near)
+            network._may_have_data = True
+            timer = threading.Timer(0.1, far.send, [b"Hello."])
+            timer.start()
+            assert await finish(network.receive(10)) == b"Hello."
+            timer.join()
+
+    runtime.run(scenario)
+
+
+def test_an_error_of_a_resolver_without_a_number_passes_unchanged(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OSError("mine")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url="http://h.example") as client:
+            error = await outcome(client.chat("Hi"))
+            assert (type(error), str(error)) == (OSError, "mine")
+
+    runtime.run(scenario)

@@ -118,13 +118,13 @@ def notice_waits(
 ) -> None:
     """Set the event when a call begins to wait for its next attempt."""
     module: Any = sync_concurrency if runtime.is_blocking else async_concurrency
-    sleep = module.sleep
+    sleep = module.CancelHandle.sleep
 
-    def notice(seconds: float, cancel_handle: Any) -> Any:
+    def notice(cancel_handle: Any, seconds: float) -> Any:
         waiting.set()
-        return sleep(seconds, cancel_handle)
+        return sleep(cancel_handle, seconds)
 
-    monkeypatch.setattr(module, "sleep", notice)
+    monkeypatch.setattr(module.CancelHandle, "sleep", notice)
 
 
 @pytest.mark.parametrize("custom", [False, True])

@@ -364,3 +364,12 @@ def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -
 
     with FaultyServer(ssl_context=context) as server:
         runtime.run(partial(scenario, server.base_url))
+
+
+def test_an_unknown_scheme_is_said_so(runtime: Runtime, library: Any) -> None:
+    async def scenario() -> None:
+        async with open_client(library, runtime) as client:
+            with pytest.raises(library.UnsupportedProtocol):
+                await client.get("ftp://127.0.0.1/")
+
+    runtime.run(scenario)
