@@ -200,15 +200,6 @@ class Network(httpcore.NetworkBackend):
             since = time.monotonic() - self._sent_at
             self._is_request_unread = is_request_unread(sock, seconds_since_sent=since)
 
-    def check_limit(self) -> None:
-        """Raise `httpcore.ReadTimeout` for a head that is over the limit, although bytes arrive.
-
-        No wait would notice it. What has arrived in time is read, however late this is.
-        """
-        left = self._use_call().timeouts.left(time.monotonic())
-        if self._has_received and left is not None and left <= 0:
-            raise httpcore.ReadTimeout
-
     def begin_read(self) -> None:
         """A read begins: what was written has been sent."""
         timeouts, now = self._use_call().timeouts, time.monotonic()
@@ -413,7 +404,6 @@ class _NetworkStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What httpcore parses without letting others run: a head, which may follow many of 1xx."""
-        self._network.check_limit()
         return self.receive(min(max_bytes, HEAD_BYTES))
 
     def receive(self, max_bytes: int) -> bytes:

@@ -284,8 +284,8 @@ class Exchange:
 
     def trace(self, name: str, info: dict[str, Any]) -> None:
         """httpcore's extension, for a call whose steps are logged."""
-        if self._redact is not None:
-            redact_trace(info, self._redact)
+        assert self._redact is not None, "only a call of our own passes it"
+        redact_trace(info, self._redact)
 
     def close(self) -> None:
         """The body is not read any further.

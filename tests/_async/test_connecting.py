@@ -217,6 +217,26 @@ def test_four_loops_keep_their_own_connections(faults: FaultyServer) -> None:
     faults.wait_until_closed()
 
 
+def test_a_connection_that_is_established_at_once(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some systems connect to their own addresses without a wait."""
+
+    def start_connect(address: Any) -> Any:
+        sock = socket.create_connection(address[1])
+        sock.setblocking(False)
+        return sock, True
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            assert (await client.chat("Hi")).text
+
+    runtime.run(scenario)
+
+
 class SlowConnection:
     """A connection that is established after a while, to a server that answers one request.
 
