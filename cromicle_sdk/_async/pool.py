@@ -285,7 +285,7 @@ class AsyncExchange:
 
     async def trace(self, name: str, info: dict[str, Any]) -> None:
         """httpcore's extension, for a call whose steps are logged."""
-        assert self._redact is not None, "only a call of our own passes it"
+        assert self._redact is not None, "only a call of this package is traced"
         redact_trace(info, self._redact)
 
     async def aclose(self) -> None:

@@ -70,8 +70,8 @@ class AsyncCall:
 
     def __init__(self, timeout: Timeout) -> None:
         self.timeout = timeout
-        self.timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
-        self.cancel_handle = concurrency.CancelHandle()
+        self.timeouts: CallTimeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
+        self.cancel_handle: concurrency.CancelHandle = concurrency.CancelHandle()
 
     def find_limit(self) -> float:
         """Seconds that are left of `total`."""

@@ -46,7 +46,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.access_log = False
-        self.logger = logging.getLogger("cromicle_sdk.server.http")
+        self.logger: logging.Logger = logging.getLogger("cromicle_sdk.server.http")
         self.logger.addFilter(_is_not_truncation)
         self._timer: asyncio.TimerHandle | None = None
         self._timed: object = None
