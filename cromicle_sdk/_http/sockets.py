@@ -41,8 +41,8 @@ IDLE_SECONDS = 30.0
 # What httpcore reads at a time, too.
 READ_BYTES = 64 * 1024
 
-# The same up to the end of a head. h11 takes 40 us for a head of 18 bytes: so that other tasks wait
-# for no more than 10 ms where a server sends 1xx responses without end (RFC 9110, 15.2).
+# The same up to the end of a head. A server may send 1xx responses without end (RFC 9110, 15.2),
+# and h11 takes 8 us for one of 18 bytes: other tasks wait for 2 ms, not for the 30 ms of 64 KiB.
 HEAD_BYTES = 4 * 1024
 
 # RFC 8305, 5: "Connection Attempt Delay", the recommended value in seconds.
