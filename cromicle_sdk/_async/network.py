@@ -23,6 +23,7 @@ from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.framing import FramingObserver, is_h11_reachable
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
+    HEAD_BYTES,
     READ_BYTES,
     Address,
     ClosedByCaller,
@@ -32,6 +33,7 @@ from cromicle_sdk._http.sockets import (
     is_reusable,
     parse_address,
     start_connect,
+    system_error,
 )
 
 from . import concurrency
@@ -90,7 +92,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     async def read(self) -> bytes:
         """The next bytes that httpcore would read, b"" at the end."""
         assert self._stream is not None, "nothing is read before connect_tcp()"
-        return await self._stream.read(READ_BYTES)
+        return await self._stream.receive(READ_BYTES)
 
     @property
     def is_request_unread(self) -> bool:
@@ -260,7 +262,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                     if not error_number:
                         self._socket = sock
                         return
-                    failure = OSError(error_number, os.strerror(error_number))
+                    failure = system_error(error_number)
                     sock.close()
         finally:
             for sock in pending:
@@ -339,12 +341,16 @@ class _AsyncTLS:
 
     @property
     def has_unread(self) -> bool:
-        return self._incoming.pending > 0 or self._lower.has_unread
+        is_record_pending = self._incoming.pending > 0 or self.ssl_object.pending() > 0
+        return is_record_pending or self._lower.has_unread
 
     async def handshake(self) -> None:
         await self._run(self.ssl_object.do_handshake, httpcore.ConnectError)
 
     async def receive(self, max_bytes: int) -> bytes:
+        if self.has_unread:
+            # It may not wait below: let others run.
+            await concurrency.checkpoint()
         return await self._run(partial(self.ssl_object.read, max_bytes), httpcore.ReadError)
 
     async def send(self, data: bytes) -> None:
@@ -396,6 +402,10 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
         return self._layer.has_unread
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """What httpcore parses without letting others run: a head, which may follow many of 1xx."""
+        return await self.receive(min(max_bytes, HEAD_BYTES))
+
+    async def receive(self, max_bytes: int) -> bytes:
         if self._unsent:
             # A server may reject a request before it has read all of it: its response can still
             # be read.

@@ -24,6 +24,7 @@ from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.framing import FramingObserver, is_h11_reachable
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
+    HEAD_BYTES,
     READ_BYTES,
     Address,
     ClosedByCaller,
@@ -33,6 +34,7 @@ from cromicle_sdk._http.sockets import (
     is_reusable,
     parse_address,
     start_connect,
+    system_error,
 )
 
 from . import concurrency
@@ -91,7 +93,7 @@ class Network(httpcore.NetworkBackend):
     def read(self) -> bytes:
         """The next bytes that httpcore would read, b"" at the end."""
         assert self._stream is not None, "nothing is read before connect_tcp()"
-        return self._stream.read(READ_BYTES)
+        return self._stream.receive(READ_BYTES)
 
     @property
     def is_request_unread(self) -> bool:
@@ -261,7 +263,7 @@ class Network(httpcore.NetworkBackend):
                     if not error_number:
                         self._socket = sock
                         return
-                    failure = OSError(error_number, os.strerror(error_number))
+                    failure = system_error(error_number)
                     sock.close()
         finally:
             for sock in pending:
@@ -340,12 +342,16 @@ class _TLS:
 
     @property
     def has_unread(self) -> bool:
-        return self._incoming.pending > 0 or self._lower.has_unread
+        is_record_pending = self._incoming.pending > 0 or self.ssl_object.pending() > 0
+        return is_record_pending or self._lower.has_unread
 
     def handshake(self) -> None:
         self._run(self.ssl_object.do_handshake, httpcore.ConnectError)
 
     def receive(self, max_bytes: int) -> bytes:
+        if self.has_unread:
+            # It may not wait below: let others run.
+            concurrency.checkpoint()
         return self._run(partial(self.ssl_object.read, max_bytes), httpcore.ReadError)
 
     def send(self, data: bytes) -> None:
@@ -397,6 +403,10 @@ class _NetworkStream(httpcore.NetworkStream):
         return self._layer.has_unread
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """What httpcore parses without letting others run: a head, which may follow many of 1xx."""
+        return self.receive(min(max_bytes, HEAD_BYTES))
+
+    def receive(self, max_bytes: int) -> bytes:
         if self._unsent:
             # A server may reject a request before it has read all of it: its response can still
             # be read.

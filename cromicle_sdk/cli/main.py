@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 
 import click
@@ -31,9 +33,6 @@ def run(arguments: Sequence[str]) -> int:
         return done.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        abandon_stdout()
-        return PIPE_CLOSED
     except click.UsageError as error:
         error.show()
         return error.exit_code
@@ -42,6 +41,9 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except OSError as error:
         abandon_stdout()
+        # Windows reports a closed pipe as EINVAL (Python issue 35754).
+        if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
+            return PIPE_CLOSED
         report_error(f"The output cannot be written: {error.strerror or error}.")
         return FAILED
     return 0

@@ -217,6 +217,156 @@ def test_four_loops_keep_their_own_connections(faults: FaultyServer) -> None:
     faults.wait_until_closed()
 
 
+def test_a_connection_that_is_established_at_once(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some systems connect to their own addresses without a wait."""
+
+    def start_connect(address: Any) -> Any:
+        sock = socket.create_connection(address[1])
+        sock.setblocking(False)
+        return sock, True
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            assert (await client.chat("Hi")).text
+
+    runtime.run(scenario)
+
+
+class SlowConnection:
+    """A connection that is established after a while, to a server that answers one request.
+
+    Until then the send buffer of its socket is full, for which a call waits in the same way.
+    """
+
+    def __init__(self, round_trip: float) -> None:
+        self.client, self._server = socket.socketpair()
+        self.client.setblocking(False)
+        self._filled = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._filled += self.client.send(bytes(65536))
+        threading.Timer(round_trip, self._serve).start()
+
+    def _serve(self) -> None:
+        with self._server, contextlib.suppress(OSError):
+            while self._filled:
+                self._filled -= len(self._server.recv(min(self._filled, 65536)))
+            if self._server.recv(65536):
+                self._server.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+
+def test_eight_slow_addresses_are_not_cut_short(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes longer than the delay to the next, and the first is done first."""
+    made: list[SlowConnection] = []
+
+    def start_connect(address: Any) -> Any:
+        made.append(SlowConnection(0.3))
+        return made[-1].client, False
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+
+    async def scenario() -> None:
+        resolve_to(monkeypatch, *[("192.0.2.1", port) for port in range(1, 9)])
+        async with runtime.client(base_url="http://h.example", retry=ONCE) as client:
+            started = time.monotonic()
+            assert (await client.chat("Hi", timeout=Timeout(connect=20))).text == "ok"
+            if time.monotonic() - started < 0.5:
+                assert len(made) == 2
+            assert len(made) < 8
+            is_open = [connection.client.fileno() >= 0 for connection in made]
+            assert is_open == [True] + [False] * (len(made) - 1)
+        assert made[0].client.fileno() < 0
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("end", ["total", "cancel"])
+def test_an_end_in_the_middle_closes_every_socket(
+    end: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+
+    def start_connect(address: Any) -> Any:
+        sock, is_connected = sockets.start_connect(address)
+        made.append(sock)
+        return sock, is_connected
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+
+    async def scenario() -> None:
+        with black_hole() as hole:
+            resolve_to(monkeypatch, hole, hole, hole)
+            client = runtime.client(base_url="http://h.example", retry=ONCE)
+            if end == "cancel" and not runtime.is_blocking:
+                with anyio.move_on_after(0.4):
+                    await client.chat("Hi", timeout=Timeout(connect=60))
+            else:
+                error = await outcome(client.chat("Hi", timeout=Timeout(connect=60, total=0.4)))
+                assert isinstance(error, APITimeoutError)
+                assert error.phase == "total"
+            assert len(made) >= 2
+            assert all(sock.fileno() < 0 for sock in made)
+            await client.aclose()
+
+    runtime.run(scenario)
+
+
+@contextlib.contextmanager
+def serve_slow_reads(size: int, seconds: float) -> Generator[str]:
+    """A server that reads a request of some size steadily, over so many seconds, and answers."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            received, pause = 0, threading.Event()
+            with sock:
+                while received < size:
+                    received += len(sock.recv(size // 50))
+                    pause.wait(seconds * min(received / size, 1) - (time.monotonic() - started))
+                sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+        started = time.monotonic()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield "http://{}:{}".format(*listener.getsockname())
+        thread.join(20)
+
+
+def test_an_upload_that_makes_progress_does_not_time_out(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_connect(address: Any) -> Any:
+        sock, is_connected = sockets.start_connect(address)
+        # So that little is left to read when the last byte has been sent.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        return sock, is_connected
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+    size = 4_000_000
+
+    async def scenario() -> None:
+        with serve_slow_reads(size, seconds=2) as base_url:
+            async with runtime.client(base_url=base_url, retry=ONCE) as client:
+                reply = await client.chat("x" * size, timeout=Timeout(first_byte=1))
+            assert reply.text == "ok"
+            assert reply.elapsed > 1
+
+    runtime.run(scenario)
+
+
 def test_a_refusal_leaves_the_addresses_that_have_not_answered(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

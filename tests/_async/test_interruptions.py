@@ -35,7 +35,7 @@ from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import network as async_network
 from cromicle_sdk._async.session import AsyncHTTPClient
 from cromicle_sdk._core.deadline import CallTimeouts, Phase
-from cromicle_sdk._http import framing, libraries, sockets
+from cromicle_sdk._http import framing, libraries, resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk._sync import pool as sync_pool
@@ -93,6 +93,33 @@ def test_an_exception_of_a_signal_handler_ends_the_call_at_once(
         assert time.monotonic() - started < 10
     assert len(faults.requests) == 1
     faults.wait_until_closed()
+
+
+@pytest.mark.parametrize("error", [TimeoutError("mine"), ConnectionError("mine")], ids=repr)
+@pytest.mark.parametrize("wait", ["resolver", "connection", "slot", "upload"])
+def test_an_exception_of_a_signal_handler_ends_every_other_wait(
+    wait: str, error: Exception, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    if wait == "resolver":
+        monkeypatch.setattr(resolver, "look_up", lambda *args: ended.wait(20))
+    elif wait == "connection":
+        faults.black_hole()
+    elif wait == "upload":
+        faults.stall(when="head")
+    else:
+        faults.stall(after="Hel")
+    url = "http://h.example" if wait == "resolver" else faults.base_url
+    prompt = "x" * 20_000_000 if wait == "upload" else "Hi"
+    timeout = Timeout(connect=60)
+    with Client(base_url=url, max_connections=1, timeout=timeout) as client:
+        with client.stream("first") if wait == "slot" else contextlib.nullcontext():
+            started = time.monotonic()
+            with alarm(error), pytest.raises(type(error)) as caught:
+                client.chat(prompt)
+        assert caught.value is error
+        assert time.monotonic() - started < 10
+    ended.set()
 
 
 class InterruptedSocket:

@@ -35,9 +35,9 @@ from cromicle_sdk import (
     Timeout,
 )
 from cromicle_sdk._async import concurrency as async_concurrency
-from cromicle_sdk._http import proxies
+from cromicle_sdk._http import proxies, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
-from cromicle_sdk.testing import FaultyServer, build_head
+from cromicle_sdk.testing import Connection, FaultyServer, RecordedRequest, build_head
 
 QUICK = Retry(attempts=2, first_delay=0)
 ONCE = Retry(attempts=1)
@@ -513,6 +513,84 @@ class TestUploading:
             assert error.phase == "first_byte"
 
         runtime.run(scenario)
+
+
+INTERIM = b"HTTP/1.1 100 \r\n\r\n"
+
+
+class TestInterimResponses:
+    """Responses of 1xx before the one that counts (RFC 9110, 15.2)."""
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_other_tasks_run_while_many_arrive(
+        self,
+        scheme: str,
+        runtime: Runtime,
+        faults: FaultyServer,
+        tls: FaultyServer,
+        trusting: ssl.SSLContext,
+    ) -> None:
+        server = tls if scheme == "https" else faults
+        count = 60_000
+        server.raw(INTERIM * count + build_head(length=2) + b"ok")
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await anyio.sleep(0)
+                turns += 1
+
+        async def scenario() -> None:
+            async with runtime.client(
+                base_url=server.base_url, verify=trusting, retry=ONCE
+            ) as client:
+                if runtime.is_blocking:
+                    assert (await client.chat("Hi")).text == "ok"
+                    return
+                async with anyio.create_task_group() as group:
+                    group.start_soon(count_turns)
+                    assert (await client.chat("Hi")).text == "ok"
+                    group.cancel_scope.cancel()
+            # Some 250 of them are parsed at a time.
+            assert turns > count / 500
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("phase", ["first_byte", "total"])
+    def test_a_limit_ends_a_call_that_gets_nothing_else(
+        self, phase: str, runtime: Runtime, faults: FaultyServer
+    ) -> None:
+        def flood(connection: Connection, request: RecordedRequest) -> None:
+            while True:
+                connection.send(INTERIM * 4000)
+
+        faults.script(flood)
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+                error = await outcome(client.chat("Hi", timeout=Timeout(**{phase: 0.3})))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == phase
+
+        runtime.run(scenario)
+
+    def test_a_second_answer_in_the_record_of_the_first_is_nobodys(
+        self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
+    ) -> None:
+        """The answer fills the read of a head; the rest of the record stays in the TLS layer."""
+        right = b"x" * (sockets.HEAD_BYTES - len(build_head(length=4000)))
+        first = build_head(length=len(right)) + right
+        assert len(first) == sockets.HEAD_BYTES
+        other = build_head(length=5) + b"wrong"
+
+        async def scenario(base_url: str) -> None:
+            async with runtime.client(base_url=base_url, verify=trusting, retry=ONCE) as client:
+                for _ in range(3):
+                    assert (await client.chat("Hi")).text == right.decode()
+
+        with serve_records(server_context, [first + other]) as base_url:
+            runtime.run(lambda: scenario(base_url))
 
 
 class TestIdleConnections:

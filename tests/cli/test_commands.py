@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 import pytest
@@ -40,6 +42,7 @@ from cromicle_sdk import (
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk.cli import ask as _ask
 from cromicle_sdk.cli import commands as _commands
+from cromicle_sdk.cli import main as _main
 from cromicle_sdk.cli import run
 from cromicle_sdk.cli import serve as _serve
 from cromicle_sdk.cli.ask import format_json, format_stats
@@ -468,6 +471,20 @@ def test_a_closed_pipe_exits_141(server: FaultyServer, monkeypatch: pytest.Monke
     with os.fdopen(writer, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert ask(server) == 141
+
+
+@pytest.mark.parametrize(("system", "code"), [("nt", 141), ("posix", 1)])
+def test_a_closed_pipe_of_windows_exits_141(
+    system: str, code: int, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(output: RawOutput, text: str) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(RawOutput, "write", fail)
+    with Path(os.devnull).open("w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(_main, "os", SimpleNamespace(name=system))
+        assert ask(server) == code
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk at hand")
