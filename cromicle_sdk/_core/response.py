@@ -28,7 +28,18 @@ from .errors import (
 )
 from .options import Options
 
-__all__ = ["Head", "Headers", "Reply", "ResponseDecoder", "parse_retry_after"]
+__all__ = [
+    "FINISH_REASON_HEADER",
+    "Head",
+    "Headers",
+    "Reply",
+    "ResponseDecoder",
+    "parse_finish_reason",
+    "parse_retry_after",
+]
+
+# The trailer that says why a reply ended.
+FINISH_REASON_HEADER = "x-finish-reason"
 
 _BYTE_ORDER_MARK = "\ufeff"
 # Enough to show what a server said, and far less than what an endless error page sends.
@@ -39,6 +50,7 @@ _REDACTION_MARGIN = 8 * 1024
 _FOREVER = 1e9
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
+_FINISH_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _LENGTH = re.compile(r"[0-9]+\Z")
 _MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
 # Facts of an error are read by these, of which a short token may be a part.
@@ -434,6 +446,11 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     # A date in "-0000" comes without a zone, and is UTC.
     seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     return min(max(seconds, 0.0), _FOREVER)
+
+
+def parse_finish_reason(value: object) -> str | None:
+    """A finish reason as a server sends it; None for anything but one short word."""
+    return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
 
 
 # A server sends few, and each takes 5 us to read.
