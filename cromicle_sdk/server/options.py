@@ -7,7 +7,7 @@ from typing import cast
 
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.errors import ConfigurationError
-from cromicle_sdk._core.json_values import PROTOCOL_FIELDS
+from cromicle_sdk._core.fields import PROTOCOL_FIELDS
 from cromicle_sdk._core.options import check_text
 
 __all__ = [

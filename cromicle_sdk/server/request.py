@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from cromicle_sdk._core.errors import InvalidMessageError
-from cromicle_sdk._core.json_values import PROTOCOL_FIELDS, find_json_problem
+from cromicle_sdk._core.fields import PROTOCOL_FIELDS, find_json_problem
 from cromicle_sdk._core.messages import Message, find_lone_surrogate, format_prompt
 from cromicle_sdk._core.request import hash_prompt
 
