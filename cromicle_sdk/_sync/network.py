@@ -342,8 +342,8 @@ class _TLS:
 
     @property
     def has_unread(self) -> bool:
-        is_record_pending = self._incoming.pending > 0 or self.ssl_object.pending() > 0
-        return is_record_pending or self._lower.has_unread
+        is_record_pending = self._incoming.pending or self.ssl_object.pending()
+        return bool(is_record_pending) or self._lower.has_unread
 
     def handshake(self) -> None:
         self._run(self.ssl_object.do_handshake, httpcore.ConnectError)
