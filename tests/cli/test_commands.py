@@ -507,8 +507,10 @@ def test_errors_name_flags_and_keep_the_words_of_the_server(
     assert describe_error(error, _ask.FLAGS) == described
 
 
-def test_ctrl_c_exits_130(server: FaultyServer, capsysbinary: Capture) -> None:
-    server.script(lambda connection, request: os.kill(os.getpid(), signal.SIGINT))
+def test_ctrl_c_exits_130(
+    server: FaultyServer, capsysbinary: Capture, interrupt: Callable[[], None]
+) -> None:
+    server.script(lambda connection, request: interrupt())
     assert ask(server) == 130
     assert capsysbinary.readouterr() == (b"", b"")
 
