@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import FramingObserver, is_h11_reachable
+from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachable
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
@@ -108,6 +108,11 @@ class Network(httpcore.NetworkBackend):
         """
         has_unread = self._stream is not None and self._stream.has_unread
         return has_unread or (self._observer is not None and self._observer.has_trailing_data)
+
+    @property
+    def observed_trailers(self) -> Trailers:
+        """The trailers of the last response, where it is parsed here, beside httpcore."""
+        return () if self._observer is None else self._observer.trailers
 
     @property
     def is_reusable(self) -> bool:

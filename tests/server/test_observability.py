@@ -282,7 +282,7 @@ def test_an_exception_of_the_app(log: Log, monkeypatch: pytest.MonkeyPatch) -> N
     async def fail(*args: Any, **options: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("cromicle_sdk.server.app.receive_prompt", fail)
+    monkeypatch.setattr("cromicle_sdk.server.app.receive_chat_request", fail)
     with LocalServer() as server:
         assert post(server.base_url).status_code == 500
         (line,) = log.wait(1)
