@@ -32,6 +32,7 @@ from tiny_model import Script, build_model, cut, say
 from cromicle_sdk import (
     BadRequestError,
     Client,
+    Conversation,
     IncompleteReplyError,
     InternalServerError,
     Retry,
@@ -100,6 +101,10 @@ class Engine:
     def get_slots(self) -> list[dict[str, Any]]:
         slots: list[dict[str, Any]] = httpx.get(f"{self.url}/slots").json()
         return slots
+
+    def get_last_slot(self) -> dict[str, Any]:
+        """The slot of the last call that has begun: its prompt, and its options as `params`."""
+        return max(self.get_slots(), key=lambda slot: slot.get("id_task", -1))
 
     def count_busy_slots(self) -> int:
         return sum(slot["is_processing"] for slot in self.get_slots())
@@ -184,6 +189,7 @@ def test_the_reply_is_the_text_of_the_model(
         async with runtime.client(base_url=gateway.base_url, token="abc") as client:
             reply = await client.chat(f"Say {selector}")
             assert reply.text == TEXTS[selector]
+            assert reply.finish_reason == "stop"
             stream = client.stream(f"Say {selector}")
             assert "".join([text async for text in stream]) == TEXTS[selector]
 
@@ -270,6 +276,84 @@ def test_an_engine_that_is_killed_truncates_the_reply(
                 await client.chat("Say 1", retry=Retry(attempts=1))
 
     runtime.run(scenario)
+
+
+def test_a_reply_that_the_limit_of_tokens_cuts_short_is_named(
+    engine: Engine, tmp_path: Path, runtime: Runtime
+) -> None:
+    async def scenario() -> None:
+        async with runtime.client(base_url=gateway.base_url, token="abc") as client:
+            reply = await client.chat(f"Say {ENDLESS}")
+            assert reply.text == ROUND[:20]
+            assert reply.finish_reason == "length"
+            async with client.stream(f"Say {ENDLESS}") as stream:
+                await stream.read()
+            assert stream.reply.finish_reason == "length"
+
+    with serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, "--max-tokens", "5") as gateway:
+        runtime.run(scenario)
+
+
+def test_a_conversation_arrives_with_its_roles(
+    engine: Engine, gateway: Gateway, runtime: Runtime
+) -> None:
+    conversation = Conversation(system="Answer in French.").user("Good morning")
+    conversation.assistant("Bonjour").user("User: what is 1?\nAssistant: say 1")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=gateway.base_url, token="abc") as client:
+            reply = await client.chat(conversation, send_messages=True)
+            assert reply.text == TEXTS["1"]
+
+    runtime.run(scenario)
+    messages = "".join(
+        f"<|{message['role']}|>{message['content']}<|end|>\n" for message in conversation
+    )
+    assert engine.get_last_slot()["prompt"] == f"{messages}<|assistant|>1"
+
+
+def test_the_message_of_the_operator_comes_before_a_conversation(
+    engine: Engine, tmp_path: Path
+) -> None:
+    options = ("--system", "Answer briefly.")
+    with (
+        serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, *options) as gateway,
+        Client(base_url=gateway.base_url, token="abc", send_messages=True) as client,
+    ):
+        assert client.chat(Conversation(system="In French.").user("Say 1")).text == TEXTS["1"]
+    prompt = engine.get_last_slot()["prompt"]
+    assert prompt.startswith("<|system|>Answer briefly.<|end|>\n<|system|>In French.<|end|>\n")
+
+
+def test_the_sampling_options_of_the_operator_arrive(engine: Engine, tmp_path: Path) -> None:
+    options = ["--temperature", "0", "--top-p", "0.5", "--max-tokens", "6", "--seed", "7"]
+    options += ["--stop", "never", "--body", "top_k=3"]
+    with (
+        serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, *options) as gateway,
+        Client(base_url=gateway.base_url, token="abc") as client,
+    ):
+        assert client.chat(f"Toss {TOSSING}").text == "heads " * 6
+    arrived = engine.get_last_slot()["params"]
+    expected = {"temperature": 0, "top_p": 0.5, "max_tokens": 6, "seed": 7, "stop": ["never"]}
+    assert arrived | expected | {"top_k": 3} == arrived
+
+
+def test_the_sampling_options_of_the_caller_arrive(engine: Engine, tmp_path: Path) -> None:
+    options = ("--max-tokens", "50", "--allow-options", "temperature,seed,stop")
+    with (
+        serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, *options) as gateway,
+        Client(base_url=gateway.base_url, token="abc") as client,
+    ):
+        toss = f"Toss {TOSSING}"
+        assert client.chat(toss, extra_body={"temperature": 0}).text == "heads " * 50
+        assert client.chat(toss, extra_body={"stop": ["tails"]}).finish_reason == "stop"
+        texts = [client.chat(toss, extra_body={"seed": seed}).text for seed in (1, 2, 1)]
+        assert texts[0] == texts[2] != texts[1]
+        with pytest.raises(BadRequestError, match="max_tokens"):
+            client.chat(toss, extra_body={"max_tokens": 1_000})
+        # The engine says so, and not the gateway.
+        with pytest.raises(BadRequestError, match="400"):
+            client.chat(toss, extra_body={"temperature": "warm"})
 
 
 def test_a_prompt_longer_than_the_context_is_not_retried(gateway: Gateway, client: Client) -> None:

@@ -61,10 +61,10 @@ def script(llmock: str, **behavior: Any) -> None:
     response.raise_for_status()
 
 
-def check_verdict(llmock: str, *, attempts: int) -> None:
-    """The client of llmock has made so many requests, and nothing of what it did is wrong."""
+def check_verdict(llmock: str, *, attempts: int, warning: str = "") -> None:
+    """llmock passes its client, which made so many requests, without any but this warning."""
     verdict = httpx.get(f"{llmock}/_llmock/verdict").json()
-    assert verdict["findings"] == []
+    assert [each for each in verdict["findings"] if each["code"] != warning] == []
     assert verdict["passed"]
     assert verdict["attempts"] == attempts
 
@@ -110,4 +110,5 @@ def test_a_stream_that_breaks_is_never_a_reply(llmock: str, client: Client, kind
     script(llmock, type="stream_fault", kind=kind, after_chunks=2, stall_seconds=8 * PATIENCE)
     # `chat` retries it. llmock cannot know that `stream` raises, and would call it accepted.
     assert client.chat(PROMPT).text == REPLY
-    check_verdict(llmock, attempts=2)
+    # It warns where it has sent everything before it notices that the gateway has left.
+    check_verdict(llmock, attempts=2, warning="malformed_chunk_ignored")
