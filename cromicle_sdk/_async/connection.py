@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,9 +53,9 @@ class AsyncConnection:
         timeouts.enter("connect", time.monotonic())
         return await self._http.handle_async_request(request)
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next bytes of the network, b"" at the end."""
-        return await self._network.read()
+        return self._network.read()
 
     def find_h11(self) -> h11.Connection | None:
         """The parser of the response, where it is found below httpcore."""

@@ -40,7 +40,11 @@ def create_app(
 ) -> Starlette:
     """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
-    `POST /chat` streams the reply of `backend` (an echo by default) as chunked UTF-8 text.
+    `POST /chat` streams the reply of `backend` (an echo by default) as chunked UTF-8 text. A finish
+    reason that the backend sets follows as the trailer `x-finish-reason`, where the ASGI server has
+    the extension `http.response.trailers`, as those of `serve` and `LocalServer` do. A request may
+    also have `messages`, which must be those that its prompt is formatted from.
+
     `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. The
     app may be mounted under any path of another ASGI app and needs no lifespan.
 

@@ -205,6 +205,10 @@ async def two(prompt: str, request: BackendRequest) -> AsyncIterator[str]:
     yield request.id
 
 
+async def another_name(prompt: str, info: BackendRequest) -> AsyncIterator[str]:
+    yield info.id
+
+
 async def one(prompt: str) -> AsyncIterator[str]:
     yield "one"
 
@@ -252,6 +256,7 @@ class Methods:
     ("backend", "text"),
     [
         (two, "id-1"),
+        (another_name, "id-1"),
         (Methods().two, "id-1"),
         (Methods.static, "id-1"),
         (optional_request, "id-1"),

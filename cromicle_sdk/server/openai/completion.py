@@ -187,13 +187,8 @@ class Completion:
                 yield from self._receive_whole(value)
 
     def _receive_whole(self, value: object) -> Iterator[str]:
-        # Gemini sends an error in a list.
-        if isinstance(value, list):
-            for each in cast("list[object]", value):
-                if isinstance(each, dict):
-                    check_unread(cast("dict[str, object]", each), read=_READ_IN_EVENT)
-        fields = _check_object(cast("object", value))
-        yield from self._receive_fields(fields, "message", is_whole=True)
+        _check_list(value)
+        yield from self._receive_fields(_check_object(value), "message", is_whole=True)
 
     def _may_try(self, size: int) -> bool:
         self._tried_bytes += size
@@ -384,6 +379,13 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_build_object)
+
+
+def _check_list(value: object) -> None:
+    """Raise the error in a list, as Gemini sends one."""
+    for each in cast("list[object]", value) if isinstance(value, list) else []:
+        if isinstance(each, dict):
+            check_unread(cast("dict[str, object]", each), read=_READ_IN_EVENT)
 
 
 def _check_object(value: object) -> dict[str, object]:

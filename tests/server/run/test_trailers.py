@@ -139,8 +139,11 @@ def test_an_error_has_no_trailers() -> None:
 class Trailing:
     """An ASGI app with trailers in two parts, and what it was offered."""
 
-    def __init__(self, *, status: int = 200, headers: Any = (), sends: bool = True) -> None:
+    def __init__(
+        self, *, status: int = 200, headers: Any = (), body: bytes = b"Hello", sends: bool = True
+    ) -> None:
         self.status = status
+        self.body = body
         self.headers = list(headers)
         self.sends = sends
         self.extensions: Any = None
@@ -149,8 +152,8 @@ class Trailing:
         self.extensions = scope.get("extensions")
         head = {"status": self.status, "headers": self.headers, "trailers": True}
         await send({"type": "http.response.start", **head})
-        await send({"type": "http.response.body", "body": b"He", "more_body": True})
-        await send({"type": "http.response.body", "body": b"llo"})
+        await send({"type": "http.response.body", "body": self.body[:2], "more_body": True})
+        await send({"type": "http.response.body", "body": self.body[2:]})
         if self.sends:
             for name, is_last in ((b"x-one", False), (b"x-two", True)):
                 message: Message = {"headers": [(name, b"1")], "more_trailers": not is_last}
@@ -172,11 +175,24 @@ def test_a_response_with_a_length_has_no_trailers(caplog: pytest.LogCaptureFixtu
     assert not caplog.records
 
 
-def test_a_response_without_a_body_has_no_trailers(caplog: pytest.LogCaptureFixture) -> None:
-    with LocalServer(app=Trailing()) as server:
-        _, body = split(exchange(server.base_url, method="HEAD"))
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 204), ("POST", 304)])
+def test_a_response_without_a_body_has_no_trailers(
+    method: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LocalServer(app=Trailing(status=status, body=b"")) as server:
+        _, body = split(exchange(server.base_url, method=method))
     assert body == b""
     assert not caplog.records
+
+
+def test_trailers_are_those_of_one_response() -> None:
+    with LocalServer(cut_short) as server, httpx.Client(base_url=server.base_url) as client:
+        for _ in range(2):
+            answer = client.post(
+                "/chat", content=BODY, headers={"content-type": "application/json"}
+            )
+            assert answer.text == "Hello, wor"
+            assert client.get("/health").json() == {"status": "ok"}
 
 
 def test_announced_trailers_that_never_come_complete_the_response(
