@@ -35,6 +35,12 @@ def answer(upstream: FaultyServer, *events: str | bytes, **options: Any) -> None
     upstream.reply(chunks=events, content_type=EVENTS, **options)
 
 
+def answer_models(upstream: FaultyServer, *names: str) -> None:
+    """Respond to the next request with a list of models."""
+    models = [{"id": name, "object": "model"} for name in names]
+    upstream.reply(json.dumps({"object": "list", "data": models}), content_type="application/json")
+
+
 def answer_texts(upstream: FaultyServer, *texts: str, **options: Any) -> None:
     """Respond to the next request with a complete stream of these texts."""
     answer(upstream, *say(*texts), STOP, DONE, **options)
