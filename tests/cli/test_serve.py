@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends by sign
 
 PATIENCE = 20.0
 ONCE = Retry(attempts=1)
-COMMAND = [sys.executable, "-W", "error", "-X", "dev", "-m", "cromicle_sdk", "serve"]
+COMMAND = [sys.executable, "-W", "error", "-m", "cromicle_sdk", "serve"]
 SHARED = ["--port", "0"]
 
 
