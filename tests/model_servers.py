@@ -104,13 +104,11 @@ def wait_for_status(
 
 
 @contextlib.contextmanager
-def serve_gateway(
-    upstream: str, model: str, folder: Path, *options: str, key: str = ""
-) -> Generator[Gateway]:
+def serve_gateway(upstream: str, folder: Path, *options: str, key: str = "") -> Generator[Gateway]:
     """`cromicle serve` with these options; its log must not hold the key."""
     port, log = find_port(), folder / "log"
     command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", str(port)]
-    command += ["--upstream", upstream, "--model", model, *options]
+    command += ["--upstream", upstream, *options]
     with run(command, log, CROMICLE_UPSTREAM_KEY=key) as process:
         gateway = Gateway(f"http://127.0.0.1:{port}", log)
         wait_for_status(f"{gateway.base_url}/health", process, log)

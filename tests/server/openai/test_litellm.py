@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def gateway(proxy: Proxy, model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("gateway")
-    with serve_gateway(proxy.base_url, model, folder, key=proxy.key) as gateway:
+    with serve_gateway(proxy.base_url, folder, "--model", model, key=proxy.key) as gateway:
         yield gateway.base_url
 
 
@@ -106,8 +106,9 @@ def test_the_openai_package_receives_the_same_text(proxy: Proxy, gateway: str, m
 def test_its_errors_are_passed_on(
     proxy: Proxy, model_name: str, key: str | None, words: str, tmp_path: Path
 ) -> None:
+    options = ("--model", model_name)
     with (
-        serve_gateway(proxy.base_url, model_name, tmp_path, key=key or proxy.key) as gateway,
+        serve_gateway(proxy.base_url, tmp_path, *options, key=key or proxy.key) as gateway,
         Client(base_url=gateway.base_url, token="abc", retry=Retry(attempts=1)) as client,
         pytest.raises(APIStatusError, match=words) as caught,
     ):

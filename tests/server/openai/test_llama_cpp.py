@@ -58,6 +58,9 @@ pytestmark = [
     ),
 ]
 
+# llama.cpp takes any name for its only model.
+MODEL = ("--model", "tiny")
+
 SERVER = Path(__file__).parents[2] / "llama_cpp.py"
 SLOTS = 8
 # Tokens of a slot. A token of a prompt is a byte.
@@ -97,6 +100,10 @@ class Engine:
 
     url: str
     process: subprocess.Popen[bytes]
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
 
     def get_slots(self) -> list[dict[str, Any]]:
         slots: list[dict[str, Any]] = httpx.get(f"{self.url}/slots").json()
@@ -157,7 +164,15 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
 @pytest.fixture(scope="module")
 def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
-    with serve_gateway(f"{engine.url}/v1", "tiny", folder) as gateway:
+    with serve_gateway(engine.base_url, folder, *MODEL) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def short_gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway whose replies have five tokens at most."""
+    folder = tmp_path_factory.mktemp("short-gateway")
+    with serve_gateway(engine.base_url, folder, *MODEL, "--max-tokens", "5") as gateway:
         yield gateway
 
 
@@ -171,7 +186,7 @@ def port() -> int:
 def waiting_gateway(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway in front of that port."""
     folder = tmp_path_factory.mktemp("waiting-gateway")
-    with serve_gateway(f"http://127.0.0.1:{port}/v1", "tiny", folder) as gateway:
+    with serve_gateway(f"http://127.0.0.1:{port}/v1", folder, *MODEL) as gateway:
         yield gateway
 
 
@@ -197,7 +212,7 @@ def test_the_reply_is_the_text_of_the_model(
 
 
 def test_the_openai_package_receives_the_same_text(engine: Engine, client: Client) -> None:
-    with openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none") as directly:
+    with openai.OpenAI(base_url=engine.base_url, api_key="none") as directly:
         for selector in (*TEXTS, THINKING):
             events = directly.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": selector}], stream=True
@@ -208,6 +223,18 @@ def test_the_openai_package_receives_the_same_text(engine: Engine, client: Clien
 
 def test_reasoning_is_not_part_of_the_reply(client: Client) -> None:
     assert client.chat(f"Think about {THINKING}").text == ANSWER
+
+
+def test_reasoning_is_part_of_the_reply_where_the_operator_wants_it(
+    engine: Engine, tmp_path: Path
+) -> None:
+    options = ("--body", 'reasoning_format="none"')
+    with (
+        serve_gateway(engine.base_url, tmp_path, *MODEL, *options) as gateway,
+        Client(base_url=gateway.base_url, token="abc") as client,
+    ):
+        text = client.chat(f"Think about {THINKING}").text
+    assert text == f"<think>The user asks for it.</think>{ANSWER}"
 
 
 def test_half_a_character_at_the_end_is_not_part_of_the_reply(client: Client) -> None:
@@ -279,10 +306,10 @@ def test_an_engine_that_is_killed_truncates_the_reply(
 
 
 def test_a_reply_that_the_limit_of_tokens_cuts_short_is_named(
-    engine: Engine, tmp_path: Path, runtime: Runtime
+    short_gateway: Gateway, runtime: Runtime
 ) -> None:
     async def scenario() -> None:
-        async with runtime.client(base_url=gateway.base_url, token="abc") as client:
+        async with runtime.client(base_url=short_gateway.base_url, token="abc") as client:
             reply = await client.chat(f"Say {ENDLESS}")
             assert reply.text == ROUND[:20]
             assert reply.finish_reason == "length"
@@ -290,8 +317,7 @@ def test_a_reply_that_the_limit_of_tokens_cuts_short_is_named(
                 await stream.read()
             assert stream.reply.finish_reason == "length"
 
-    with serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, "--max-tokens", "5") as gateway:
-        runtime.run(scenario)
+    runtime.run(scenario)
 
 
 def test_a_conversation_arrives_with_its_roles(
@@ -317,7 +343,7 @@ def test_the_message_of_the_operator_comes_before_a_conversation(
 ) -> None:
     options = ("--system", "Answer briefly.")
     with (
-        serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, *options) as gateway,
+        serve_gateway(engine.base_url, tmp_path, *MODEL, *options) as gateway,
         Client(base_url=gateway.base_url, token="abc", send_messages=True) as client,
     ):
         assert client.chat(Conversation(system="In French.").user("Say 1")).text == TEXTS["1"]
@@ -329,7 +355,7 @@ def test_the_sampling_options_of_the_operator_arrive(engine: Engine, tmp_path: P
     options = ["--temperature", "0", "--top-p", "0.5", "--max-tokens", "6", "--seed", "7"]
     options += ["--stop", "never", "--body", "top_k=3"]
     with (
-        serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, *options) as gateway,
+        serve_gateway(engine.base_url, tmp_path, *MODEL, *options) as gateway,
         Client(base_url=gateway.base_url, token="abc") as client,
     ):
         assert client.chat(f"Toss {TOSSING}").text == "heads " * 6
@@ -341,16 +367,26 @@ def test_the_sampling_options_of_the_operator_arrive(engine: Engine, tmp_path: P
 def test_the_sampling_options_of_the_caller_arrive(engine: Engine, tmp_path: Path) -> None:
     options = ("--max-tokens", "50", "--allow-options", "temperature,seed,stop")
     with (
-        serve_gateway(f"{engine.url}/v1", "tiny", tmp_path, *options) as gateway,
+        serve_gateway(engine.base_url, tmp_path, *MODEL, *options) as gateway,
         Client(base_url=gateway.base_url, token="abc") as client,
     ):
         toss = f"Toss {TOSSING}"
         assert client.chat(toss, extra_body={"temperature": 0}).text == "heads " * 50
-        assert client.chat(toss, extra_body={"stop": ["tails"]}).finish_reason == "stop"
+        reply = client.chat(f"Say {ENDLESS}", extra_body={"stop": ["again"]})
+        assert (reply.text, reply.finish_reason) == ("Again, and ", "stop")
         texts = [client.chat(toss, extra_body={"seed": seed}).text for seed in (1, 2, 1)]
         assert texts[0] == texts[2] != texts[1]
         with pytest.raises(BadRequestError, match="max_tokens"):
             client.chat(toss, extra_body={"max_tokens": 1_000})
+
+
+def test_the_only_model_need_not_be_named(engine: Engine, model: Path, tmp_path: Path) -> None:
+    with (
+        serve_gateway(engine.base_url, tmp_path) as gateway,
+        Client(base_url=gateway.base_url, token="abc") as client,
+    ):
+        assert client.chat("Say 1").text == TEXTS["1"]
+        assert f"Model {model}\n" in gateway.log.read_text()
 
 
 def test_a_prompt_longer_than_the_context_is_not_retried(gateway: Gateway, client: Client) -> None:

@@ -42,8 +42,9 @@ def llmock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def gateway(llmock: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder, patience = tmp_path_factory.mktemp("gateway"), ("--upstream-timeout", str(PATIENCE))
-    with serve_gateway(f"{llmock}/v1", "gpt-4o", folder, *patience) as gateway:
+    folder = tmp_path_factory.mktemp("gateway")
+    options = ("--model", "gpt-4o", "--upstream-timeout", str(PATIENCE))
+    with serve_gateway(f"{llmock}/v1", folder, *options) as gateway:
         yield gateway
 
 
