@@ -46,7 +46,9 @@ def answer_texts(upstream: FaultyServer, *texts: str, **options: Any) -> None:
     answer(upstream, *say(*texts), STOP, DONE, **options)
 
 
-def serve_gateway(upstream: FaultyServer, **options: Any) -> LocalServer:
+def serve_gateway(
+    upstream: FaultyServer, model: str | list[str] | None = "a-model", **options: Any
+) -> LocalServer:
     """A gateway in front of the upstream, with the well-known token."""
-    backend = openai_backend(f"{upstream.base_url}/v1", "a-model", **options)
+    backend = openai_backend(f"{upstream.base_url}/v1", model, **options)
     return LocalServer(app=create_app(backend))

@@ -20,15 +20,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
+import httpx
 import pytest
-from upstreams import answer_models
+from upstreams import answer_models, answer_texts
 
 from cromicle_sdk import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
+    BadRequestError,
     Client,
     ConfigurationError,
+    Conversation,
     CromicleError,
     Headers,
     IncompleteReplyError,
@@ -968,6 +971,46 @@ class TestGateway:
         assert lines[2].startswith("Warning: the models could not be looked up: ")
         assert problem in lines[2]
         assert "s3cret" not in "".join(lines)
+
+    @pytest.mark.parametrize("flag", [["--allow-options"], ["--allow-options", "seed, max_tokens"]])
+    def test_options_of_the_operator_and_of_callers_reach_the_model(
+        self, flag: list[str], server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer_models(server, "a", "b")
+        answer_texts(server, "ok")
+        replies: list[str] = []
+        health: list[Any] = []
+
+        def user(base_url: str) -> None:
+            health.append(httpx.get(f"{base_url}/health").json()["upstream"]["last_result"])
+            with Client(base_url=base_url, token="abc", send_messages=True) as client:
+                messages = Conversation(system="Sing.").user("Hi")
+                extra_body = {"model": "b", "seed": 2, "max_tokens": 9}
+                replies.append(client.chat(messages, extra_body=extra_body).text)
+                with pytest.raises(BadRequestError, match="'tools'"):
+                    client.chat("Hi", extra_body={"tools": []})
+
+        arguments = [
+            *("--upstream", server.base_url, "--model", "a", "--model", "b", "--system", "Rhyme."),
+            *("--seed", "1", "--temperature", "0", "--stop", "x", "--body", "top_k=4", *flag),
+        ]
+        code, _ = serve_beside(user, monkeypatch, *arguments)
+        assert (code, replies, health) == (130, ["ok"], ["ok"])
+        assert server.requests[1].json == {
+            "model": "b",
+            "messages": [
+                {"role": "system", "content": "Rhyme."},
+                {"role": "system", "content": "Sing."},
+                {"role": "user", "content": "Hi"},
+            ],
+            "stream": True,
+            "seed": 2,
+            "temperature": 0,
+            "stop": ["x"],
+            "top_k": 4,
+            "max_tokens": 9,
+        }
+        assert len(server.requests) == 2
 
     def test_parse_roles_warns(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         answer_models(server, "m")
