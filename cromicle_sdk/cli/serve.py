@@ -68,6 +68,11 @@ _TOTAL_SECONDS = 600.0
 # How many models of the model server are named on stderr.
 _MOST_NAMES = 20
 
+# The codes of a model server that will not list its models later either.
+_WITHOUT_LIST = frozenset(
+    {"upstream_denied", "upstream_invalid", "upstream_redirected", "upstream_refused"}
+)
+
 _WARNING = "Warning: "
 _FORGERY = (
     "with --parse-roles, a caller's text can forge messages of any role: a line that begins with"
@@ -203,29 +208,27 @@ def serve_in_foreground(
 def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]]:
     """Labels and lines about the model server, which is asked for its models once.
 
-    Raises `ConfigurationError` where no model is given and there is not exactly one.
+    Raises `ConfigurationError` if no model is given and there is not exactly one. A model server
+    that is not ready is asked again with the first request.
     """
     import anyio
 
-    names: list[str] | None = None
-    problem = ""
+    upstream = ("Upstream ", backend.base_url)
     try:
-        names = anyio.run(backend.find_models)
+        names: list[str] = anyio.run(backend.find_models)
     except server.BackendError as error:
-        problem = error.detail
-    known = "none" if not names else _join_names(names)
+        warning = (_WARNING, f"the models could not be looked up: {error.detail}")
+        if backend.models:
+            return [upstream, _name_models(backend), warning]
+        if error.code in _WITHOUT_LIST:
+            raise _build_model_error(
+                f"the model server does not tell its models: {error.detail}"
+            ) from None
+        return [upstream, ("Model ", "looked up with the first request"), warning]
+    known = _join_names(names) if names else "none"
     if not backend.models:
-        raise ConfigurationError(
-            f"it is left out, and the model server does not tell its models: {problem}"
-            if names is None
-            else f"it is left out, and the model server does not have exactly one: it has {known}",
-            option="model",
-            hint="pass the name of one",
-        )
-    label = "Model " if len(backend.models) == 1 else "Models "
-    lines = [("Upstream ", backend.base_url), (label, ", ".join(backend.models))]
-    if names is None:
-        return [*lines, (_WARNING, f"the models could not be looked up: {problem}")]
+        raise _build_model_error(f"the model server does not have exactly one: it has {known}")
+    lines = [upstream, _name_models(backend)]
     unlisted = backend.find_unlisted(names)
     listed = [model for model in backend.models if model not in unlisted]
     if listed:
@@ -234,6 +237,16 @@ def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]
         (_WARNING, f"the model server does not list {model}; it has {known}") for model in unlisted
     ]
     return lines
+
+
+def _name_models(backend: Any) -> tuple[str, str]:
+    return "Model " if len(backend.models) == 1 else "Models ", ", ".join(backend.models)
+
+
+def _build_model_error(problem: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"it is left out, and {problem}", option="model", hint="pass the name of one"
+    )
 
 
 def _join_names(names: Sequence[str]) -> str:

@@ -973,6 +973,28 @@ class TestGateway:
     @pytest.mark.parametrize(
         ("behave", "problem"),
         [
+            (lambda server: server.fail(503, body="Loading model"), "responded with 503"),
+            (lambda server: server.fail(500), "responded with 500"),
+            (lambda server: server.stop(), "Connection refused"),
+        ],
+    )
+    def test_a_model_server_that_is_not_ready_is_asked_for_its_model_later(
+        self,
+        behave: Callable[[FaultyServer], object],
+        problem: str,
+        server: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        behave(server)
+        code, lines = self.start(server, monkeypatch)
+        assert code == 130
+        assert lines[1] == "Model looked up with the first request"
+        assert lines[2].startswith("Warning: the models could not be looked up: ")
+        assert problem in lines[2]
+
+    @pytest.mark.parametrize(
+        ("behave", "problem"),
+        [
             (lambda server: server.fail(404, body="s3cret"), "responded with 404"),
             (lambda server: server.fail(401), "refuses the key of this gateway"),
             (lambda server: server.redirect(302, location="http://s3cret"), "not followed"),
