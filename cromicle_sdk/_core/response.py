@@ -280,10 +280,10 @@ class ResponseDecoder:
         if self._rejection is not None:
             raise self._refuse(self._rejection)
         text = self._decode(b"", final=True, now=now)
-        if self._strict and not self._chunks:
-            raise self._unexpected("it is empty")
-        self._ended = now
         self._finish_reason = self._find_finish_reason(trailers)
+        if self._strict and not self._chunks:
+            raise self._empty()
+        self._ended = now
         return text
 
     def receive_failure(self, error: APIConnectionError) -> CromicleError:
@@ -458,12 +458,25 @@ class ResponseDecoder:
         error.hint = _choose_hint(error)
         return error
 
-    def _unexpected(self, problem: str, body: str = "") -> UnexpectedContentError:
+    def _unexpected(
+        self,
+        problem: str,
+        body: str = "",
+        hint: str = "Check that base_url is a Cromicle endpoint.",
+    ) -> UnexpectedContentError:
         return UnexpectedContentError(
             f"What {self._url} answered is not a reply: {problem}.",
             body=body,
             attempts=self._attempt,
-            hint="Check that base_url is a Cromicle endpoint.",
+            hint=hint,
+        )
+
+    def _empty(self) -> UnexpectedContentError:
+        if self._finish_reason is None:
+            return self._unexpected("it is empty")
+        return self._unexpected(
+            f"it is empty, with the finish reason {self._finish_reason!r}",
+            hint="The model ended without text: change the prompt, or pass strict=False.",
         )
 
     def _too_large(self) -> ReplyError:

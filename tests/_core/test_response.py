@@ -481,6 +481,17 @@ def test_nothing_at_all(body: bytes) -> None:
     assert receive([body], strict=False) == ("", None)
 
 
+def test_an_empty_reply_with_a_finish_reason_is_the_models() -> None:
+    decoder = build_decoder()
+    receive_head(decoder)
+    with pytest.raises(UnexpectedContentError) as caught:
+        decoder.receive_eof(now=1.0, trailers=[(b"x-finish-reason", b"stop")])
+    assert str(caught.value) == (
+        f"What {URL} answered is not a reply: it is empty, with the finish reason 'stop'. "
+        "The model ended without text: change the prompt, or pass strict=False."
+    )
+
+
 # C1 controls are legal in a header, and commands to a terminal.
 @pytest.mark.parametrize("name", [b"content-encoding", b"content-type", b"location"])
 def test_what_a_server_says_is_quoted_safely(name: bytes) -> None:
