@@ -337,7 +337,7 @@ def test_a_call_cancelled_while_it_sends_shows_no_secret(
 
     async def call(client: AsyncClient) -> None:
         try:
-            # More than the kernel takes while nobody reads.
+            # More than the kernel buffers while the server does not read.
             await client.chat("x" * 20_000_000)
         except BaseException as error:
             seen.append(error)

@@ -194,8 +194,8 @@ class SocketReader:
 
     __slots__ = (
         *("_deadline", "_future", "_is_closed", "_is_registrable", "_loop", "_max_bytes"),
-        *("_number", "_process", "_socket", "_stays_registered", "_thread", "_timer"),
-        "_timer_ends",
+        *("_number", "_process", "_received", "_socket", "_stays_registered", "_thread"),
+        *("_timer", "_timer_ends"),
     )
 
     def __init__(self, sock: socket.socket) -> None:
@@ -209,6 +209,8 @@ class SocketReader:
         # The descriptor while it is registered. Not the socket: uvloop would keep that open.
         self._number: int | None = None
         self._max_bytes = 0
+        # What the loop has received for a wait. It stays if that is cancelled at the same time.
+        self._received: bytes | OSError | None = None
         self._future: Any = None
         self._timer: Any = None
         self._timer_ends = self._deadline = math.inf
@@ -219,11 +221,13 @@ class SocketReader:
     ) -> bytes | OSError | None:
         """Wait for bytes. An end is b"", and an error of the system is returned.
 
-        None where nothing came, with or without `timeout` seconds gone by. Raises `ClosedByCaller`.
+        None if nothing came, perhaps before the `timeout`, in seconds. Raises `ClosedByCaller`.
         """
+        if self._received is not None:
+            return self.receive_now(max_bytes)
         if not self._register():
             is_ready = await cancel_handle.wait_readable(self._socket, timeout)
-            return receive_now(self._socket, max_bytes) if is_ready else None
+            return self.receive_now(max_bytes) if is_ready else None
         self._thread = threading.get_ident()
         self._max_bytes = max_bytes
         future = self._future = self._loop.create_future()
@@ -232,7 +236,7 @@ class SocketReader:
         set_future(future)
         try:
             cancel_handle.check()
-            received: bytes | OSError | None = await future
+            await future
         finally:
             self._future = None
             set_future(None)
@@ -241,6 +245,16 @@ class SocketReader:
         cancel_handle.check()
         if self._is_closed:
             raise _closed()
+        received, self._received = self._received, None
+        return received
+
+    def receive_now(self, max_bytes: int) -> bytes | OSError | None:
+        """What has arrived, without a wait; None for nothing. Otherwise as `receive`."""
+        received, self._received = self._received, None
+        if received is None:
+            return receive_now(self._socket, max_bytes)
+        if isinstance(received, bytes) and len(received) > max_bytes:
+            received, self._received = received[:max_bytes], received[max_bytes:]
         return received
 
     def close(self) -> None:
@@ -306,9 +320,9 @@ class SocketReader:
             self._unregister()
         elif not self._future.done():
             # At once: the loop would call again before the task runs.
-            received = receive_now(self._socket, self._max_bytes)
-            if received is not None:
-                self._future.set_result(received)
+            self._received = receive_now(self._socket, self._max_bytes)
+            if self._received is not None:
+                self._future.set_result(None)
 
     def _set_timer(self, timeout: float | None) -> None:
         if timeout is None:

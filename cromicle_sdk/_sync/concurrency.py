@@ -182,10 +182,14 @@ class SocketReader:
     ) -> bytes | OSError | None:
         """Wait for bytes. An end is b"", and an error of the system is returned.
 
-        None where nothing came, with or without `timeout` seconds gone by. Raises `ClosedByCaller`.
+        None if nothing came, perhaps before the `timeout`, in seconds. Raises `ClosedByCaller`.
         """
         is_ready = cancel_handle.wait_readable(self._socket, timeout)
-        return receive_now(self._socket, max_bytes) if is_ready else None
+        return self.receive_now(max_bytes) if is_ready else None
+
+    def receive_now(self, max_bytes: int) -> bytes | OSError | None:
+        """What has arrived, without a wait; None for nothing. Otherwise as `receive`."""
+        return receive_now(self._socket, max_bytes)
 
     def close(self) -> None:
         """Close the socket."""

@@ -33,7 +33,6 @@ from cromicle_sdk._http.sockets import (
     is_request_unread,
     is_reusable,
     parse_address,
-    receive_now,
     start_connect,
     system_error,
 )
@@ -152,7 +151,7 @@ class Network(httpcore.NetworkBackend):
             left = call.timeouts.left(time.monotonic())
             if left is not None and left <= 0:
                 raise httpcore.ReadTimeout
-            received = receive_now(sock, max_bytes) if self._may_have_data else None
+            received = self._reader.receive_now(max_bytes) if self._may_have_data else None
             if received is None:
                 has_waited = True
                 received = self._reader.receive(max_bytes, left, call.cancel_handle)

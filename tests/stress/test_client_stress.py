@@ -441,8 +441,8 @@ def test_forks(faults: FaultyServer) -> None:
     faults.wait_until_closed()
 
 
-# An interrupt between two bytecodes may drop a socket that nobody has a name for yet: it closes
-# itself at once, which Python remarks on.
+# An interrupt between two bytecodes may drop a socket before it is assigned: it is closed at once,
+# with a ResourceWarning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts(faults: FaultyServer) -> None:
     faults.reply(chunks=["a", "b", "c"], delay=0.002)

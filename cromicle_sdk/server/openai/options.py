@@ -181,12 +181,12 @@ def _check_extra_body(value: object, *, taken: Mapping[str, Any]) -> dict[str, A
         if name in _CHECKS and not _CHECKS[name][0](field):
             expected = _CHECKS[name][1]
             raise ConfigurationError(f"the field {name!r} must be {expected}", option=option)
-    # A copy, which nobody else can change.
+    # A copy: the caller may change its own afterwards.
     copy: dict[str, Any] = json.loads(json.dumps(fields))
     return copy
 
 
-# The headers of the operator: their values may be secrets. A type in place of what is no mapping.
+# The headers of the operator, whose values may be secrets; the type of what is not a mapping.
 HiddenHeaders = Mapping[object, Secret] | type
 
 
