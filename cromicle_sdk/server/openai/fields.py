@@ -231,17 +231,18 @@ class _Role(enum.Enum):
     OTHER = enum.auto()
 
 
-# What is not an error under the last two names is none.
+# Their values are never text of the answer. An error under KIND or ERROR is raised before.
 _ANY_TEXT = (_Role.LABEL, _Role.KIND, _Role.ERROR)
-# Those of the last two that are no error are a number, or a word for success.
+# Their values are not text of the answer if they have one word. An error under CODE or SUCCESS is
+# raised before.
 _ONE_WORD = (_Role.WORD, _Role.STATE, _Role.CODE, _Role.SUCCESS)
 
 
 def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str = "message") -> bool:
     """Raise `BackendError` if a field that is not one of `read` may hold text or an error.
 
-    `kind` is the name of the event that the fields are those of. Returns True if a value is only
-    known by its form not to be text: it may be, where the answer has no other.
+    `kind` is the name of the event that has the fields. Returns True if a value was ignored for its
+    form alone: it may be the text of an answer that has no other.
     """
     is_form_ignored = is_unclear = False
     # Objects, and whether they are inside of a field of text or of metadata.
@@ -294,7 +295,7 @@ def is_failure(word: str) -> bool:
 
 
 def _find_role(name: str) -> _Role:
-    # Servers send the same few names in every event; a long one is no name.
+    # Servers send the same few names in every event; a long name is not cached.
     return _classify_cached(name) if len(name) <= _LONGEST_CACHED_NAME else _classify(name)
 
 
