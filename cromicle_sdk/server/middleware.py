@@ -11,13 +11,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
 
-__all__ = ["RequestRecordMiddleware", "ResponseHeadersMiddleware", "get_request_id"]
+__all__ = [
+    "FIXED_HEADERS",
+    "RequestRecordMiddleware",
+    "ResponseHeadersMiddleware",
+    "get_request_id",
+]
+
+# Without nosniff, a browser may take a reply that begins with markup for a page.
+FIXED_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class ResponseHeadersMiddleware:
-    """Adds `x-request-id` and `cache-control: no-store` to every response.
+    """Adds `x-request-id` and `FIXED_HEADERS` to every response.
 
     The ID is the request's own `x-request-id` where it consists of 1 to 128 letters, digits, `.`,
     `_` and `-`, which are safe in a log; otherwise it is generated.
@@ -37,7 +45,7 @@ class ResponseHeadersMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                headers["cache-control"] = "no-store"
+                headers.update(FIXED_HEADERS)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

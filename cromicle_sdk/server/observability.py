@@ -31,6 +31,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # The key of an ASGI scope's state that is set once the server has truncated the response.
 TRUNCATED = "cromicle_sdk.truncated"
 
+_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+
 End = Literal["complete", "truncated", "client_disconnected", "failed"]
 
 # Seconds. Models send their first text within 0.1 s to a minute, and the last within ten minutes.
@@ -80,8 +82,8 @@ class RequestRecord:
             return
         self.body_length += len(body)
         if body and self.is_chat and self.status == 200:
-            # Each chunk holds complete characters, since a backend yields str.
-            self.characters += len(body.decode())
+            # All bytes of a character but its first are in this range.
+            self.characters += len(body.translate(None, _CONTINUATION_BYTES))
             if self.first_text is None:
                 self.first_text = time.monotonic() - self._started
         # Recorded before it is sent: hypercorn reports a disconnect before its last `send` returns.

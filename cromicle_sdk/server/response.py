@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .backends import Backend, BackendError
 from .errors import ErrorResponse, RequestRejected
+from .extension import find_extension
 from .middleware import get_request_id
 from .observability import TRUNCATED
 
@@ -32,9 +33,11 @@ __all__ = [
 # model server, short enough not to delay the shutdown of this one.
 CLOSE_SECONDS = 2.0
 
-# How long a client may take to read a chunk: 1 MiB at 140 kbit/s, the same rate as for requests.
-# Without a limit a client that stops reading would keep its slot and the backend for ever.
+# How long a client may read nothing. Without a limit it would keep its slot and the backend for
+# ever. Other servers than ours do not show how much it reads: under these it is the limit for a
+# part of a chunk, which a client has to read at 2 kbit/s.
 SEND_SECONDS = 60.0
+PART_BYTES = 16 * 1024
 
 # A reply takes seconds, so one of many ends soon; clients spread their retries by themselves.
 RETRY_AFTER_SECONDS = 1
@@ -113,8 +116,9 @@ class StreamedReply:
 
     The response starts with the first chunk, so that an earlier failure has a status of its own:
     500, or that of a `BackendError`. A later failure raises `ResponseTruncated`, as does a client
-    that reads nothing for `SEND_SECONDS`. When the client disconnects, the backend is cancelled
-    immediately. Raises `RequestRejected` if `concurrency` has no free slot.
+    that reads nothing for `SEND_SECONDS`. A long chunk is sent in parts. When the client
+    disconnects, the backend is cancelled immediately. Raises `RequestRejected` if `concurrency` has
+    no free slot.
     """
 
     backend: Backend
@@ -127,7 +131,7 @@ class StreamedReply:
             must_truncate = False
             async with anyio.create_task_group() as group:
                 group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
-                must_truncate = await self._respond(scope, receive, _with_timeout(send), slot)
+                must_truncate = await self._respond(scope, receive, _limit(send, scope), slot)
                 group.cancel_scope.cancel()
             if must_truncate:
                 scope["state"][TRUNCATED] = True
@@ -217,8 +221,10 @@ def _encode(chunk: object) -> bytes:
     return str.encode(chunk)
 
 
-def _with_timeout(send: Send) -> Send:
-    """A `send` that raises `_SendTimeout` after `SEND_SECONDS`."""
+def _limit(send: Send, scope: Scope) -> Send:
+    """A `send` that raises `_SendTimeout` after `SEND_SECONDS`, unless the server has a limit."""
+    if find_extension(scope) is not None:
+        return send
 
     async def send_with_timeout(message: Message) -> None:
         with anyio.move_on_after(SEND_SECONDS) as scope:
@@ -242,7 +248,9 @@ async def _send_reply(
     )
     data = first
     while data is not None:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        for start in range(0, len(data), PART_BYTES):
+            part = data[start : start + PART_BYTES]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
         # A backend that never waits would keep the event loop from noticing a disconnect.
         await anyio.lowlevel.checkpoint()
         try:

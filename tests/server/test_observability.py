@@ -130,6 +130,20 @@ def test_a_complete_reply(log: Log) -> None:
     assert seen["cromicle_reply_characters_total"] == 12
 
 
+def test_a_chunk_that_is_sent_in_parts_is_counted_in_characters(log: Log) -> None:
+    text = "x" + "é🎉" * 10_000
+
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        yield text
+
+    with LocalServer(talk) as server:
+        assert post(server.base_url).text == text
+        (line,) = log.wait(1)
+        seen = get_metrics(server.base_url)
+    assert line["bytes"] == "60001"
+    assert seen["cromicle_reply_characters_total"] == 20_001
+
+
 def test_a_reply_in_progress_and_a_client_that_disconnects(log: Log, gate: Gate) -> None:
     with LocalServer(gate) as server:
         with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:

@@ -24,6 +24,8 @@ from cromicle_sdk.server.options import (
 )
 from cromicle_sdk.server.tokens import TokenFile
 
+from .descriptors import choose_max_connections, raise_descriptor_limit
+from .registry import Connections
 from .uvicorn import build_server, format_base_url, listen
 
 __all__ = ["serve"]
@@ -40,6 +42,8 @@ def serve(
     token: str | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     grace: float = GRACE_SECONDS,
+    max_connections: int | None = None,
+    max_connections_per_address: int | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
@@ -56,7 +60,14 @@ def serve(
     main thread, which receives the signals.
 
     A request must be complete within 10 seconds for its headers and 60 more for its body.
-    Otherwise it is answered with a 408, and the connection is closed.
+    Otherwise it is answered with a 408, and the connection is closed. So is one whose client reads
+    nothing of a response for 60 seconds.
+
+    The soft limit of file descriptors is raised to the hard one. `max_connections` defaults to
+    half of what they are enough for, at most 10,000; the other half is for the connections to a
+    model server. At the limit, a new connection replaces the one that has been idle for longest,
+    and is closed if none is idle. One address may have `max_connections_per_address`, a quarter by
+    default; loopback addresses may have all.
 
     Raises `ConfigurationError`, which names the invalid option, before anything else, and
     `OSError` if the address cannot be bound.
@@ -69,10 +80,17 @@ def serve(
     check_count("port", port, minimum=0, maximum=65535)
     check_exposure(host, well_known_token=has_well_known_token(app))
     check_seconds("grace", grace)
+    connections = _limit_connections(max_connections, max_connections_per_address)
     if on_ready is not None:
         check_callable("on_ready", on_ready)
     reload = _find_reload(app, host)
-    server = build_server(app, grace=grace, on_started=partial(_handle_hangup, reload))
+    server = build_server(
+        app,
+        host=host,
+        grace=grace,
+        on_started=partial(_handle_hangup, reload),
+        connections=connections,
+    )
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         stack.enter_context(_hangup_ignored(when=reload is not None))
@@ -81,6 +99,18 @@ def serve(
         if on_ready is not None:
             on_ready(format_base_url(listener))
         server.run(sockets=[listener])
+
+
+def _limit_connections(wanted: int | None, per_address: int | None) -> Connections:
+    """The limits of `serve`. Raises `ConfigurationError`, which names the invalid option."""
+    if wanted is not None:
+        check_count("max_connections", wanted)
+    if per_address is not None:
+        check_count("max_connections_per_address", per_address)
+    limit = choose_max_connections(wanted, raise_descriptor_limit())
+    return Connections(
+        limit=limit, per_address=per_address or (limit + 3) // 4, is_exempt=is_loopback
+    )
 
 
 def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:

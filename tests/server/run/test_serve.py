@@ -23,6 +23,7 @@ import pytest
 
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk.server import TokenFile, create_app, serve
+from cromicle_sdk.server.run import serve as _serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
 
@@ -254,6 +255,65 @@ class TestHangup:
         assert seen == [handler]
 
 
+class TestConnectionLimits:
+    def test_a_new_connection_replaces_an_idle_one(self) -> None:
+        def user(base_url: str) -> None:
+            port = httpx.URL(base_url).port
+            assert port
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+                assert httpx.get(base_url + "/health").is_success
+                assert connection.recv(65536) == b""
+            press_ctrl_c()
+
+        serve_while(user, max_connections=1)
+
+    def test_a_connection_is_closed_while_all_others_are_busy(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gate = Gate()
+
+        def user(base_url: str) -> None:
+            with httpx.stream("POST", base_url + "/chat", json=sign("hi")) as answer:
+                texts = answer.iter_text()
+                assert next(texts) == "one "
+                for _ in range(3):
+                    with pytest.raises(DISCONNECTED):
+                        httpx.get(base_url + "/health")
+                gate.opened.set()
+                assert "".join(texts) == "two"
+            press_ctrl_c()
+
+        serve_while(user, gate, max_connections=1)
+        # `serve_while` asks for the health on a connection that is replaced.
+        assert 1 <= len([r for r in caplog.records if "connections: " in r.getMessage()]) <= 2
+
+    @pytest.mark.parametrize("is_local", [True, False])
+    def test_one_address_has_a_share_unless_it_is_local(
+        self, is_local: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def is_exempt(address: str) -> bool:
+            assert address == "127.0.0.1"
+            return is_local
+
+        monkeypatch.setattr(_serve, "is_loopback", is_exempt)
+        gate = Gate()
+
+        def user(base_url: str) -> None:
+            with httpx.stream("POST", base_url + "/chat", json=sign("hi")) as answer:
+                texts = answer.iter_text()
+                assert next(texts) == "one "
+                if is_local:
+                    assert httpx.get(base_url + "/health").is_success
+                else:
+                    with pytest.raises(DISCONNECTED):
+                        httpx.get(base_url + "/health")
+                gate.opened.set()
+                assert "".join(texts) == "two"
+            press_ctrl_c()
+
+        serve_while(user, create_app(gate), max_connections_per_address=1)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -300,6 +360,11 @@ def test_on_ready_is_optional() -> None:
         ("on_ready", 1),
         ("grace", -1),
         ("grace", None),
+        ("max_connections", 0),
+        ("max_connections", "many"),
+        ("max_connections", 10**9),
+        ("max_connections_per_address", 0),
+        ("max_connections_per_address", 1.5),
         ("host", "0.0.0.0"),
     ],
 )
