@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from runtimes import RUNTIMES, Runtime
@@ -33,14 +36,44 @@ def faults() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture(autouse=True)
-def _default_sigint_handler() -> Iterator[None]:
-    """Let SIGINT interrupt the test and its child processes.
+def _default_signal_handlers() -> Iterator[None]:
+    """Let signals end the test and its child processes.
 
-    A shell script ignores it in commands that it starts with `&`, and children inherit that.
+    A shell script ignores SIGINT in commands that it starts with `&`, `nohup` ignores SIGHUP, and
+    children inherit that.
     """
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP"):
+        defaults[signal.SIGHUP] = signal.SIG_DFL
+    handlers = {number: signal.signal(number, default) for number, default in defaults.items()}
     yield
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def interrupt() -> Callable[[], None]:
+    """Interrupts the main thread once, as Ctrl-C does; for any thread.
+
+    A signal that comes just before a system call does not end it, and Python runs the handler when
+    it returns. So the signal is repeated until the handler has run.
+    """
+    raised = threading.Event()
+
+    def handle(*args: object) -> None:
+        if not raised.is_set():
+            raised.set()
+            raise KeyboardInterrupt
+
+    # `_default_signal_handlers` restores the handler that was there before.
+    signal.signal(signal.SIGINT, handle)
+
+    def interrupt() -> None:
+        while not raised.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+            raised.wait(0.1)
+
+    return interrupt
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import pickle
-import signal
 import threading
 import traceback
 import warnings
@@ -279,15 +277,17 @@ def test_a_time_out_while_sending_shows_no_secret(runtime: Runtime, faults: Faul
     runtime.run(scenario)
 
 
-def test_an_interrupt_while_sending_shows_no_secret(faults: FaultyServer) -> None:
+def test_an_interrupt_while_sending_shows_no_secret(
+    faults: FaultyServer, interrupt: Callable[[], None]
+) -> None:
     faults.stall(when="head")
     client = Client(base_url=faults.base_url, token=TOKEN)
 
-    def interrupt() -> None:
+    def interrupt_sending() -> None:
         faults.wait_for_requests(1)
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
 
-    threading.Thread(target=interrupt, daemon=True).start()
+    threading.Thread(target=interrupt_sending, daemon=True).start()
     prompt = PROMPT + "x" * 30_000_000
     with pytest.raises(KeyboardInterrupt) as caught:
         client.chat(prompt)

@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import FramingObserver, is_h11_reachable
+from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachable
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
@@ -32,6 +32,7 @@ from cromicle_sdk._http.sockets import (
     is_request_unread,
     is_reusable,
     parse_address,
+    receive_now,
     start_connect,
     system_error,
 )
@@ -54,6 +55,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     def __init__(self) -> None:
         self._call: _AsyncCall | None = None
         self._socket: socket.socket | None = None
+        self._reader: concurrency.SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
         self._stream: _AsyncNetworkStream | None = None
         self._observer: FramingObserver | None = None
@@ -89,10 +91,10 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._stream = _AsyncNetworkStream(self, layer)
         return self._stream
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next bytes that httpcore would read, b"" at the end."""
         assert self._stream is not None, "nothing is read before connect_tcp()"
-        return await self._stream.receive(READ_BYTES)
+        return self._stream.receive(READ_BYTES)
 
     @property
     def is_request_unread(self) -> bool:
@@ -107,6 +109,11 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         """
         has_unread = self._stream is not None and self._stream.has_unread
         return has_unread or (self._observer is not None and self._observer.has_trailing_data)
+
+    @property
+    def observed_trailers(self) -> Trailers:
+        """The trailers of the last response, where it is parsed here, beside httpcore."""
+        return () if self._observer is None else self._observer.trailers
 
     @property
     def is_reusable(self) -> bool:
@@ -131,44 +138,40 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         # They refer to this object: break the cycle, so that it is freed without the cyclic GC.
         self._stream = None
         self._call = None
-        if self._socket is not None:
-            self._socket.close()
+        if self._reader is not None:
+            self._reader.close()
 
     async def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        assert self._reader is not None
         has_waited = False
         while True:
             # A server that is always ahead must not run past a timeout.
             left = call.timeouts.left(time.monotonic())
             if left is not None and left <= 0:
                 raise httpcore.ReadTimeout
-            data = None
-            try:
-                if self._may_have_data:
-                    data = sock.recv(max_bytes)
-            except BlockingIOError:
-                pass
-            except OSError as error:
+            received = receive_now(sock, max_bytes) if self._may_have_data else None
+            if received is None:
+                has_waited = True
+                received = await self._reader.receive(max_bytes, left, call.cancel_handle)
+            self._may_have_data = False
+            if received is None:
+                continue
+            if isinstance(received, OSError):
                 call.cancel_handle.check()
-                if not is_from_system(error):
-                    raise
                 self._notice_close(sock)
-                raise httpcore.ReadError(str(error)) from error
-            if data is not None:
-                # Less than a full read: there is nothing more yet, which saves the next one.
-                self._may_have_data = len(data) == max_bytes
-                if not data:
-                    self._notice_close(sock)
-                # A server that is always ahead must not keep the loop from other tasks, nor a
-                # cancellation from this one.
-                if not has_waited:
-                    await concurrency.checkpoint()
-                    call.cancel_handle.check()
-                return data
-            if not await call.cancel_handle.wait_readable(sock, left):
-                raise httpcore.ReadTimeout
-            self._may_have_data = has_waited = True
+                raise httpcore.ReadError(str(received)) from received
+            # Less than a full read: there is nothing more yet, which saves the next one.
+            self._may_have_data = len(received) == max_bytes
+            if not received:
+                self._notice_close(sock)
+            # A server that is always ahead must not keep the loop from other tasks, nor a
+            # cancellation from this one.
+            if not has_waited:
+                await concurrency.checkpoint()
+                call.cancel_handle.check()
+            return received
 
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
@@ -252,7 +255,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                         failure = error
                         continue
                     if is_connected:
-                        self._socket = sock
+                        self._set_socket(sock)
                         return
                     pending.append(sock)
                 ready = await self._wait_connected(pending, call, is_last=not untried)
@@ -260,7 +263,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                     pending.remove(sock)
                     error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if not error_number:
-                        self._socket = sock
+                        self._set_socket(sock)
                         return
                     failure = system_error(error_number)
                     sock.close()
@@ -268,6 +271,10 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             for sock in pending:
                 sock.close()
         raise httpcore.ConnectError(str(failure)) from failure
+
+    def _set_socket(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = concurrency.SocketReader(sock)
 
     async def _wait_connected(
         self, pending: list[socket.socket], call: _AsyncCall, *, is_last: bool
@@ -311,7 +318,7 @@ class _AsyncCall(NamedTuple):
 class _AsyncLayer(Protocol):
     @property
     def has_unread(self) -> bool: ...
-    async def receive(self, max_bytes: int) -> bytes: ...
+    def receive(self, max_bytes: int) -> Awaitable[bytes]: ...
     async def send(self, data: bytes) -> None: ...
 
 
@@ -323,8 +330,8 @@ class _AsyncTCP:
     def __init__(self, network: AsyncNetwork) -> None:
         self._network = network
 
-    async def receive(self, max_bytes: int) -> bytes:
-        return await self._network.receive(max_bytes)
+    def receive(self, max_bytes: int) -> Awaitable[bytes]:
+        return self._network.receive(max_bytes)
 
     async def send(self, data: bytes) -> None:
         await self._network.send(data)
@@ -341,8 +348,8 @@ class _AsyncTLS:
 
     @property
     def has_unread(self) -> bool:
-        is_record_pending = self._incoming.pending > 0 or self.ssl_object.pending() > 0
-        return is_record_pending or self._lower.has_unread
+        is_record_pending = self._incoming.pending or self.ssl_object.pending()
+        return bool(is_record_pending) or self._lower.has_unread
 
     async def handshake(self) -> None:
         await self._run(self.ssl_object.do_handshake, httpcore.ConnectError)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
+from .fields import ExtraBody
 from .messages import find_lone_surrogate
 from .secrets import DEFAULT_TOKEN, Secret
 
@@ -195,6 +196,8 @@ class CallOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
     max_reply_bytes: int
     strict: bool
+    extra_body: Mapping[str, Any] | None
+    send_messages: bool
 
 
 class ViewOptions(CallOptions, total=False):
@@ -214,6 +217,8 @@ class Options:
     max_reply_bytes: int
     strict: bool
     headers: Mapping[str, str] = field(repr=False)
+    extra_body: ExtraBody
+    send_messages: bool
 
     @classmethod
     def build(
@@ -226,6 +231,8 @@ class Options:
         max_reply_bytes: int,
         strict: bool,
         headers: Mapping[str, str] | None,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool = False,
     ) -> Options:
         """The options of a client. None stands for the environment variable, else the default.
 
@@ -242,12 +249,14 @@ class Options:
             max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
             strict=check_flag("strict", strict),
             headers=_check_headers({} if headers is None else headers),
+            extra_body=ExtraBody.build(extra_body),
+            send_messages=check_flag("send_messages", send_messages),
         )
 
     def with_call_options(self, options: Mapping[str, Any]) -> Options:
         """These options, overridden by those of a call.
 
-        Headers are merged. Raises `ConfigurationError`.
+        Headers and the fields of `extra_body` are merged. Raises `ConfigurationError`.
         """
         if not options:
             return self
@@ -255,6 +264,8 @@ class Options:
         for name, value in options.items():
             if name == "headers":
                 changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
+            elif name == "extra_body":
+                changes[name] = self.extra_body.merge(ExtraBody.build(value))
             elif name == "timeout":
                 changes[name] = check_timeout(value, base=self.timeout)
             elif name in _CHECKS:
@@ -441,4 +452,5 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "retry": _check_retry,
     "max_reply_bytes": partial(check_count, "max_reply_bytes"),
     "strict": partial(check_flag, "strict"),
+    "send_messages": partial(check_flag, "send_messages"),
 }

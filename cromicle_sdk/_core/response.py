@@ -28,7 +28,18 @@ from .errors import (
 )
 from .options import Options
 
-__all__ = ["Head", "Headers", "Reply", "ResponseDecoder", "parse_retry_after"]
+__all__ = [
+    "FINISH_REASON_HEADER",
+    "Head",
+    "Headers",
+    "Reply",
+    "ResponseDecoder",
+    "parse_finish_reason",
+    "parse_retry_after",
+]
+
+# The trailer that says why a reply ended.
+FINISH_REASON_HEADER = "x-finish-reason"
 
 _BYTE_ORDER_MARK = "\ufeff"
 # Enough to show what a server said, and far less than what an endless error page sends.
@@ -39,6 +50,7 @@ _REDACTION_MARGIN = 8 * 1024
 _FOREVER = 1e9
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
+_FINISH_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _LENGTH = re.compile(r"[0-9]+\Z")
 _MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
 # Facts of an error are read by these, of which a short token may be a part.
@@ -109,6 +121,10 @@ class Reply:
 
     `attempts` is how many requests it took and `chunks` in how many chunks the text came.
     `first_text_after` (None for an empty reply) and `elapsed` are seconds since the call began.
+
+    `finish_reason` is why the reply ended, in a word of the server's: "stop", "length" where the
+    model reached its limit, "content_filter", …; None where the server does not say. It is an HTTP
+    trailer, which a custom `http_client` does not show unless its transport is ours.
     """
 
     text: str
@@ -118,6 +134,7 @@ class Reply:
     chunks: int
     first_text_after: float | None
     elapsed: float
+    finish_reason: str | None = None
 
     @property
     def request_id(self) -> str | None:
@@ -171,6 +188,7 @@ class ResponseDecoder:
         self._chunks = 0
         self._first_text_after: float | None = None
         self._ended: float | None = None
+        self._finish_reason: str | None = None
         self._reply: Reply | None = None
 
     @property
@@ -231,7 +249,7 @@ class ResponseDecoder:
             raise self._too_large()
         return self._decode(data, final=False, now=now)
 
-    def receive_eof(self, *, now: float) -> str:
+    def receive_eof(self, *, now: float, trailers: Iterable[tuple[bytes, bytes]] = ()) -> str:
         """The end of the answer: the last text, nearly always ""."""
         if self._rejection is not None:
             raise self._refuse(self._rejection)
@@ -239,6 +257,7 @@ class ResponseDecoder:
         if self._strict and not self._chunks:
             raise self._unexpected("it is empty")
         self._ended = now
+        self._finish_reason = self._find_finish_reason(trailers)
         return text
 
     def receive_failure(self, error: APIConnectionError) -> CromicleError:
@@ -275,6 +294,7 @@ class ResponseDecoder:
                 chunks=self._chunks,
                 first_text_after=self._first_text_after,
                 elapsed=self._ended - self._started,
+                finish_reason=self._finish_reason,
             )
             self._text.clear()
         return self._reply
@@ -289,6 +309,14 @@ class ResponseDecoder:
         """Figures for a log line; nothing of what was said."""
         elapsed = 0.0 if self._ended is None else self._ended - self._started
         return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
+
+    def _find_finish_reason(self, trailers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """The finish reason; None where there is none, or more than one."""
+        wanted = FINISH_REASON_HEADER.encode()
+        values = [value for name, value in trailers if name.lower() == wanted]
+        if len(values) != 1:
+            return None
+        return parse_finish_reason(self._redact(values[0].decode("latin-1")))
 
     def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
         # One search instead of one for each name and value: nearly always there is no secret.
@@ -434,6 +462,11 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     # A date in "-0000" comes without a zone, and is UTC.
     seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     return min(max(seconds, 0.0), _FOREVER)
+
+
+def parse_finish_reason(value: object) -> str | None:
+    """A finish reason as a server sends it; None for anything but one short word."""
+    return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
 
 
 # A server sends few, and each takes 5 us to read.

@@ -11,9 +11,16 @@ from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
 from .ask import FLAGS as ASK_FLAGS
-from .ask import Target, build_messages, format_stats, print_json, print_stream
+from .ask import (
+    Target,
+    build_messages,
+    describe_early_end,
+    format_stats,
+    print_json,
+    print_stream,
+)
 from .errors import errors_for_the_shell
-from .input import parse_delay, parse_headers, parse_limit, read_text
+from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
 from .output import report
 from .serve import FLAGS as SERVE_FLAGS
 from .serve import Service, check_combination, serve_in_foreground
@@ -86,7 +93,21 @@ Examples:
     metavar="NAME:VALUE",
     help="An additional header; may be given several times.",
 )
+@click.option(
+    "--body",
+    "extra_body",
+    multiple=True,
+    callback=parse_fields,
+    metavar="NAME=JSON",
+    help="An additional field of the request, such as temperature=0.5; may be given several times.",
+)
 @click.option("--system", metavar="TEXT", help="A system message before TEXT.")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Send several messages as one text alone, for a server that rejects unknown fields. By"
+    " default they are also sent with their roles.",
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text."
 )
@@ -100,7 +121,9 @@ def ask(
     total: float | None,
     retries: int | None,
     headers: Mapping[str, str],
+    extra_body: Mapping[str, Any],
     system: str | None,
+    plain: bool,
     as_json: bool,
     stats: bool,
     local: bool,
@@ -113,6 +136,7 @@ def ask(
 
     A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
     end. On a terminal the reply ends in a line break, and control characters are replaced.
+    A reply that a length limit or a content filter has cut short is named on stderr.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
@@ -126,12 +150,18 @@ def ask(
         total=total,
         retries=retries,
         headers=headers,
+        extra_body=extra_body,
+        # One message says no more with its role: the request is that of a plain client.
+        send_messages=bool(system) and not plain,
         local=local,
     )
     with errors_for_the_shell(ASK_FLAGS):
         messages = build_messages(text, system)
         with target.open() as client:
             reply = print_json(client, messages) if as_json else print_stream(client, messages)
+    early_end = describe_early_end(reply)
+    if early_end is not None:
+        report(early_end)
     if stats:
         report(format_stats(reply))
 

@@ -58,13 +58,18 @@ async def close(client: Any) -> None:
 
 @contextlib.contextmanager
 def alarm(error: Exception, seconds: float = 0.2) -> Generator[None]:
-    """A signal handler that raises, as programs have them to end a job."""
+    """A signal handler that raises, as programs have them to end a job.
+
+    A signal that comes just before a system call does not end it, so that it is repeated.
+    """
+    errors = [error]
 
     def handle(*args: object) -> None:
-        raise error
+        if errors:
+            raise errors.pop()
 
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
         yield
     finally:
@@ -481,7 +486,8 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
     network.start_exchange(open_timeouts(left), concurrency.CancelHandle())
-    network._socket = sock
+    if sock is not None:
+        network._set_socket(sock)
     return network
 
 

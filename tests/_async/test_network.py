@@ -6,7 +6,6 @@ import contextlib
 import errno
 import gc
 import os
-import signal
 import socket
 import ssl
 import threading
@@ -916,15 +915,17 @@ def test_a_family_that_the_kernel_lacks_is_passed_over(
 
 
 class TestInterrupted:
-    def test_ctrl_c_leaves_nothing(self, faults: FaultyServer) -> None:
+    def test_ctrl_c_leaves_nothing(
+        self, faults: FaultyServer, interrupt: Callable[[], None]
+    ) -> None:
         faults.stall(after="Hello")
         client = Client(base_url=faults.base_url)
 
-        def interrupt() -> None:
+        def interrupt_reading() -> None:
             faults.wait_for_requests(1)
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt()
 
-        threading.Thread(target=interrupt, daemon=True).start()
+        threading.Thread(target=interrupt_reading, daemon=True).start()
         with pytest.raises(KeyboardInterrupt) as caught:
             client.chat("Hi")
         assert not any("httpcore" in str(entry.path) for entry in caught.traceback)

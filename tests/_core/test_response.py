@@ -515,6 +515,37 @@ def test_reply() -> None:
     assert str(reply) == "éab"
 
 
+@pytest.mark.parametrize(
+    ("trailers", "finish_reason"),
+    [
+        ([], None),
+        ([(b"x-finish-reason", b"length")], "length"),
+        ([(b"X-Finish-Reason", b"content_filter")], "content_filter"),
+        ([(b"x-other", b"1"), (b"x-finish-reason", b"MAX.tokens-2")], "MAX.tokens-2"),
+        ([(b"x-finish-reason", b"x" * 64)], "x" * 64),
+        # None of these is a reason to fail.
+        ([(b"x-finish-reason", b"x" * 65)], None),
+        ([(b"x-finish-reason", b"x" * 90_000)], None),
+        ([(b"x-finish-reason", b"")], None),
+        ([(b"x-finish-reason", b"two words")], None),
+        ([(b"x-finish-reason", b"stop,length")], None),
+        ([(b"x-finish-reason", b"stop"), (b"x-finish-reason", b"length")], None),
+        ([(b"x-finish-reason", b"stop"), (b"x-finish-reason", b"stop")], None),
+        ([(b"x-finish-reason", b"\xff\x1b[2J")], None),
+        ([(b"finish-reason", b"stop")], None),
+        ([(b"x-finish-reason", CANARY.encode())], None),
+    ],
+)
+def test_the_finish_reason_is_one_word_of_the_trailers(
+    trailers: list[tuple[bytes, bytes]], finish_reason: str | None
+) -> None:
+    decoder = build_decoder(redact=lambda text: text.replace(CANARY, "[redacted]"))
+    receive_head(decoder)
+    decoder.receive_data(b"text", now=11.0)
+    decoder.receive_eof(now=12.0, trailers=trailers)
+    assert decoder.reply.finish_reason == finish_reason
+
+
 def test_an_empty_reply_has_no_first_text() -> None:
     decoder = build_decoder(strict=False)
     receive_head(decoder)

@@ -107,6 +107,7 @@ def test_every_option_reaches_the_request(server: FaultyServer, capsysbinary: Ca
         [
             *("ask", "--base-url", server.base_url, "--token", "mine", "--timeout", "5"),
             *("--total", "30", "--retries", "2", "--header", "X-One: 1", "--header", "x-two:a:b"),
+            *("--body", "seed=1", "--body", 'stop=["a=b", null]'),
             *("--system", "Be brief.", "--", "--why", "this?"),
         ]
     )
@@ -117,6 +118,60 @@ def test_every_option_reaches_the_request(server: FaultyServer, capsysbinary: Ca
     assert request.message == "System: Be brief.\nUser: --why this?\nAssistant:"
     assert request.token == "mine"
     assert (request.headers["x-one"], request.headers["x-two"]) == ("1", "a:b")
+    assert request.options == {"seed": 1, "stop": ["a=b", None]}
+    assert request.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "--why this?"},
+    ]
+
+
+def test_plain_sends_the_prompt_alone(server: FaultyServer) -> None:
+    assert ask(server, "--plain", "--system", "Be brief.") == 0
+    (request,) = server.requests
+    assert list(request.json) == ["message", "token", "hash"]
+    assert request.message == "System: Be brief.\nUser: Hi\nAssistant:"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--system", ""], ["--plain"]])
+def test_one_message_is_sent_as_by_a_plain_client(
+    arguments: list[str], server: FaultyServer
+) -> None:
+    with Client(base_url=server.base_url) as client:
+        client.chat("Hi")
+    assert ask(server, *arguments) == 0
+    plain, sent = server.requests
+    assert sent.body == plain.body
+
+
+def test_local_takes_messages_and_names_a_field_that_it_does_not_take(
+    capsysbinary: Capture,
+) -> None:
+    assert run(["ask", "--local", "--system", "Be brief.", "Hello"]) == 0
+    assert capsysbinary.readouterr().out == b"Hello"
+    assert run(["ask", "--local", "--body", "seed=1", "Hello"]) == 1
+    assert "'seed'" in read_error(capsysbinary)
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "line"),
+    [
+        ("length", "The reply was cut short by the model's length limit.\n"),
+        ("content_filter", "The reply was cut short by a content filter.\n"),
+        ("stop", ""),
+        ("something_else", ""),
+        (None, ""),
+    ],
+)
+def test_an_early_end_is_one_line_on_stderr(
+    finish_reason: str | None, line: str, server: FaultyServer, capsysbinary: Capture
+) -> None:
+    server.reply("Hello", finish_reason=finish_reason)
+    assert ask(server) == 0
+    assert capsysbinary.readouterr() == (b"Hello", line.encode())
+    assert ask(server, "--json") == 0
+    out, err = capsysbinary.readouterr()
+    assert json.loads(out)["finish_reason"] == finish_reason
+    assert err.decode() == line
 
 
 def test_an_empty_system_text_is_ignored(server: FaultyServer) -> None:
@@ -138,6 +193,8 @@ def test_the_retries_of_one_call_have_no_budget() -> None:
         total=None,
         retries=200,
         headers={},
+        extra_body={},
+        send_messages=False,
         local=False,
     )
     with target.open() as client:
@@ -158,6 +215,7 @@ def test_json(server: FaultyServer, capsysbinary: Capture) -> None:
         "text": "Grüße, \x1b🎉",
         "status_code": 200,
         "request_id": "r1",
+        "finish_reason": None,
         "attempts": 1,
     }
 
@@ -222,6 +280,16 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--header", "A:1", "--header", "a:s3cret", "Hi"], "'--header': a is given twice"),
         (["ask", "--header", "Host: s3cret", "Hi"], "--header: Host is set by the protocol"),
         (["ask", "--header", "A: s3crét", "Hi"], "--header: the value of A"),
+        (["ask", "--body", "s3cret", "Hi"], "'--body': number 1 is not"),
+        (["ask", "--body", "=s3cret", "Hi"], "'--body': number 1 is not"),
+        (["ask", "--body", "a=1", "--body", "a=1", "Hi"], "'--body': a is given twice"),
+        (["ask", "--body", "a=s3cret", "Hi"], "'--body': the value of a is not JSON"),
+        (["ask", "--body", "a=" + "[" * 100_000, "Hi"], "'--body': the value of a is not JSON"),
+        (["ask", "--body", "a=", "Hi"], "'--body': the value of a is not JSON"),
+        (["ask", "--body", "a=NaN", "Hi"], "--body: the field 'a' is not JSON"),
+        (["ask", "--body", 'a="s3cret\udcff"', "Hi"], "--body: the field 'a' is not JSON"),
+        (["ask", "--body", 'token="s3cret"', "Hi"], "--body: the protocol sets the field 'token'"),
+        (["ask", "--body", "messages=[]", "Hi"], "'messages', which cannot be replaced\n"),
         (["ask", "Hi\udcff"], "TEXT holds bytes that are not UTF-8"),
         (["ask", "--system", "Hi\udcff", "Hi"], "message 0: its text has a lone surrogate"),
         (["serve", "--port", "65536"], "'--port'"),
@@ -439,8 +507,10 @@ def test_errors_name_flags_and_keep_the_words_of_the_server(
     assert describe_error(error, _ask.FLAGS) == described
 
 
-def test_ctrl_c_exits_130(server: FaultyServer, capsysbinary: Capture) -> None:
-    server.script(lambda connection, request: os.kill(os.getpid(), signal.SIGINT))
+def test_ctrl_c_exits_130(
+    server: FaultyServer, capsysbinary: Capture, interrupt: Callable[[], None]
+) -> None:
+    server.script(lambda connection, request: interrupt())
     assert ask(server) == 130
     assert capsysbinary.readouterr() == (b"", b"")
 

@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's h11 protocol with time limits, and without loggers of its own."""
+"""One HTTP connection: uvicorn's h11 protocol with time limits and trailers, without loggers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -21,8 +22,9 @@ from cromicle_sdk.server.middleware import FIXED_HEADERS
 from cromicle_sdk.server.observability import TRUNCATED
 from cromicle_sdk.server.response import is_truncation
 
-from .framing import Rejection, StrictConnection
+from .framing import Rejection
 from .registry import Connections
+from .trailers import TrailersApp, TrailersConnection
 
 __all__ = ["Connection"]
 
@@ -56,7 +58,7 @@ MAX_PIPELINED_BYTES = 64 * 1024
 
 
 class Connection(H11Protocol, asyncio.BufferedProtocol):
-    """uvicorn's h11 protocol with time limits for requests, its own logger and no access log.
+    """uvicorn's h11 protocol with time limits for requests, trailers and its own logger.
 
     A request whose headers or body are not complete in time is answered with a 408 if a response
     can still be sent, and the connection is closed. A connection is also closed if the client
@@ -77,7 +79,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         address: str,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
-        self.conn: StrictConnection = StrictConnection(MAX_HEAD_BYTES)
+        self.conn: TrailersConnection = TrailersConnection(MAX_HEAD_BYTES)
+        self.app: Any = TrailersApp(cast("ASGIApp", self.app), self.conn)
         self.access_log = False
         self.logger: logging.Logger = logging.getLogger("cromicle_sdk.server.http")
         self.logger.addFilter(_is_not_truncation)

@@ -483,7 +483,13 @@ class TestOptions:
         LocalServer(host="0.0.0.0", app=app)
 
     @pytest.mark.parametrize(
-        "options", [{"token": "t"}, {"max_request_bytes": 5}, {"backend": Gate()}]
+        "options",
+        [
+            {"token": "t"},
+            {"max_request_bytes": 5},
+            {"backend": Gate()},
+            {"allow_options": ["seed"]},
+        ],
     )
     def test_options_of_create_app_are_rejected_with_an_app(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match="create_app"):
