@@ -686,7 +686,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             429,
             [(b"retry-after", b"1.5")],
             b"",
-            "answered 429 Too Many Requests. It asks to wait 1.5 s.",
+            "answered 429 Too Many Requests. It asks to wait 1.5 s. Retry after that time.",
         ),
         (
             302,
@@ -728,6 +728,43 @@ def test_messages(
     strict: bool,
 ) -> None:
     assert str(status_error(status_code, body, *headers, strict=strict)) == f"{URL} {message}"
+
+
+@pytest.mark.parametrize(
+    ("status_code", "code", "retry_after", "hint"),
+    [
+        (400, None, None, "check that base_url is a Cromicle endpoint"),
+        (400, "bad_request", None, "check the fields"),
+        (400, "unknown_field", None, "Leave that field out"),
+        (400, "context_length_exceeded", None, "The conversation is too long for the model"),
+        (413, "context_length_exceeded", None, "The conversation is too long for the model"),
+        (400, "content_filter", None, "A content filter rejected the prompt"),
+        (400, "upstream_refused", None, "The model server rejected the prompt or an option"),
+        (422, "invalid_request_error", None, "The model server rejected the prompt or an option"),
+        (422, "hash_mismatch", None, "the same token"),
+        (413, "request_too_large", None, "Send a shorter prompt"),
+        (502, "upstream_denied", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_refused", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_redirected", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_failed", None, FAILED),
+        (502, "upstream_failed", "7", "Retry after that time."),
+        (503, "upstream_loading", "5", "Retry after that time."),
+        (503, "server_busy", "1", "Retry after that time."),
+        (503, None, None, "Try again later."),
+        (504, "upstream_timeout", None, "Try again later."),
+        (408, None, "3", "Retry after that time."),
+        (403, None, "3", "not allowed"),
+    ],
+)
+def test_the_hint_fits_what_the_server_says(
+    status_code: int, code: str | None, retry_after: str | None, hint: str
+) -> None:
+    body = b"" if code is None else json.dumps({"error": {"code": code, "message": "x"}}).encode()
+    headers = [] if retry_after is None else [(b"retry-after", retry_after.encode())]
+    error = status_error(status_code, body, *headers)
+    assert error.code == code
+    assert hint in error.hint
+    assert ("asks to wait" in error.problem) == (retry_after is not None)
 
 
 @pytest.mark.parametrize(

@@ -121,16 +121,19 @@ def openai_backend(
 async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str, None]:
     """The text of the completion in a response, none of it empty."""
     deadline = math.inf
+    received = 0
     while not completion.is_done:
         data = await _read_before(deadline, call, completion)
         texts = completion.receive_data(data) if data else completion.receive_eof()
         for text in texts:
-            deadline = math.inf
             yield text
         if not data:
             return
-        if completion.is_finished and deadline == math.inf:
+        if not completion.is_finished:
+            deadline = math.inf
+        elif deadline == math.inf or completion.received > received:
             deadline = anyio.current_time() + GRACE_SECONDS
+        received = completion.received
 
 
 async def _read_before(deadline: float, call: Call, completion: Completion) -> bytes | bytearray:
@@ -138,6 +141,9 @@ async def _read_before(deadline: float, call: Call, completion: Completion) -> b
 
     Once the completion is finished, the deadline and errors of the network are such ends as well.
     """
+    # A read that finds bytes need not wait, and is then not cancelled.
+    if anyio.current_time() >= deadline:
+        return b""
     try:
         with anyio.CancelScope(deadline=deadline):
             return await call.read()

@@ -354,6 +354,44 @@ class TestEnd:
         assert not caplog.records
         faults.wait_until_closed()
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "".join([*say("text"), STOP]).removesuffix("\n\n"),
+            "".join([*say("text"), DONE]).removesuffix("\n\n"),
+            json.dumps({"choices": [{"message": {"content": "text"}}]}),
+            "".join(
+                event({"choices": [{"index": index, "delta": {"content": text}}]})
+                for index, text in enumerate(("te", "xt"))
+            )
+            + event({"choices": [{"index": 2, "delta": {}, "finish_reason": "stop"}]}),
+        ],
+        ids=["no line end", "no line end after done", "json", "numbered tokens"],
+    )
+    def test_an_end_in_any_form_ends_a_reply_whose_connection_stays_open(
+        self, body: str, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_backend, "GRACE_SECONDS", 0.1)
+        head = build_head(content_type=EVENTS)
+        faults.raw([head + build_chunk(body), b""], gate=threading.Event())
+        assert ask(faults) == "text"
+        faults.wait_until_closed()
+
+    def test_a_flood_after_the_finish_reason_does_not_delay_the_end(
+        self, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_backend, "GRACE_SECONDS", 0.1)
+
+        def flood(connection: Connection, request: RecordedRequest) -> None:
+            connection.send(build_head(content_type=EVENTS))
+            connection.send(build_chunk("".join([*say("text"), STOP])))
+            while True:
+                connection.send(build_chunk(": ping\n\n" * 1000))
+
+        faults.script(flood)
+        assert ask(faults) == "text"
+        faults.wait_until_closed()
+
     def test_text_after_the_finish_reason_is_part_of_the_reply(self, faults: FaultyServer) -> None:
         answer(faults, *say("one "), STOP, *say("two"), DONE, delay=0.01)
         assert ask(faults) == "one two"
@@ -378,6 +416,27 @@ class TestEnd:
         texts, ended = trio.run(main, clock=clock)
         assert texts == ["a", "b", "c"]
         assert ended - started == pytest.approx(6.5)
+
+    def test_reads_that_never_wait_do_not_extend_the_grace_period(self) -> None:
+        class Call:
+            def __init__(self) -> None:
+                self.reads = 0
+
+            async def read(self) -> bytes:
+                self.reads += 1
+                if self.reads == 1:
+                    return "".join([*say("a"), STOP]).encode()
+                clock.jump(1)
+                return b": ping\n\n"
+
+        call: Any = Call()
+
+        async def main() -> list[str]:
+            return [text async for text in _backend._read_chunks(call, Completion())]
+
+        clock = trio.testing.MockClock()
+        assert trio.run(main, clock=clock) == ["a"]
+        assert call.reads == 3
 
     @pytest.mark.parametrize("end", ["close", "reset"])
     @pytest.mark.parametrize("rest", [b"", b"no chunk size\r\n"])
@@ -688,6 +747,9 @@ class TestAfterTheFirstText:
             ([], "reset"),
             ([LAST_CHUNK], "keep"),
             ([build_chunk(event({"error": {"message": PROMPT}})), LAST_CHUNK], "keep"),
+            ([build_chunk(f"error: {PROMPT}\n\n{STOP}{DONE}"), LAST_CHUNK], "keep"),
+            ([build_chunk(f'{{"error": "{PROMPT}"}}\n\n{STOP}{DONE}'), LAST_CHUNK], "keep"),
+            ([build_chunk(event({"content": "private"}) + STOP + DONE), LAST_CHUNK], "keep"),
             ([build_chunk("event: error\ndata: {}\n\n"), LAST_CHUNK], "keep"),
             ([build_chunk(f"data: {PROMPT}\n\n"), LAST_CHUNK], "keep"),
             ([build_chunk(b"data: \xe4\n\n"), LAST_CHUNK], "keep"),
