@@ -16,11 +16,17 @@ from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import check_count, check_flag
 
 from .backends import Backend, BackendRequest, echo_backend, takes_request
+from .buffers import BufferBudget
 from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
 from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware, get_request_id
 from .observability import AccessLog, Metrics, RequestObserver
 from .openapi import build_openapi
-from .options import DEFAULT_MAX_REQUEST_BYTES, check_allow_options, check_callable
+from .options import (
+    DEFAULT_MAX_REQUEST_BYTES,
+    check_allow_options,
+    check_callable,
+    choose_max_buffered_bytes,
+)
 from .request import receive_chat_request
 from .response import ConcurrencyLimit, StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
@@ -34,6 +40,7 @@ def create_app(
     token: str | None = None,
     tokens: Iterable[str] | TokenFile | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+    max_buffered_bytes: int | None = None,
     max_concurrent: int | None = None,
     allow_options: bool | Iterable[str] = False,
     metrics: bool = True,
@@ -51,6 +58,8 @@ def create_app(
     - `token`: the token that clients must send; defaults to `$CROMICLE_TOKEN`, then to `abc`, as
       in the clients. Alternatively, `tokens` is an iterable of accepted tokens or a `TokenFile`.
     - `max_request_bytes`: the longest accepted request body.
+    - `max_buffered_bytes`: the length of all request bodies that are being received, by default
+      64 MiB, or `max_request_bytes` if that is more. Beyond it the longest is answered with a 503.
     - `max_concurrent`: the number of replies that may be in progress at once; None for no limit.
     - `allow_options`: the names of the JSON fields that a request may have beside the protocol's,
       as the clients send them by `extra_body`; True for any name. `backend` receives them as
@@ -61,9 +70,10 @@ def create_app(
 
     An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 404 path,
     405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a truncated reply would
-    look complete), 415 content type, 413 size, 400 body, 401 token, 422 hash, 503 (with
-    `Retry-After`) too many replies; then 500 if the backend fails before its first chunk, or the
-    status of its `BackendError`. A 413 closes the connection unless the whole body was read.
+    look complete), 415 content type, 413 size, 503 (with `Retry-After`) too many bodies, 400 body,
+    401 token, 422 hash, 503 (with `Retry-After`) too many replies; then 500 if the backend fails
+    before its first chunk, or the status of its `BackendError`. A 413 or 503 closes the connection
+    unless the whole body was read.
     Every response has an `x-request-id`: that of the request if it is safe to log, else a new one.
 
     If the backend fails later, or the client reads nothing for 60 seconds, the app raises an
@@ -95,6 +105,7 @@ def create_app(
         )
     check_flag("metrics", metrics)
     concurrency = ConcurrencyLimit(max_concurrent)
+    budget = BufferBudget(choose_max_buffered_bytes(max_buffered_bytes, max_request_bytes))
     registry = Metrics() if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
@@ -102,6 +113,7 @@ def create_app(
             request,
             tokens=accepted,
             max_request_bytes=max_request_bytes,
+            budget=budget,
             allow_options=allowed,
         )
         backend_request = BackendRequest(
@@ -215,9 +227,8 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
 
 async def _handle_rejection(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRejected)  # the only type that it is registered for
-    if error.has_unread_body:
-        return ClosingErrorResponse(error.status, error.code, error.message)
-    return ErrorResponse(error.status, error.code, error.message, retry_after=error.retry_after)
+    kind = ClosingErrorResponse if error.has_unread_body else ErrorResponse
+    return kind(error.status, error.code, error.message, retry_after=error.retry_after)
 
 
 async def _handle_disconnect(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from typing import cast
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.fields import PROTOCOL_FIELDS
-from cromicle_sdk._core.options import check_text
+from cromicle_sdk._core.options import check_count, check_text
 
 __all__ = [
     "DEFAULT_MAX_REQUEST_BYTES",
@@ -16,10 +16,14 @@ __all__ = [
     "check_callable",
     "check_exposure",
     "check_host",
+    "choose_max_buffered_bytes",
 ]
 
 # A megabyte of text is about 250,000 tokens of a model, longer than most context windows.
 DEFAULT_MAX_REQUEST_BYTES = 1024 * 1024
+
+# The longest bodies of 64 clients; 10,000 usual ones.
+DEFAULT_MAX_BUFFERED_BYTES = 64 * 1024 * 1024
 
 
 def check_callable(name: str, value: object) -> None:
@@ -34,6 +38,20 @@ def check_host(host: object) -> None:
         raise ConfigurationError(
             f"expected a host name or an IP address, not {host!r}", option="host"
         )
+
+
+def choose_max_buffered_bytes(wanted: int | None, max_request_bytes: int) -> int:
+    """The option `max_buffered_bytes`, or its default. Raises `ConfigurationError`."""
+    if wanted is None:
+        return max(DEFAULT_MAX_BUFFERED_BYTES, max_request_bytes)
+    check_count("max_buffered_bytes", wanted)
+    if wanted < max_request_bytes:
+        raise ConfigurationError(
+            f"{wanted} is less than max_request_bytes, {max_request_bytes}",
+            option="max_buffered_bytes",
+            hint="one request must have room",
+        )
+    return wanted
 
 
 def check_exposure(host: str, *, well_known_token: bool) -> None:

@@ -17,7 +17,9 @@ from cromicle_sdk._core.fields import PROTOCOL_FIELDS, find_json_problem
 from cromicle_sdk._core.messages import Message, find_lone_surrogate, format_prompt
 from cromicle_sdk._core.request import hash_prompt
 
+from .buffers import BodyBuffer, BufferBudget
 from .errors import RequestRejected
+from .nesting import find_nesting_problem
 from .tokens import Tokens
 
 __all__ = ["ChatRequest", "check_signature", "parse_chat_request", "receive_chat_request"]
@@ -42,19 +44,21 @@ async def receive_chat_request(
     *,
     tokens: Tokens,
     max_request_bytes: int,
+    budget: BufferBudget,
     allow_options: frozenset[str] | None,
 ) -> ChatRequest:
     """The fields of a request that passes every check.
 
     Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
-    type, 413 size, 400 body, 401 token, 422 hash. Raises `ClientDisconnect` if the client
-    disconnects during the request.
+    type, 413 size, 503 `budget`, 400 body, 401 token, 422 hash. Raises `ClientDisconnect` if the
+    client disconnects during the request.
     """
     _check_version(request.scope["http_version"])
     _check_content_type(request.headers)
     _check_content_length(request.headers, max_request_bytes)
-    body = await _read_body(request, max_request_bytes)
-    chat = parse_chat_request(body, allow_options=allow_options)
+    with budget.open_buffer() as buffer:
+        await _read_body(request, max_request_bytes, buffer)
+        chat = parse_chat_request(bytes(buffer), allow_options=allow_options)
     check_signature(chat, tokens)
     return chat
 
@@ -123,20 +127,18 @@ def _check_content_length(headers: Headers, limit: int) -> None:
         raise _too_large(limit, has_unread_body=True)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int, buffer: BodyBuffer) -> None:
     # Starlette's `Request.stream` does not expose whether the chunk past the limit was the last.
-    body = bytearray()
     more_body = True
     while more_body:
-        message = await request.receive()
+        message = await buffer.receive(request.receive)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = message.get("body", b"")
         more_body = message.get("more_body", False)
-        if len(body) + len(chunk) > limit:
+        if buffer.size + len(chunk) > limit:
             raise _too_large(limit, has_unread_body=more_body)
-        body += chunk
-    return bytes(body)
+        buffer.append(chunk)
 
 
 def _too_large(limit: int, *, has_unread_body: bool) -> RequestRejected:
@@ -149,6 +151,9 @@ def _too_large(limit: int, *, has_unread_body: bool) -> RequestRejected:
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
+    problem = find_nesting_problem(body)
+    if problem is not None:
+        raise _bad_request(f"the body is too complex: {problem}")
     problem = "the body must be a JSON object in UTF-8"
     try:
         # Decoded first, because `json.loads` also accepts bytes in UTF-16 and UTF-32.
