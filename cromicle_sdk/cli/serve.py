@@ -11,7 +11,8 @@ import click
 from cromicle_sdk import Timeout
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
-from .output import log_to_stderr, report
+from .log import log_to_stderr
+from .output import report
 
 __all__ = ["FLAGS", "Service", "check_combination", "load_server", "serve_in_foreground"]
 
