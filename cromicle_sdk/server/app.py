@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +19,7 @@ from cromicle_sdk._core.options import check_count, check_flag
 from .backends import Backend, BackendRequest, echo_backend, takes_request
 from .buffers import BufferBudget
 from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
+from .guesses import GuessLimit
 from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware, get_request_id
 from .observability import AccessLog, Metrics, RequestObserver
 from .openapi import build_openapi
@@ -32,6 +34,9 @@ from .response import ConcurrencyLimit, StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
 
 __all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
+
+# Far more than an app has. An object that makes up its attributes has any number.
+_MOST_OBJECTS = 10_000
 
 
 def create_app(
@@ -73,7 +78,8 @@ def create_app(
     look complete), 415 content type, 413 size, 503 (with `Retry-After`) too many bodies, 400 body,
     401 token, 422 hash, 503 (with `Retry-After`) too many replies; then 500 if the backend fails
     before its first chunk, or the status of its `BackendError`. A 413 or 503 closes the connection
-    unless the whole body was read.
+    unless the whole body was read. After ten wrong tokens in a minute from one address, further
+    wrong ones are a 429 with `Retry-After`; a right token is always accepted.
     Every response has an `x-request-id`: that of the request if it is safe to log, else a new one.
 
     If the backend fails later, or the client reads nothing for 60 seconds, the app raises an
@@ -81,9 +87,10 @@ def create_app(
     log a traceback for it; `serve` and `LocalServer` do not.
 
     Each request is one INFO line of the logger `cromicle_sdk.server.access`: method, path, status,
-    bytes, seconds to the first text and to the end, and the kind of end. A failure of the backend
-    is one line of the logger `cromicle_sdk.server`: type and location of the exception, not its
-    message. Tokens, hashes and prompts are never logged.
+    bytes, seconds to the first text and to the end, the kind of end, the client's address, and the
+    comment of its token in a `TokenFile`, or a fingerprint. A failure of the backend is one line of
+    the logger `cromicle_sdk.server`: type and location of the exception, not its message. Tokens,
+    hashes and prompts are never logged.
 
     Raises `ConfigurationError`, which names the invalid option.
     """
@@ -106,6 +113,7 @@ def create_app(
     check_flag("metrics", metrics)
     concurrency = ConcurrencyLimit(max_concurrent)
     budget = BufferBudget(choose_max_buffered_bytes(max_buffered_bytes, max_request_bytes))
+    guesses = GuessLimit()
     registry = Metrics() if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
@@ -114,6 +122,7 @@ def create_app(
             tokens=accepted,
             max_request_bytes=max_request_bytes,
             budget=budget,
+            guesses=guesses,
             allow_options=allowed,
         )
         backend_request = BackendRequest(
@@ -176,16 +185,31 @@ def resolve_app(
     return app
 
 
-def find_tokens(app: ASGIApp) -> Tokens | None:
-    """The accepted tokens of an app that `create_app` built; None for any other app."""
-    tokens = getattr(app.state, "tokens", None) if isinstance(app, Starlette) else None
-    return tokens if isinstance(tokens, Tokens) else None
+def find_tokens(app: object) -> list[Tokens]:
+    """The accepted tokens of every app of `create_app` in `app`: itself, mounted, or wrapped.
+
+    What an app keeps in any other attribute than `app` or `routes` is not found.
+    """
+    found: list[Tokens] = []
+    seen: dict[int, object] = {}
+    waiting = [app]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen[id(each)] = each
+        tokens = getattr(each.state, "tokens", None) if isinstance(each, Starlette) else None
+        if isinstance(tokens, Tokens):
+            found.append(tokens)
+        waiting.append(getattr(each, "app", None))
+        routes = getattr(each, "routes", None)
+        waiting.extend(cast("list[object]", routes) if isinstance(routes, list) else ())
+    return found
 
 
 def has_well_known_token(app: ASGIApp) -> bool:
-    """Whether it is an app of `create_app` that accepts the well-known token."""
-    tokens = find_tokens(app)
-    return tokens is not None and tokens.has_well_known
+    """Whether an app of `create_app` in it accepts the well-known token."""
+    return any(tokens.has_well_known for tokens in find_tokens(app))
 
 
 def _build_public_routes(

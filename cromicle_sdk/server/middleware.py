@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .addresses import parse_address
 from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
+from .tokens import find_token_of
 
 __all__ = [
     "FIXED_HEADERS",
@@ -89,6 +91,8 @@ class RequestRecordMiddleware:
             await self.app(scope, receive_and_record, record_and_send)
             end = "client_disconnected"
         finally:
+            token = find_token_of(scope)
+            record.token = None if token is None else token.label
             record.finish(end)
             for observer in self._observers:
                 observer.on_end(record)
@@ -112,4 +116,12 @@ def _build_record(scope: Scope) -> RequestRecord:
         method=method if method in METHODS else "other",
         path=path if path in PATHS else "other",
         request_id=get_request_id(scope),
+        client=_find_client(scope),
     )
+
+
+def _find_client(scope: Scope) -> str | None:
+    # A proxy may forward any text as an address.
+    host, _ = scope.get("client") or ("", 0)
+    address = parse_address(host)
+    return None if address is None else str(address)

@@ -45,7 +45,8 @@ class RequestRecord:
     """One request and its response, as far as they have been received and sent.
 
     `path` is one of `PATHS` relative to the mount point, otherwise "other"; `method` is one of
-    `METHODS`, otherwise "other": no attribute is free text. `status` is None until the response
+    `METHODS`, otherwise "other": no attribute is free text. `client` is an IP address, `token` the
+    label of an accepted token; None where they are unknown. `status` is None until the response
     starts. `body_length` is in bytes; `characters` is the length of a reply.
     `first_text` and `duration` are seconds since the request's headers were received.
 
@@ -57,6 +58,8 @@ class RequestRecord:
     method: str
     path: str
     request_id: str
+    client: str | None = None
+    token: str | None = None
     status: int | None = None
     body_length: int = 0
     characters: int = 0
@@ -110,8 +113,9 @@ class RequestObserver(Protocol):
 class AccessLog:
     """Writes one line of `key=value` pairs to `cromicle_sdk.server.access` for each request.
 
-    The level is INFO. Each value is a number, one of a fixed set of words, or the request ID;
-    "-" stands for no value. Times are in seconds.
+    The level is INFO. Each value is a number, one of a fixed set of words, an IP address, a label
+    that the operator has given to a token, its fingerprint, or the request ID; "-" stands for no
+    value. Times are in seconds.
     """
 
     def __init__(self) -> None:
@@ -124,7 +128,8 @@ class AccessLog:
         """Write the line."""
         first_text = "-" if record.first_text is None else f"{record.first_text:.4f}"
         self._logger.info(
-            "method=%s path=%s status=%s bytes=%d first_text=%s duration=%.4f end=%s request=%s",
+            "method=%s path=%s status=%s bytes=%d first_text=%s duration=%.4f end=%s "
+            "client=%s token=%s request=%s",
             record.method,
             record.path,
             record.status or "-",
@@ -132,6 +137,8 @@ class AccessLog:
             first_text,
             record.duration,
             record.end,
+            record.client or "-",
+            record.token or "-",
             record.request_id,
         )
 

@@ -19,10 +19,11 @@ from cromicle_sdk._core.request import hash_prompt
 
 from .buffers import BodyBuffer, BufferBudget
 from .errors import RequestRejected
+from .guesses import GuessLimit
 from .nesting import find_nesting_problem
-from .tokens import Tokens
+from .tokens import AcceptedToken, Tokens, set_token
 
-__all__ = ["ChatRequest", "check_signature", "parse_chat_request", "receive_chat_request"]
+__all__ = ["ChatRequest", "check_hash", "parse_chat_request", "receive_chat_request"]
 
 # A name that an error may quote. Any other is text of the client's, of any length.
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -45,13 +46,14 @@ async def receive_chat_request(
     tokens: Tokens,
     max_request_bytes: int,
     budget: BufferBudget,
+    guesses: GuessLimit,
     allow_options: frozenset[str] | None,
 ) -> ChatRequest:
-    """The fields of a request that passes every check.
+    """The fields of a request that passes every check, whose token is then in its scope.
 
     Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
-    type, 413 size, 503 `budget`, 400 body, 401 token, 422 hash. Raises `ClientDisconnect` if the
-    client disconnects during the request.
+    type, 413 size, 503 `budget`, 400 body, 401 token, or 429 once `guesses` has too many of the
+    client's, 422 hash. Raises `ClientDisconnect` if the client disconnects during the request.
     """
     _check_version(request.scope["http_version"])
     _check_content_type(request.headers)
@@ -59,7 +61,12 @@ async def receive_chat_request(
     with budget.open_buffer() as buffer:
         await _read_body(request, max_request_bytes, buffer)
         chat = parse_chat_request(bytes(buffer), allow_options=allow_options)
-    check_signature(chat, tokens)
+    token = tokens.find(chat.token)
+    if token is None:
+        retry_after = guesses.record("" if request.client is None else request.client.host)
+        raise _wrong_token(retry_after)
+    set_token(request.scope, token)
+    check_hash(chat, token)
     return chat
 
 
@@ -83,21 +90,29 @@ def parse_chat_request(body: bytes, *, allow_options: frozenset[str] | None) -> 
     )
 
 
-def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
-    """Raise `RequestRejected` 401 for an unknown token and 422 for an incorrect hash.
+def check_hash(chat: ChatRequest, token: AcceptedToken) -> None:
+    """Raise `RequestRejected` 422 for an incorrect hash.
 
-    The duration reveals nothing about how much of either was correct.
+    The duration reveals nothing about how much of it was correct.
     """
-    token = tokens.find(chat.token)
-    if token is None:
-        raise RequestRejected(401, "wrong_token", "this server does not accept the token")
-    expected = hash_prompt(token.reveal(), chat.message)
+    expected = hash_prompt(token.secret.reveal(), chat.message)
     if not hmac.compare_digest(chat.hash.encode(), expected.encode()):
         raise RequestRejected(
             422,
             "hash_mismatch",
             "the hash is not the lower-case hex SHA-256 of the token followed by the message",
         )
+
+
+def _wrong_token(retry_after: float | None) -> RequestRejected:
+    if retry_after is None:
+        return RequestRejected(401, "wrong_token", "this server does not accept the token")
+    return RequestRejected(
+        429,
+        "too_many_wrong_tokens",
+        "this server does not accept the token, and has received too many wrong ones from here",
+        retry_after=retry_after,
+    )
 
 
 def _check_version(http_version: str) -> None:

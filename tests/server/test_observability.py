@@ -30,7 +30,7 @@ PATIENCE = 20.0
 LINE = re.compile(
     r"method=(?P<method>\S+) path=(?P<path>\S+) status=(?P<status>\S+) bytes=(?P<bytes>\d+) "
     r"first_text=(?P<first_text>\d+\.\d{4}|-) duration=(?P<duration>\d+\.\d{4}) "
-    r"end=(?P<end>\w+) request=(?P<request>\S+)"
+    r"end=(?P<end>\w+) client=(?P<client>\S+) token=(?P<token>\S+) request=(?P<request>\S+)"
 )
 
 

@@ -60,12 +60,14 @@ def build_server(
     grace: float,
     on_started: Callable[[], None],
     connections: Connections | None = None,
+    forwarded_allow_ips: str = "",
 ) -> StoppableServer:
     """A uvicorn server for `app`; start it with `run(sockets=[listener])`.
 
     `host` is the one that it listens on. When it stops, replies in progress have `grace` seconds to
     complete before they are aborted. `on_started` is called from its event loop as soon as it
     accepts connections. `connections` has the limits of their number, by default none.
+    `forwarded_allow_ips` is uvicorn's; by default no proxy is trusted.
     """
     config = uvicorn.Config(
         _Adapter(app, ServerExtension(is_loopback=is_loopback(host))),
@@ -75,7 +77,8 @@ def build_server(
         ws="none",
         lifespan="off",
         log_config=None,
-        proxy_headers=False,
+        proxy_headers=bool(forwarded_allow_ips),
+        forwarded_allow_ips=forwarded_allow_ips,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
