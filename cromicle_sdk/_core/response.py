@@ -345,14 +345,21 @@ class ResponseDecoder:
         return parse_finish_reason(self._redact(values[0].decode("latin-1")))
 
     def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
-        # One search instead of one for each name and value: nearly always there is no secret.
+        # One search instead of one for each name and value, of which a head may have 20,000.
         everything = "\n".join([text for pair in pairs for text in pair])
-        if self._redact(everything) == everything:
+        redacted = self._redact(everything)
+        if redacted == everything:
             return sent
-        return Headers(
-            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
-            for name, value in sent.items()
+        texts = redacted.split("\n")
+        if len(texts) != 2 * len(pairs):
+            # An echo spans several headers, or there are too many of them: keep what is needed.
+            kept = ((name, sent[name]) for name in sorted(_READ_BY_NAME) if name in sent)
+            return Headers((name, self._redact(value)) for name, value in kept)
+        names = (
+            name if name.lower() in _READ_BY_NAME else text
+            for (name, _), text in zip(pairs, texts[::2], strict=True)
         )
+        return Headers(zip(names, texts[1::2], strict=True))
 
     def _check_strictly(self, head: Head, sent: Headers) -> None:
         if head.status_code != 200:
@@ -432,9 +439,9 @@ class ResponseDecoder:
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
     ) -> APIStatusError:
-        said = shorten(self._redact(_excerpt(body, self._headers.get("content-type", "")))).rstrip(
-            "."
-        )
+        # Only its beginning is shown.
+        excerpt = _excerpt(body, self._headers.get("content-type", ""))[:_REDACTION_MARGIN]
+        said = shorten(self._redact(excerpt)).rstrip(".")
         problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
         if 300 <= status_code < 400:
             problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."

@@ -877,6 +877,44 @@ def test_an_echo_in_a_header_is_hidden() -> None:
     assert decoder.headers["x-token"] == "[redacted]"
 
 
+def test_an_echo_among_very_many_headers_takes_one_search() -> None:
+    many = [(b"%x" % number, b"%d" % number) for number in range(12_000)]
+    find = redact(token := f"-{CANARY}")
+    searched: list[str] = []
+
+    def search(text: str) -> str:
+        searched.append(text)
+        return find(text)
+
+    error = status_error(400, b"", *many, (b"x", token.encode()), redact=search)
+    assert error.headers["x"] == "[redacted]"
+    assert error.headers["2edf"] == "11999"
+    assert len(error.headers) == 12_001
+    assert len(searched) < 5
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"x-one", b"sk-canary"), (b"123456", b"2")],
+        [(b"x-%d" % number, b"sk-canary%0a123456") for number in range(1001)],
+    ],
+    ids=["one over two headers", "too many to locate"],
+)
+def test_of_an_echo_that_is_not_in_one_header_nothing_is_kept(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
+    token = "sk-canary\n123456"
+    facts = [(b"X-Request-Id", b"7"), (b"content-type", b"text/html"), (b"x-other", b"1")]
+    error = status_error(400, b"", *headers, *facts, redact=redact(token))
+    assert dict(error.headers) == {"content-type": "text/html", "x-request-id": "7"}
+
+
+def test_an_echo_in_the_name_of_a_header_is_hidden() -> None:
+    error = status_error(400, b"", (b"X-Canary-4711", b"1"), redact=redact("Canary-4711"))
+    assert dict(error.headers) == {"x-[redacted]": "1"}
+
+
 def test_an_echo_in_a_page_is_hidden() -> None:
     headers = [(b"content-type", b"text/html"), (b"content-length", b"9")]
     assert_hidden(receive_answer(200, f"<p>{CANARY} {DIGEST}".encode(), *headers, redact=redact()))

@@ -56,9 +56,9 @@ def format_base_url(listener: socket.socket) -> str:
 def build_server(
     app: ASGIApp,
     *,
-    host: str,
     grace: float,
     on_started: Callable[[], None],
+    host: str = "127.0.0.1",
     connections: Connections | None = None,
     forwarded_allow_ips: str = "",
 ) -> StoppableServer:
