@@ -18,6 +18,7 @@ from cromicle_sdk._core.options import check_count, check_flag
 
 from .backends import Backend, BackendRequest, echo_backend, takes_request
 from .buffers import BufferBudget
+from .concurrency import ConcurrencyLimit
 from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
 from .guesses import GuessLimit
 from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware, get_request_id
@@ -27,10 +28,11 @@ from .options import (
     DEFAULT_MAX_REQUEST_BYTES,
     check_allow_options,
     check_callable,
+    check_concurrency,
     choose_max_buffered_bytes,
 )
 from .request import receive_chat_request
-from .response import ConcurrencyLimit, StreamedReply
+from .response import StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
 
 __all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
@@ -47,6 +49,8 @@ def create_app(
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     max_buffered_bytes: int | None = None,
     max_concurrent: int | None = None,
+    max_concurrent_per_token: int | None = None,
+    max_waiting: int | None = None,
     allow_options: bool | Iterable[str] = False,
     metrics: bool = True,
 ) -> Starlette:
@@ -66,19 +70,22 @@ def create_app(
     - `max_request_bytes`: the longest accepted request body.
     - `max_buffered_bytes`: the length of all request bodies that are being received, by default
       64 MiB, or `max_request_bytes` if that is more. Beyond it the longest is answered with a 503.
-    - `max_concurrent`: the number of replies that may be in progress at once; None for no limit.
+    - `max_concurrent`, `max_concurrent_per_token`: the number of replies that may be in progress at
+      once, in all and for one token; None for no limit. Further callers wait for their turn.
+    - `max_waiting`: the number of callers that may wait, by default four times `max_concurrent`, of
+      which a token has the same share as of the replies. Further ones get a 503 with `Retry-After`.
     - `allow_options`: the names of the JSON fields that a request may have beside the protocol's,
       as the clients send them by `extra_body`; True for any name. `backend` receives them as
       `request.options`, so it must take a `BackendRequest`. Any other field is a 400 that names it.
       The default is the attribute `allow_options` of the backend, where it has one.
     - `metrics`: add `GET /metrics` in the format of Prometheus, readable without a token: requests
-      by path, status and end; requests in progress; seconds to the first text and to the end;
-      characters. Metrics contain no text, token or prompt.
+      by path, status and end; requests in progress and waiting; seconds to the first text and to
+      the end; characters. Metrics contain no text, token or prompt.
 
     An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 404 path,
     405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a truncated reply would
     look complete), 415 content type, 413 size, 503 (with `Retry-After`) too many bodies, 400 body,
-    401 token, 422 hash, 503 (with `Retry-After`) too many replies; then 500 if the backend fails
+    401 token, 422 hash, 503 (with `Retry-After`) too many callers; then 500 if the backend fails
     before its first chunk, or the status of its `BackendError`. A 413 or 503 closes the connection
     unless the whole body was read. After ten wrong tokens in a minute from one address, further
     wrong ones are a 429 with `Retry-After`; a right token is always accepted.
@@ -102,8 +109,7 @@ def create_app(
     backend = echo_backend() if backend is None else backend
     check_callable("backend", backend)
     check_count("max_request_bytes", max_request_bytes)
-    if max_concurrent is not None:
-        check_count("max_concurrent", max_concurrent)
+    check_concurrency(max_concurrent, max_concurrent_per_token, max_waiting)
     if allow_options is False:
         allow_options = getattr(backend, "allow_options", False)
     allowed = check_allow_options(allow_options)
@@ -115,10 +121,12 @@ def create_app(
             hint="give the backend a second parameter: backend(prompt, request)",
         )
     check_flag("metrics", metrics)
-    concurrency = ConcurrencyLimit(max_concurrent)
+    concurrency = ConcurrencyLimit(
+        max_concurrent, max_waiting=max_waiting, per_token=max_concurrent_per_token
+    )
     budget = BufferBudget(choose_max_buffered_bytes(max_buffered_bytes, max_request_bytes))
     guesses = GuessLimit()
-    registry = Metrics() if metrics else None
+    registry = Metrics(concurrency) if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
         received = await receive_chat_request(

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from .concurrency import ConcurrencyLimit
+
 __all__ = [
     "METHODS",
     "PATHS",
@@ -146,7 +148,7 @@ class AccessLog:
 class Metrics:
     """Prometheus metrics of one app. Their size is constant: every label has a few values."""
 
-    def __init__(self) -> None:
+    def __init__(self, concurrency: ConcurrencyLimit) -> None:
         # Not the library's global registry: a process may create several apps.
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -160,6 +162,11 @@ class Metrics:
             "Requests to /chat in progress.",
             registry=self._registry,
         )
+        Gauge(
+            "cromicle_requests_waiting",
+            "Requests to /chat that wait for a reply in progress to end; in flight as well.",
+            registry=self._registry,
+        ).set_function(lambda: concurrency.waiting)
         self._first_text = Histogram(
             "cromicle_first_text_seconds",
             "Time from a request's headers to the first text of its reply.",

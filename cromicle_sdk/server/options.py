@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
@@ -14,6 +15,7 @@ __all__ = [
     "DEFAULT_MAX_REQUEST_BYTES",
     "check_allow_options",
     "check_callable",
+    "check_concurrency",
     "check_exposure",
     "check_host",
     "choose_max_buffered_bytes",
@@ -52,6 +54,23 @@ def choose_max_buffered_bytes(wanted: int | None, max_request_bytes: int) -> int
             hint="one request must have room",
         )
     return wanted
+
+
+def check_concurrency(limit: object, per_token: object, waiting: object) -> None:
+    """Raise `ConfigurationError` for an invalid limit of replies, or one without effect."""
+    limit = None if limit is None else check_count("max_concurrent", limit)
+    if per_token is not None:
+        name = "max_concurrent_per_token"
+        if check_count(name, per_token) > (math.inf if limit is None else limit):
+            raise ConfigurationError(f"{per_token} is more than max_concurrent", option=name)
+    if waiting is not None:
+        check_count("max_waiting", waiting, minimum=0)
+        if limit is None and per_token is None:
+            raise ConfigurationError(
+                "nobody waits without a limit of replies",
+                option="max_waiting",
+                hint="pass max_concurrent as well",
+            )
 
 
 def check_exposure(host: str, *, well_known_token: bool) -> None:

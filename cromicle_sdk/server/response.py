@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import cast
@@ -18,14 +18,15 @@ from starlette.types import Message, Receive, Scope, Send
 from cromicle_sdk._core.response import FINISH_REASON_HEADER
 
 from .backends import Backend, BackendError, BackendRequest, Chunks
-from .errors import ErrorResponse, RequestRejected
+from .concurrency import ConcurrencyLimit, Slot
+from .errors import ErrorResponse
 from .extension import find_extension
 from .middleware import get_request_id
 from .observability import TRUNCATED
+from .tokens import find_token_of
 
 __all__ = [
     "SEND_SECONDS",
-    "ConcurrencyLimit",
     "ResponseTruncated",
     "StreamedReply",
     "UnsendableBody",
@@ -42,37 +43,10 @@ CLOSE_SECONDS = 2.0
 SEND_SECONDS = 60.0
 PART_BYTES = 16 * 1024
 
-# A reply takes seconds, so one of many ends soon; clients spread their retries by themselves.
-RETRY_AFTER_SECONDS = 1
-
 _FAILED = ("backend_failed", "the backend failed before its first chunk")
 
 # Enough frames to show the path from the backend into the library that it uses.
 _LOGGED_FRAMES = 8
-
-
-class ConcurrencyLimit:
-    """Slots for at most `limit` replies at once; None for no limit."""
-
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
-        self._used = 0
-
-    @contextlib.contextmanager
-    def slot(self) -> Generator[None]:
-        """Hold a slot while the block runs. Raises `RequestRejected` 503 if none is free."""
-        if self._limit is not None and self._used >= self._limit:
-            raise RequestRejected(
-                503,
-                "too_busy",
-                f"the limit of {self._limit} concurrent replies is reached",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        self._used += 1
-        try:
-            yield
-        finally:
-            self._used -= 1
 
 
 class ResponseTruncated(Exception):  # noqa: N818 - a signal to the ASGI server, already logged
@@ -120,8 +94,8 @@ class StreamedReply:
     The response starts with the first chunk, so that an earlier failure has a status of its own:
     500, or that of a `BackendError`. A later failure raises `ResponseTruncated`, as does a client
     that reads nothing for `SEND_SECONDS`. A long chunk is sent in parts. When the client
-    disconnects, the backend is cancelled immediately. Raises `RequestRejected` if `concurrency` has
-    no free slot.
+    disconnects, the backend is cancelled immediately. Raises `RequestRejected` if too many callers
+    wait for a slot of `concurrency`.
 
     `request` is None for a backend that does not take one. Otherwise its finish reason is sent as
     a trailer where the ASGI server has the extension for trailers.
@@ -133,21 +107,22 @@ class StreamedReply:
     concurrency: ConcurrencyLimit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.ExitStack() as slot:
-            slot.enter_context(self.concurrency.slot())
-            must_truncate = False
+        slot = self.concurrency.request_slot(find_token_of(scope))
+        must_truncate = False
+        try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+                await slot.wait()
                 must_truncate = await self._respond(scope, receive, _limit(send, scope), slot)
                 group.cancel_scope.cancel()
-            if must_truncate:
-                scope["state"][TRUNCATED] = True
-                await _send_unsendable(send)
-                raise ResponseTruncated
+        finally:
+            slot.release()
+        if must_truncate:
+            scope["state"][TRUNCATED] = True
+            await _send_unsendable(send)
+            raise ResponseTruncated
 
-    async def _respond(
-        self, scope: Scope, receive: Receive, send: Send, slot: contextlib.ExitStack
-    ) -> bool:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, slot: Slot) -> bool:
         """Send the reply or an error; returns True if the reply has to be truncated.
 
         The slot is released before the last message is sent: the client may send its next request
@@ -158,7 +133,7 @@ class StreamedReply:
             try:
                 first = await chunks.receive()
             except BackendError as error:
-                slot.close()
+                slot.release()
                 response = ErrorResponse(
                     error.status, error.code, error.message, retry_after=error.retry_after
                 )
@@ -173,7 +148,7 @@ class StreamedReply:
             return False
         finally:
             await chunks.aclose()
-            slot.close()
+            slot.release()
 
 
 class _Chunks:
@@ -256,7 +231,7 @@ async def _send_reply(
     chunks: _Chunks,
     first: bytes | None,
     send: Send,
-    slot: contextlib.ExitStack,
+    slot: Slot,
     trailers: BackendRequest | None,
 ) -> bool:
     """Send headers and chunks; returns True if the backend failed after the first chunk.
@@ -290,7 +265,7 @@ async def _send_reply(
     # therefore waits until all text is written: a client that disconnects until then has left
     # before the end.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
-    slot.close()
+    slot.release()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     if trailers is not None:
         reason = trailers.finish_reason

@@ -373,7 +373,7 @@ class TestConcurrencyLimit:
     def test_a_request_above_the_limit_is_a_503_with_retry_after(
         self, gate: Gate, log: Log
     ) -> None:
-        app = create_app(gate, max_concurrent=1)
+        app = create_app(gate, max_concurrent=1, max_waiting=0)
         with LocalServer(app=app) as server:
             with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
                 texts = answer.iter_text()
@@ -415,7 +415,8 @@ class TestConcurrencyLimit:
             b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body)
         ) + body
-        with LocalServer(app=create_app(shout, max_concurrent=1)) as server:
+        app = create_app(shout, max_concurrent=1, max_waiting=0)
+        with LocalServer(app=app) as server:
             url = httpx.URL(server.base_url)
             with socket.create_connection((url.host, url.port or 0), PATIENCE) as connection:
                 connection.sendall(call * count)
@@ -427,7 +428,7 @@ class TestConcurrencyLimit:
         assert received.count(b"HTTP/1.1 200 ") == count
 
     def test_a_client_retries_until_a_slot_is_free(self, gate: Gate) -> None:
-        app = create_app(gate, max_concurrent=1)
+        app = create_app(gate, max_concurrent=1, max_waiting=0)
         with (
             LocalServer(app=app) as server,
             Client(base_url=server.base_url, token="abc", retry=Retry(attempts=5)) as client,

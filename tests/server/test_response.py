@@ -454,7 +454,7 @@ async def test_the_slot_is_released_before_the_last_message_is_sent(fails: bool)
             raise OSError
         yield prompt
 
-    app = create_app(backend, max_concurrent=1)
+    app = create_app(backend, max_concurrent=1, max_waiting=0)
     first, second = Exchange(backend), Exchange(backend)
     first.app = second.app = app
     send = first.send
