@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.errors import ConfigurationError
@@ -31,8 +30,10 @@ from .options import (
     check_concurrency,
     choose_max_buffered_bytes,
 )
+from .origins import OriginMiddleware, parse_allow_origins, parse_allowed_hosts
 from .request import receive_chat_request
 from .response import StreamedReply
+from .routing import ExactRoute
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
 
 __all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
@@ -53,6 +54,8 @@ def create_app(
     max_waiting: int | None = None,
     allow_options: bool | Iterable[str] = False,
     metrics: bool = True,
+    allowed_hosts: Iterable[str] = (),
+    allow_origins: Iterable[str] = (),
 ) -> Starlette:
     """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
@@ -82,13 +85,20 @@ def create_app(
       by path, status and end; requests in progress and waiting; seconds to the first text and to
       the end; characters. Metrics contain no text, token or prompt.
 
-    An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 404 path,
-    405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a truncated reply would
-    look complete), 415 content type, 413 size, 503 (with `Retry-After`) too many bodies, 400 body,
-    401 token, 422 hash, 503 (with `Retry-After`) too many callers; then 500 if the backend fails
-    before its first chunk, or the status of its `BackendError`. A 413 or 503 closes the connection
-    unless the whole body was read. After ten wrong tokens in a minute from one address, further
-    wrong ones are a 429 with `Retry-After`; a right token is always accepted.
+    - `allowed_hosts`: the names or addresses for which a request may be, `*.domain` for all names
+      below one, `*` for any; loopback names and addresses always are. By default any is accepted,
+      but `serve` and `LocalServer` on a loopback address accept no other than those.
+    - `allow_origins`: the origins of the pages whose requests are accepted, such as
+      `https://app.example`, or `*` for any; their browsers may read the responses (CORS). By
+      default `serve` and `LocalServer` reject a request of a page from another host.
+
+    An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 403 host and
+    origin, 404 path, 405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a
+    truncated reply would look complete), 415 content type, 413 size, 503 (with `Retry-After`) too
+    many bodies, 400 body, 401 token, 422 hash, 503 (with `Retry-After`) too many callers; then 500
+    if the backend fails before its first chunk, or the status of its `BackendError`. A 413 or 503
+    closes the connection unless the whole body was read. After ten wrong tokens in a minute from
+    one address, further wrong ones are a 429 with `Retry-After`; a right token is always accepted.
     Every response has an `x-request-id`: that of the request if it is safe to log, else a new one.
 
     If the backend fails later, or the client reads nothing for 60 seconds, the app raises an
@@ -121,6 +131,7 @@ def create_app(
             hint="give the backend a second parameter: backend(prompt, request)",
         )
     check_flag("metrics", metrics)
+    hosts, origins = parse_allowed_hosts(allowed_hosts), parse_allow_origins(allow_origins)
     concurrency = ConcurrencyLimit(
         max_concurrent, max_waiting=max_waiting, per_token=max_concurrent_per_token
     )
@@ -151,12 +162,13 @@ def create_app(
         observers.append(registry)
     app = Starlette(
         routes=[
-            Route("/chat", chat, methods=["POST"]),
+            ExactRoute("/chat", chat, methods=["POST"]),
             *_build_public_routes(registry, allowed, getattr(backend, "describe_health", None)),
         ],
         middleware=[
             Middleware(ResponseHeadersMiddleware),
             Middleware(RequestRecordMiddleware, observers),
+            Middleware(OriginMiddleware, allowed_hosts=hosts, allow_origins=origins),
         ],
         exception_handlers={
             HTTPException: _handle_http_exception,
@@ -228,7 +240,7 @@ def _build_public_routes(
     metrics: Metrics | None,
     allow_options: frozenset[str] | None,
     describe_upstream: Callable[[], Mapping[str, Any]] | None,
-) -> list[Route]:
+) -> list[ExactRoute]:
     """The routes that need no token."""
     description = build_openapi(metrics=metrics is not None, allow_options=allow_options)
 
@@ -241,13 +253,13 @@ def _build_public_routes(
         servers = [{"url": request.scope.get("root_path") or "/"}]
         return JSONResponse({**description, "servers": servers})
 
-    routes = [Route("/health", get_health), Route("/openapi.json", get_description)]
+    routes = [ExactRoute("/health", get_health), ExactRoute("/openapi.json", get_description)]
     if metrics is not None:
 
         async def get_metrics(request: Request) -> Response:
             return metrics.build_response()
 
-        routes.append(Route("/metrics", get_metrics))
+        routes.append(ExactRoute("/metrics", get_metrics))
     return routes
 
 

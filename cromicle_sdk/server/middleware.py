@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .addresses import parse_address
 from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
+from .routing import get_path
 from .tokens import find_token_of
 
 __all__ = [
@@ -109,8 +110,7 @@ def _choose_request_id(sent: str) -> str:
 
 
 def _build_record(scope: Scope) -> RequestRecord:
-    # ASGI: the path includes the prefix under which the app is mounted.
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = get_path(scope)
     method = scope["method"]
     return RequestRecord(
         method=method if method in METHODS else "other",

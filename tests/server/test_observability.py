@@ -293,7 +293,7 @@ def test_a_client_that_disconnects_during_its_request(log: Log) -> None:
         url = httpx.URL(server.base_url)
         with socket.create_connection((url.host, url.port or 0)) as connection:
             connection.sendall(
-                b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                 b"content-length: 100\r\n\r\n{"
             )
             # Once this is answered, the server has started to read the request above.
@@ -412,7 +412,7 @@ class TestConcurrencyLimit:
         count = 20
         body = json.dumps(sign("hi")).encode()
         call = (
-            b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body)
         ) + body
         app = create_app(shout, max_concurrent=1, max_waiting=0)

@@ -161,7 +161,7 @@ def test_idle_connections_are_closed_after_ctrl_c() -> None:
         port = httpx.URL(base_url).port
         assert port
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(b"HEAD /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.sendall(b"HEAD /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert connection.recv(65536)
             press_ctrl_c()
             assert connection.recv(65536) == b""

@@ -64,7 +64,7 @@ def exchange(
     """Everything that the server sends for pipelined requests, until their responses end."""
     url = httpx.URL(base_url)
     request = (
-        f"{method} {path} HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"{method} {path} HTTP/{version}\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(BODY)}\r\n"
     ).encode()
     with socket.create_connection((url.host, url.port or 0), timeout=20) as connection:
