@@ -49,9 +49,8 @@ def choose_max_buffered_bytes(wanted: int | None, max_request_bytes: int) -> int
     check_count("max_buffered_bytes", wanted)
     if wanted < max_request_bytes:
         raise ConfigurationError(
-            f"{wanted} is less than max_request_bytes, {max_request_bytes}",
+            f"{wanted} is less than one request may have, {max_request_bytes}",
             option="max_buffered_bytes",
-            hint="one request must have room",
         )
     return wanted
 
@@ -62,14 +61,16 @@ def check_concurrency(limit: object, per_token: object, waiting: object) -> None
     if per_token is not None:
         name = "max_concurrent_per_token"
         if check_count(name, per_token) > (math.inf if limit is None else limit):
-            raise ConfigurationError(f"{per_token} is more than max_concurrent", option=name)
+            raise ConfigurationError(
+                f"{per_token} is more than the {limit} replies for all tokens", option=name
+            )
     if waiting is not None:
         check_count("max_waiting", waiting, minimum=0)
         if limit is None and per_token is None:
             raise ConfigurationError(
                 "nobody waits without a limit of replies",
                 option="max_waiting",
-                hint="pass max_concurrent as well",
+                hint="pass such a limit as well",
             )
 
 

@@ -53,7 +53,14 @@ def build_post(prompt: str) -> bytes:
 
 
 def build_head(*headers: str) -> bytes:
-    lines = ["POST /chat HTTP/1.1", "host: localhost", "content-type: application/json", *headers, "", ""]
+    lines = [
+        "POST /chat HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        *headers,
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode()
 
 
