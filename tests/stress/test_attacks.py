@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import socket
 import struct
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -243,6 +245,40 @@ def test_a_body_of_nested_lists(piece: bytes, server: Server) -> None:
             time.sleep(0.1)
     assert statuses == {b"HTTP/1.1 400 "}
     assert_quick(times, 0.1)
+
+
+def test_mutated_requests_are_never_a_server_error(server: Server) -> None:
+    generator = random.Random(4711)
+    whole = [
+        build_request(sign("Hello, Grüße", "abc")),
+        build_request({**sign("hi"), "messages": [{"role": "user", "content": "hi"}]}),
+        HEAD % b"/chat" + b'transfer-encoding: chunked\r\n\r\n5\r\n{"a":\r\n0\r\n\r\n',
+        b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nx-request-id: a\r\n\r\n",
+    ]
+    statuses: Counter[int] = Counter()
+    for _ in range(4000 if FULL else 400):
+        data = bytearray(generator.choice(whole))
+        for _ in range(generator.randint(1, 4)):
+            place = generator.randrange(len(data))
+            kind = generator.randrange(3)
+            if kind == 0:
+                data[place] = generator.randrange(256)
+            elif kind == 1:
+                del data[place : place + generator.randint(1, 8)]
+            else:
+                data[place:place] = data[generator.randrange(len(data)) :][
+                    : generator.randint(1, 40)
+                ]
+        with server.connect() as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(65536)
+            if answer:
+                statuses[int(answer.split()[1])] += 1
+    assert server.is_healthy()
+    assert {status for status in statuses if status >= 500} <= {503, 505}
+    assert len(statuses) >= 4
+    assert not [line for line in server.log if "Traceback" in line]
 
 
 def test_requests_that_are_reset(server: Server) -> None:

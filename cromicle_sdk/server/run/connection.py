@@ -17,9 +17,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from cromicle_sdk.server import response as _response
+from cromicle_sdk.server.addresses import parse_address
 from cromicle_sdk.server.errors import ErrorResponse
 from cromicle_sdk.server.middleware import FIXED_HEADERS
-from cromicle_sdk.server.observability import TRUNCATED
+from cromicle_sdk.server.observability import TRUNCATED, AccessLog, RequestRecord
 from cromicle_sdk.server.response import is_truncation
 
 from .framing import Rejection
@@ -83,7 +84,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self.app: Any = TrailersApp(cast("ASGIApp", self.app), self.conn)
         self.access_log = False
         self.logger: logging.Logger = logging.getLogger("cromicle_sdk.server.http")
-        self.logger.addFilter(_is_not_truncation)
+        self.logger.addFilter(_is_of_interest)
         self._registry = connections
         self._address = address
         self._is_busy = False
@@ -283,6 +284,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._watch_sending()
 
     def _send_error(self, status: int, code: str, message: str) -> None:
+        self._log_error(status)
         headers = {**FIXED_HEADERS, "connection": "close"}
         response = ErrorResponse(status, code, message, headers=headers)
         # h11 rejects a body in the response to HEAD.
@@ -299,7 +301,18 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         for event in events:
             self.transport.write(self.conn.send(event) or b"")
 
+    def _log_error(self, status: int) -> None:
+        """Write a line of the access log, unless an app has the request and writes its own."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is not None and not cycle.response_complete:
+            return
+        address = parse_address(self._address)
+        record = RequestRecord("other", "other", "-", client=str(address), status=status)
+        record.finish("complete")
+        AccessLog().on_end(record)
 
-def _is_not_truncation(record: logging.LogRecord) -> bool:
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Not a truncation, nor an invalid request: both have lines of ours."""
     error = record.exc_info[1] if record.exc_info else None
-    return not is_truncation(error)
+    return not is_truncation(error) and record.msg != "Invalid HTTP request received."

@@ -290,6 +290,33 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ([b"invalid\r\n\r\n"], "method=other path=other status=400 "),
+        ([GET, b"invalid\r\n\r\n"], "method=other path=other status=400 "),
+        ([HEAD + b"a: 1\r\n 2\r\n\r\n"], "method=other path=other status=400 "),
+        ([b"GET / HTTP/2.0\r\nhost: localhost\r\n\r\n"], "path=other status=505 "),
+        ([HEAD], "method=other path=other status=408 "),
+        # The app has this one.
+        ([CHUNKED + b"invalid\r\n"], "method=POST path=/chat status=- "),
+    ],
+)
+def test_each_invalid_request_is_one_line_of_the_access_log(
+    parts: list[bytes], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cromicle_sdk.server")
+    with connect() as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.02)
+        read_all(connection)
+    *_, last = (record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == len(parts)
+    assert line in last
+    assert " client=127.0.0.1 token=- " in last
+
+
+@pytest.mark.parametrize(
     "parts",
     [
         [b"invalid\r\n\r\n"],
@@ -308,7 +335,7 @@ def test_invalid_http_is_a_400(parts: list[bytes], caplog: pytest.LogCaptureFixt
     assert b"content-type: application/json" in head
     assert b"connection: close" in head
     assert json.loads(body)["error"]["code"] == "bad_request"
-    assert [record.getMessage() for record in caplog.records] == ["Invalid HTTP request received."]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
