@@ -81,5 +81,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("CROMICLE_BASE_URL", "CROMICLE_TOKEN", "CROMICLE_UPSTREAM_KEY"):
+    for name in (
+        *("CROMICLE_BASE_URL", "CROMICLE_TOKEN", "CROMICLE_UPSTREAM_KEY"),
+        "FORWARDED_ALLOW_IPS",
+    ):
         monkeypatch.delenv(name, raising=False)

@@ -22,7 +22,7 @@ from .ask import (
 from .errors import errors_for_the_shell
 from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
 from .output import report
-from .serve import ALL_OPTIONS, Service, check_combination, serve_in_foreground
+from .serve import ALL_OPTIONS, Network, Service, check_combination, serve_in_foreground
 from .serve import FLAGS as SERVE_FLAGS
 
 __all__ = ["cromicle"]
@@ -193,8 +193,8 @@ Examples:
 @click.option(
     "--tokens-file",
     metavar="FILE",
-    help="Accept each of the tokens in this file instead, one on a line; lines that begin with #"
-    " are comments. SIGHUP reloads it.",
+    help="Accept each of the tokens in this file instead, one on a line; what follows a # is a"
+    " comment, which stands for the token in the log. SIGHUP reloads it.",
 )
 @click.option(
     "--upstream",
@@ -284,8 +284,21 @@ Examples:
     "--max-concurrent",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The number of concurrent replies; further requests get a 503 with Retry-After."
+    help="The number of concurrent replies; further callers wait for their turn."
     "  [default: unlimited]",
+)
+@click.option(
+    "--max-concurrent-per-token",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The number of concurrent replies of each token.  [default: unlimited]",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The number of callers that may wait; further ones get a 503 with Retry-After."
+    "  [default: four times --max-concurrent]",
 )
 @click.option(
     "--max-request-bytes",
@@ -294,6 +307,52 @@ Examples:
     show_default=True,
     metavar="N",
     help="The size limit of a request.",
+)
+@click.option(
+    "--max-buffered-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The size limit of all requests that are being received; beyond it the longest gets a"
+    " 503.  [default: 64 MiB]",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The number of connections; beyond it new ones replace idle ones, or are closed."
+    "  [default: half of the file descriptors, at most 10000]",
+)
+@click.option(
+    "--max-connections-per-address",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The number of connections from one address, other than those of this machine and of"
+    " --forwarded-allow-ips.  [default: a quarter of --max-connections]",
+)
+@click.option(
+    "--forwarded-allow-ips",
+    envvar="FORWARDED_ALLOW_IPS",
+    default="127.0.0.1,::1",
+    show_default=True,
+    metavar="ADDRESSES",
+    help="The proxies, addresses or networks, whose X-Forwarded-For has the address of the caller;"
+    " * for all.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A host that requests may be for, or *.domain; may be given several times.  [default: any;"
+    " on a loopback address only loopback names and addresses]",
+)
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="The origin of a web page whose requests are accepted and may be read (CORS), such as"
+    " https://app.example, or *; may be given several times.",
 )
 @click.option(
     "--grace",
@@ -322,6 +381,9 @@ def serve(
     host: str,
     port: int,
     grace: float,
+    max_connections: int | None,
+    max_connections_per_address: int | None,
+    forwarded_allow_ips: str,
     access_log: bool,
     token: str | None,
     upstream_key: str | None,
@@ -343,7 +405,15 @@ def serve(
         upstream_headers={name: Secret(value) for name, value in upstream_headers.items()},
         **options,
     )
+    network = Network(
+        host=host,
+        port=port,
+        grace=grace,
+        max_connections=max_connections,
+        max_connections_per_address=max_connections_per_address,
+        forwarded_allow_ips=forwarded_allow_ips,
+    )
     with errors_for_the_shell(SERVE_FLAGS):
-        serve_in_foreground(service, host=host, port=port, grace=grace, access_log=access_log)
+        serve_in_foreground(service, network, access_log=access_log)
     # It returns after Ctrl-C only, for which `run` has an exit code.
     raise KeyboardInterrupt

@@ -1,13 +1,10 @@
-"""What the command prints: replies on stdout, errors and logs on stderr."""
+"""What the command prints: replies on stdout, errors and reports on stderr."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
-import time
-from collections.abc import Generator
 from typing import BinaryIO, Protocol, TextIO
 
 import click
@@ -17,8 +14,8 @@ __all__ = [
     "RawOutput",
     "TerminalOutput",
     "abandon_stdout",
-    "log_to_stderr",
     "open_output",
+    "remove_controls",
     "report",
     "report_error",
 ]
@@ -76,7 +73,7 @@ class TerminalOutput:
         self._at_line_start = True
 
     def write(self, text: str) -> None:
-        shown = _remove_controls(text)
+        shown = remove_controls(text)
         if not shown:
             return
         # Ctrl-C may come as soon as the text is visible, when the cursor is behind it.
@@ -115,7 +112,7 @@ def report(line: str, *, label: str = "", style: str = "bold") -> None:
 
     Line breaks become spaces and control characters are replaced: the line may quote a server.
     """
-    line = _remove_controls(" ".join(line.split()))
+    line = remove_controls(" ".join(line.split()))
     # If stderr fails, there is no other place to report it.
     with contextlib.suppress(OSError):
         if sys.stderr is not None and sys.stderr.isatty():
@@ -129,41 +126,6 @@ def report_error(message: str) -> None:
     report(message, label="Error: ", style="bold red")
 
 
-@contextlib.contextmanager
-def log_to_stderr(*, access: bool) -> Generator[None]:
-    """Print the server's log at INFO and above; `access` includes a line for each request."""
-    logger = logging.getLogger("cromicle_sdk.server")
-    access_logger = logger.getChild("access")
-    levels = logger.level, access_logger.level
-    handler = _StderrHandler()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    if not access:
-        access_logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(levels[0])
-        access_logger.setLevel(levels[1])
-
-
-class _StderrHandler(logging.Handler):
-    """Prints a line for each record: UTC time, level, message."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        formatter = logging.Formatter(
-            "%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
-        )
-        formatter.converter = time.gmtime
-        self.setFormatter(formatter)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            click.echo(_remove_controls(self.format(record)), err=True)
-
-
 def _print_styled(line: str, label: str, style: str) -> None:
     # Imported here because only a terminal needs it.
     from rich.console import Console
@@ -172,6 +134,6 @@ def _print_styled(line: str, label: str, style: str) -> None:
     Console(stderr=True).print(Text.assemble((label, style), line), soft_wrap=True)
 
 
-def _remove_controls(text: str) -> str:
+def remove_controls(text: str) -> str:
     """The text with U+FFFD for control characters, less "\\r"; "\\n" and "\\t" stay."""
     return text.translate(_HARMLESS)

@@ -12,11 +12,13 @@ import click
 from cromicle_sdk import ConfigurationError, Timeout
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
-from .output import log_to_stderr, report
+from .log import log_to_stderr
+from .output import report
 
 __all__ = [
     "ALL_OPTIONS",
     "FLAGS",
+    "Network",
     "Service",
     "check_combination",
     "load_server",
@@ -26,12 +28,19 @@ __all__ = [
 # The flags by the names of the SDK's options.
 FLAGS = {
     "allow_options": "--allow-options",
+    "allow_origins": "--allow-origin",
+    "allowed_hosts": "--allowed-host",
     "api_key": "--upstream-key",
     "base_url": "--upstream",
     "extra_body": "--body",
+    "forwarded_allow_ips": "--forwarded-allow-ips",
     "headers": "--upstream-header",
     "host": "--host",
+    "max_buffered_bytes": "--max-buffered-bytes",
+    "max_concurrent_per_token": "--max-concurrent-per-token",
+    "max_connections": "--max-connections",
     "max_tokens": "--max-tokens",
+    "max_waiting": "--max-waiting",
     "model": "--model",
     "seed": "--seed",
     "stop": "--stop",
@@ -102,8 +111,13 @@ class Service:
     allow_options: str | None
     delay: float
     max_concurrent: int | None
+    max_concurrent_per_token: int | None
+    max_waiting: int | None
     max_request_bytes: int
+    max_buffered_bytes: int | None
     metrics: bool
+    allowed_hosts: Sequence[str]
+    allow_origins: Sequence[str]
 
     @property
     def required_token(self) -> str | None:
@@ -144,14 +158,31 @@ class Service:
             backend,
             **self._choose_tokens(server),
             max_request_bytes=self.max_request_bytes,
+            max_buffered_bytes=self.max_buffered_bytes,
             max_concurrent=self.max_concurrent,
+            max_concurrent_per_token=self.max_concurrent_per_token,
+            max_waiting=self.max_waiting,
             metrics=self.metrics,
+            allowed_hosts=self.allowed_hosts,
+            allow_origins=self.allow_origins,
         )
 
     def _choose_tokens(self, server: ModuleType) -> dict[str, Any]:
         if self.tokens_file is not None:
             return {"tokens": server.TokenFile(self.tokens_file)}
         return {} if self.token is None else {"token": self.token.reveal()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The options of `cromicle serve` for its connections, by the names of the SDK's `serve`."""
+
+    host: str
+    port: int
+    grace: float
+    max_connections: int | None
+    max_connections_per_address: int | None
+    forwarded_allow_ips: str
 
 
 def check_combination(context: click.Context) -> None:
@@ -172,37 +203,37 @@ def check_combination(context: click.Context) -> None:
         raise click.UsageError("--token and --tokens-file exclude each other.")
 
 
-def serve_in_foreground(
-    service: Service, *, host: str, port: int, grace: float, access_log: bool
-) -> None:
+def serve_in_foreground(service: Service, network: Network, *, access_log: bool) -> None:
     """Serve until Ctrl-C, with the server's log on stderr.
 
     Raises `ConfigurationError`, and `ClickException` if the extra is not installed or the address
     is not available.
     """
     server = load_server()
-    backend = service.build_backend(server)
-    app = service.build_app(server, backend)
-    lines = [] if service.upstream is None else _describe_upstream(server, backend)
-    if service.parse_roles:
-        lines.append((_WARNING, _FORGERY))
+    # The options may be worth a warning in the log.
+    with log_to_stderr(access=access_log):
+        backend = service.build_backend(server)
+        app = service.build_app(server, backend)
+        lines = [] if service.upstream is None else _describe_upstream(server, backend)
+        if service.parse_roles:
+            lines.append((_WARNING, _FORGERY))
 
-    def report_address(base_url: str) -> None:
-        report(base_url, label="Serving at ")
-        report(f'cromicle ask --base-url {base_url} "Hello, how are you?"', label="Try it with ")
-        if service.required_token is not None:
-            report(service.required_token, label="Callers need ")
-        for label, line in lines:
-            report(line, label=label, style="bold yellow" if label == _WARNING else "bold")
+        def report_address(base_url: str) -> None:
+            example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
+            report(base_url, label="Serving at ")
+            report(example, label="Try it with ")
+            if service.required_token is not None:
+                report(service.required_token, label="Callers need ")
+            for label, line in lines:
+                report(line, label=label, style="bold yellow" if label == _WARNING else "bold")
 
-    try:
-        with log_to_stderr(access=access_log):
-            server.serve(app, host=host, port=port, grace=grace, on_ready=report_address)
-    except OSError as error:
-        raise click.ClickException(
-            f"The server cannot listen on {host} port {port}: {_describe(error)}. "
-            "Choose another --port, or another --host."
-        ) from None
+        try:
+            server.serve(app, **vars(network), on_ready=report_address)
+        except OSError as error:
+            raise click.ClickException(
+                f"The server cannot listen on {network.host} port {network.port}: "
+                f"{_describe(error)}. Choose another --port, or another --host."
+            ) from None
 
 
 def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]]:

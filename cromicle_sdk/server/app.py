@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import check_count, check_flag
 
 from .backends import Backend, BackendRequest, echo_backend, takes_request
+from .buffers import BufferBudget
+from .concurrency import ConcurrencyLimit
 from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
+from .guesses import GuessLimit
 from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware, get_request_id
 from .observability import AccessLog, Metrics, RequestObserver
 from .openapi import build_openapi
-from .options import DEFAULT_MAX_REQUEST_BYTES, check_allow_options, check_callable
+from .options import (
+    DEFAULT_MAX_REQUEST_BYTES,
+    check_allow_options,
+    check_callable,
+    check_concurrency,
+    choose_max_buffered_bytes,
+)
+from .origins import OriginMiddleware, parse_allow_origins, parse_allowed_hosts
 from .request import receive_chat_request
-from .response import ConcurrencyLimit, StreamedReply
+from .response import StreamedReply
+from .routing import ExactRoute
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
 
 __all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
+
+# Far more than an app has. An object that makes up its attributes has any number.
+_MOST_OBJECTS = 10_000
 
 
 def create_app(
@@ -35,9 +48,14 @@ def create_app(
     token: str | None = None,
     tokens: Iterable[str] | TokenFile | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+    max_buffered_bytes: int | None = None,
     max_concurrent: int | None = None,
+    max_concurrent_per_token: int | None = None,
+    max_waiting: int | None = None,
     allow_options: bool | Iterable[str] = False,
     metrics: bool = True,
+    allowed_hosts: Iterable[str] = (),
+    allow_origins: Iterable[str] = (),
 ) -> Starlette:
     """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
@@ -53,20 +71,34 @@ def create_app(
     - `token`: the token that clients must send; defaults to `$CROMICLE_TOKEN`, then to `abc`, as
       in the clients. Alternatively, `tokens` is an iterable of accepted tokens or a `TokenFile`.
     - `max_request_bytes`: the longest accepted request body.
-    - `max_concurrent`: the number of replies that may be in progress at once; None for no limit.
+    - `max_buffered_bytes`: the length of all request bodies that are being received, by default
+      64 MiB, or `max_request_bytes` if that is more. Beyond it the longest is answered with a 503.
+    - `max_concurrent`, `max_concurrent_per_token`: the number of replies that may be in progress at
+      once, in all and for one token; None for no limit. Further callers wait for their turn.
+    - `max_waiting`: the number of callers that may wait, by default four times `max_concurrent`, of
+      which a token has the same share as of the replies. Further ones get a 503 with `Retry-After`.
     - `allow_options`: the names of the JSON fields that a request may have beside the protocol's,
       as the clients send them by `extra_body`; True for any name. `backend` receives them as
       `request.options`, so it must take a `BackendRequest`. Any other field is a 400 that names it.
       The default is the attribute `allow_options` of the backend, where it has one.
     - `metrics`: add `GET /metrics` in the format of Prometheus, readable without a token: requests
-      by path, status and end; requests in progress; seconds to the first text and to the end;
-      characters. Metrics contain no text, token or prompt.
+      by path, status and end; requests in progress and waiting; seconds to the first text and to
+      the end; characters. Metrics contain no text, token or prompt.
 
-    An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 404 path,
-    405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a truncated reply would
-    look complete), 415 content type, 413 size, 400 body, 401 token, 422 hash, 503 (with
-    `Retry-After`) too many replies; then 500 if the backend fails before its first chunk, or the
-    status of its `BackendError`. A 413 closes the connection unless the whole body was read.
+    - `allowed_hosts`: the names or addresses for which a request may be, `*.domain` for all names
+      below one, `*` for any; loopback names and addresses always are. By default any is accepted,
+      but `serve` and `LocalServer` on a loopback address accept no other than those.
+    - `allow_origins`: the origins of the pages whose requests are accepted, such as
+      `https://app.example`, or `*` for any; their browsers may read the responses (CORS). By
+      default `serve` and `LocalServer` reject a request of a page from another host.
+
+    An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 403 host and
+    origin, 404 path, 405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a
+    truncated reply would look complete), 415 content type, 413 size, 503 (with `Retry-After`) too
+    many bodies, 400 body, 401 token, 422 hash, 503 (with `Retry-After`) too many callers; then 500
+    if the backend fails before its first chunk, or the status of its `BackendError`. A 413 or 503
+    closes the connection unless the whole body was read. After ten wrong tokens in a minute from
+    one address, further wrong ones are a 429 with `Retry-After`; a right token is always accepted.
     Every response has an `x-request-id`: that of the request if it is safe to log, else a new one.
 
     If the backend fails later, or the client reads nothing for 60 seconds, the app raises an
@@ -74,9 +106,10 @@ def create_app(
     log a traceback for it; `serve` and `LocalServer` do not.
 
     Each request is one INFO line of the logger `cromicle_sdk.server.access`: method, path, status,
-    bytes, seconds to the first text and to the end, and the kind of end. A failure of the backend
-    is one line of the logger `cromicle_sdk.server`: type and location of the exception, not its
-    message. Tokens, hashes and prompts are never logged.
+    bytes, seconds to the first text and to the end, the kind of end, the client's address, and the
+    comment of its token in a `TokenFile`, or a fingerprint. A failure of the backend is one line of
+    the logger `cromicle_sdk.server`: type and location of the exception, not its message. Tokens,
+    hashes and prompts are never logged.
 
     Raises `ConfigurationError`, which names the invalid option.
     """
@@ -86,8 +119,7 @@ def create_app(
     backend = echo_backend() if backend is None else backend
     check_callable("backend", backend)
     check_count("max_request_bytes", max_request_bytes)
-    if max_concurrent is not None:
-        check_count("max_concurrent", max_concurrent)
+    check_concurrency(max_concurrent, max_concurrent_per_token, max_waiting)
     if allow_options is False:
         allow_options = getattr(backend, "allow_options", False)
     allowed = check_allow_options(allow_options)
@@ -99,14 +131,21 @@ def create_app(
             hint="give the backend a second parameter: backend(prompt, request)",
         )
     check_flag("metrics", metrics)
-    concurrency = ConcurrencyLimit(max_concurrent)
-    registry = Metrics() if metrics else None
+    hosts, origins = parse_allowed_hosts(allowed_hosts), parse_allow_origins(allow_origins)
+    concurrency = ConcurrencyLimit(
+        max_concurrent, max_waiting=max_waiting, per_token=max_concurrent_per_token
+    )
+    budget = BufferBudget(choose_max_buffered_bytes(max_buffered_bytes, max_request_bytes))
+    guesses = GuessLimit()
+    registry = Metrics(concurrency) if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
         received = await receive_chat_request(
             request,
             tokens=accepted,
             max_request_bytes=max_request_bytes,
+            budget=budget,
+            guesses=guesses,
             allow_options=allowed,
         )
         backend_request = BackendRequest(
@@ -123,12 +162,13 @@ def create_app(
         observers.append(registry)
     app = Starlette(
         routes=[
-            Route("/chat", chat, methods=["POST"]),
+            ExactRoute("/chat", chat, methods=["POST"]),
             *_build_public_routes(registry, allowed, getattr(backend, "describe_health", None)),
         ],
         middleware=[
             Middleware(ResponseHeadersMiddleware),
             Middleware(RequestRecordMiddleware, observers),
+            Middleware(OriginMiddleware, allowed_hosts=hosts, allow_origins=origins),
         ],
         exception_handlers={
             HTTPException: _handle_http_exception,
@@ -169,23 +209,38 @@ def resolve_app(
     return app
 
 
-def find_tokens(app: ASGIApp) -> Tokens | None:
-    """The accepted tokens of an app that `create_app` built; None for any other app."""
-    tokens = getattr(app.state, "tokens", None) if isinstance(app, Starlette) else None
-    return tokens if isinstance(tokens, Tokens) else None
+def find_tokens(app: object) -> list[Tokens]:
+    """The accepted tokens of every app of `create_app` in `app`: itself, mounted, or wrapped.
+
+    What an app keeps in any other attribute than `app` or `routes` is not found.
+    """
+    found: list[Tokens] = []
+    seen: dict[int, object] = {}
+    waiting = [app]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen[id(each)] = each
+        tokens = getattr(each.state, "tokens", None) if isinstance(each, Starlette) else None
+        if isinstance(tokens, Tokens):
+            found.append(tokens)
+        waiting.append(getattr(each, "app", None))
+        routes = getattr(each, "routes", None)
+        waiting.extend(cast("list[object]", routes) if isinstance(routes, list) else ())
+    return found
 
 
 def has_well_known_token(app: ASGIApp) -> bool:
-    """Whether it is an app of `create_app` that accepts the well-known token."""
-    tokens = find_tokens(app)
-    return tokens is not None and tokens.has_well_known
+    """Whether an app of `create_app` in it accepts the well-known token."""
+    return any(tokens.has_well_known for tokens in find_tokens(app))
 
 
 def _build_public_routes(
     metrics: Metrics | None,
     allow_options: frozenset[str] | None,
     describe_upstream: Callable[[], Mapping[str, Any]] | None,
-) -> list[Route]:
+) -> list[ExactRoute]:
     """The routes that need no token."""
     description = build_openapi(metrics=metrics is not None, allow_options=allow_options)
 
@@ -198,13 +253,13 @@ def _build_public_routes(
         servers = [{"url": request.scope.get("root_path") or "/"}]
         return JSONResponse({**description, "servers": servers})
 
-    routes = [Route("/health", get_health), Route("/openapi.json", get_description)]
+    routes = [ExactRoute("/health", get_health), ExactRoute("/openapi.json", get_description)]
     if metrics is not None:
 
         async def get_metrics(request: Request) -> Response:
             return metrics.build_response()
 
-        routes.append(Route("/metrics", get_metrics))
+        routes.append(ExactRoute("/metrics", get_metrics))
     return routes
 
 
@@ -223,9 +278,8 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
 
 async def _handle_rejection(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRejected)  # the only type that it is registered for
-    if error.has_unread_body:
-        return ClosingErrorResponse(error.status, error.code, error.message)
-    return ErrorResponse(error.status, error.code, error.message, retry_after=error.retry_after)
+    kind = ClosingErrorResponse if error.has_unread_body else ErrorResponse
+    return kind(error.status, error.code, error.message, retry_after=error.retry_after)
 
 
 async def _handle_disconnect(request: Request, error: Exception) -> Response:

@@ -67,8 +67,11 @@ class ClosingErrorResponse(ErrorResponse):
     until it ends or the client disconnects, for at most `LINGER_SECONDS`.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(status, code, message, headers={"connection": "close"})
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after: float | None = None
+    ) -> None:
+        headers = {"connection": "close"}
+        super().__init__(status, code, message, retry_after=retry_after, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(

@@ -9,15 +9,26 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .addresses import parse_address
 from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
+from .routing import get_path
+from .tokens import find_token_of
 
-__all__ = ["RequestRecordMiddleware", "ResponseHeadersMiddleware", "get_request_id"]
+__all__ = [
+    "FIXED_HEADERS",
+    "RequestRecordMiddleware",
+    "ResponseHeadersMiddleware",
+    "get_request_id",
+]
+
+# Without nosniff, a browser may take a reply that begins with markup for a page.
+FIXED_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class ResponseHeadersMiddleware:
-    """Adds `x-request-id` and `cache-control: no-store` to every response.
+    """Adds `x-request-id` and `FIXED_HEADERS` to every response.
 
     The ID is the request's own `x-request-id` where it consists of 1 to 128 letters, digits, `.`,
     `_` and `-`, which are safe in a log; otherwise it is generated.
@@ -37,7 +48,7 @@ class ResponseHeadersMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                headers["cache-control"] = "no-store"
+                headers.update(FIXED_HEADERS)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
@@ -81,6 +92,8 @@ class RequestRecordMiddleware:
             await self.app(scope, receive_and_record, record_and_send)
             end = "client_disconnected"
         finally:
+            token = find_token_of(scope)
+            record.token = None if token is None else token.label
             record.finish(end)
             for observer in self._observers:
                 observer.on_end(record)
@@ -97,11 +110,18 @@ def _choose_request_id(sent: str) -> str:
 
 
 def _build_record(scope: Scope) -> RequestRecord:
-    # ASGI: the path includes the prefix under which the app is mounted.
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = get_path(scope)
     method = scope["method"]
     return RequestRecord(
         method=method if method in METHODS else "other",
         path=path if path in PATHS else "other",
         request_id=get_request_id(scope),
+        client=_find_client(scope),
     )
+
+
+def _find_client(scope: Scope) -> str | None:
+    # A proxy may forward any text as an address.
+    host, _ = scope.get("client") or ("", 0)
+    address = parse_address(host)
+    return None if address is None else str(address)

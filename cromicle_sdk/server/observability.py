@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from .concurrency import ConcurrencyLimit
+
 __all__ = [
     "METHODS",
     "PATHS",
@@ -31,6 +33,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # The key of an ASGI scope's state that is set once the server has truncated the response.
 TRUNCATED = "cromicle_sdk.truncated"
 
+_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+
 End = Literal["complete", "truncated", "client_disconnected", "failed"]
 
 # Seconds. Models send their first text within 0.1 s to a minute, and the last within ten minutes.
@@ -43,7 +47,8 @@ class RequestRecord:
     """One request and its response, as far as they have been received and sent.
 
     `path` is one of `PATHS` relative to the mount point, otherwise "other"; `method` is one of
-    `METHODS`, otherwise "other": no attribute is free text. `status` is None until the response
+    `METHODS`, otherwise "other": no attribute is free text. `client` is an IP address, `token` the
+    label of an accepted token; None where they are unknown. `status` is None until the response
     starts. `body_length` is in bytes; `characters` is the length of a reply.
     `first_text` and `duration` are seconds since the request's headers were received.
 
@@ -55,6 +60,8 @@ class RequestRecord:
     method: str
     path: str
     request_id: str
+    client: str | None = None
+    token: str | None = None
     status: int | None = None
     body_length: int = 0
     characters: int = 0
@@ -80,8 +87,8 @@ class RequestRecord:
             return
         self.body_length += len(body)
         if body and self.is_chat and self.status == 200:
-            # Each chunk holds complete characters, since a backend yields str.
-            self.characters += len(body.decode())
+            # All bytes of a character but its first are in this range.
+            self.characters += len(body.translate(None, _CONTINUATION_BYTES))
             if self.first_text is None:
                 self.first_text = time.monotonic() - self._started
         # Recorded before it is sent: hypercorn reports a disconnect before its last `send` returns.
@@ -108,8 +115,9 @@ class RequestObserver(Protocol):
 class AccessLog:
     """Writes one line of `key=value` pairs to `cromicle_sdk.server.access` for each request.
 
-    The level is INFO. Each value is a number, one of a fixed set of words, or the request ID;
-    "-" stands for no value. Times are in seconds.
+    The level is INFO. Each value is a number, one of a fixed set of words, an IP address, a label
+    that the operator has given to a token, its fingerprint, or the request ID; "-" stands for no
+    value. Times are in seconds.
     """
 
     def __init__(self) -> None:
@@ -122,7 +130,8 @@ class AccessLog:
         """Write the line."""
         first_text = "-" if record.first_text is None else f"{record.first_text:.4f}"
         self._logger.info(
-            "method=%s path=%s status=%s bytes=%d first_text=%s duration=%.4f end=%s request=%s",
+            "method=%s path=%s status=%s bytes=%d first_text=%s duration=%.4f end=%s "
+            "client=%s token=%s request=%s",
             record.method,
             record.path,
             record.status or "-",
@@ -130,6 +139,8 @@ class AccessLog:
             first_text,
             record.duration,
             record.end,
+            record.client or "-",
+            record.token or "-",
             record.request_id,
         )
 
@@ -137,7 +148,7 @@ class AccessLog:
 class Metrics:
     """Prometheus metrics of one app. Their size is constant: every label has a few values."""
 
-    def __init__(self) -> None:
+    def __init__(self, concurrency: ConcurrencyLimit) -> None:
         # Not the library's global registry: a process may create several apps.
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -151,6 +162,11 @@ class Metrics:
             "Requests to /chat in progress.",
             registry=self._registry,
         )
+        Gauge(
+            "cromicle_requests_waiting",
+            "Requests to /chat that wait for a reply in progress to end; in flight as well.",
+            registry=self._registry,
+        ).set_function(lambda: concurrency.waiting)
         self._first_text = Histogram(
             "cromicle_first_text_seconds",
             "Time from a request's headers to the first text of its reply.",

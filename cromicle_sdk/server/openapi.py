@@ -18,10 +18,10 @@ _ERRORS = {
     "413": "The body is too long.",
     "415": "The content type is not application/json.",
     "422": "The hash does not match the token and the message.",
-    "429": "The model server limits the rate of requests.",
+    "429": "Too many wrong tokens, or the model server limits the rate of requests.",
     "500": "The backend failed before its first chunk.",
     "502": "The model server is unreachable, rejected the request, or sent an invalid response.",
-    "503": "The limit of concurrent replies is reached.",
+    "503": "A limit is reached: of concurrent replies, or of requests that are being received.",
     "504": "The model server did not respond in time.",
     "505": "HTTP/1.0, in which a truncated reply would look like a complete one.",
 }

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.fields import PROTOCOL_FIELDS
-from cromicle_sdk._core.options import check_text
+from cromicle_sdk._core.options import check_count, check_text
 
 __all__ = [
     "DEFAULT_MAX_REQUEST_BYTES",
     "check_allow_options",
     "check_callable",
+    "check_concurrency",
     "check_exposure",
     "check_host",
+    "choose_max_buffered_bytes",
 ]
 
 # A megabyte of text is about 250,000 tokens of a model, longer than most context windows.
 DEFAULT_MAX_REQUEST_BYTES = 1024 * 1024
+
+# The longest bodies of 64 clients; 10,000 usual ones.
+DEFAULT_MAX_BUFFERED_BYTES = 64 * 1024 * 1024
 
 
 def check_callable(name: str, value: object) -> None:
@@ -34,6 +40,38 @@ def check_host(host: object) -> None:
         raise ConfigurationError(
             f"expected a host name or an IP address, not {host!r}", option="host"
         )
+
+
+def choose_max_buffered_bytes(wanted: int | None, max_request_bytes: int) -> int:
+    """The option `max_buffered_bytes`, or its default. Raises `ConfigurationError`."""
+    if wanted is None:
+        return max(DEFAULT_MAX_BUFFERED_BYTES, max_request_bytes)
+    check_count("max_buffered_bytes", wanted)
+    if wanted < max_request_bytes:
+        raise ConfigurationError(
+            f"{wanted} is less than one request may have, {max_request_bytes}",
+            option="max_buffered_bytes",
+        )
+    return wanted
+
+
+def check_concurrency(limit: object, per_token: object, waiting: object) -> None:
+    """Raise `ConfigurationError` for an invalid limit of replies, or one without effect."""
+    limit = None if limit is None else check_count("max_concurrent", limit)
+    if per_token is not None:
+        name = "max_concurrent_per_token"
+        if check_count(name, per_token) > (math.inf if limit is None else limit):
+            raise ConfigurationError(
+                f"{per_token} is more than the {limit} replies for all tokens", option=name
+            )
+    if waiting is not None:
+        check_count("max_waiting", waiting, minimum=0)
+        if limit is None and per_token is None:
+            raise ConfigurationError(
+                "nobody waits without a limit of replies",
+                option="max_waiting",
+                hint="pass such a limit as well",
+            )
 
 
 def check_exposure(host: str, *, well_known_token: bool) -> None:

@@ -17,10 +17,13 @@ from cromicle_sdk._core.fields import PROTOCOL_FIELDS, find_json_problem
 from cromicle_sdk._core.messages import Message, find_lone_surrogate, format_prompt
 from cromicle_sdk._core.request import hash_prompt
 
+from .buffers import BodyBuffer, BufferBudget
 from .errors import RequestRejected
-from .tokens import Tokens
+from .guesses import GuessLimit
+from .nesting import find_nesting_problem
+from .tokens import AcceptedToken, Tokens, set_token
 
-__all__ = ["ChatRequest", "check_signature", "parse_chat_request", "receive_chat_request"]
+__all__ = ["ChatRequest", "check_hash", "parse_chat_request", "receive_chat_request"]
 
 # A name that an error may quote. Any other is text of the client's, of any length.
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -42,20 +45,28 @@ async def receive_chat_request(
     *,
     tokens: Tokens,
     max_request_bytes: int,
+    budget: BufferBudget,
+    guesses: GuessLimit,
     allow_options: frozenset[str] | None,
 ) -> ChatRequest:
-    """The fields of a request that passes every check.
+    """The fields of a request that passes every check, whose token is then in its scope.
 
     Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
-    type, 413 size, 400 body, 401 token, 422 hash. Raises `ClientDisconnect` if the client
-    disconnects during the request.
+    type, 413 size, 503 `budget`, 400 body, 401 token, or 429 once `guesses` has too many of the
+    client's, 422 hash. Raises `ClientDisconnect` if the client disconnects during the request.
     """
     _check_version(request.scope["http_version"])
     _check_content_type(request.headers)
     _check_content_length(request.headers, max_request_bytes)
-    body = await _read_body(request, max_request_bytes)
-    chat = parse_chat_request(body, allow_options=allow_options)
-    check_signature(chat, tokens)
+    with budget.open_buffer() as buffer:
+        await _read_body(request, max_request_bytes, buffer)
+        chat = parse_chat_request(bytes(buffer), allow_options=allow_options)
+    token = tokens.find(chat.token)
+    if token is None:
+        retry_after = guesses.record("" if request.client is None else request.client.host)
+        raise _wrong_token(retry_after)
+    set_token(request.scope, token)
+    check_hash(chat, token)
     return chat
 
 
@@ -79,21 +90,29 @@ def parse_chat_request(body: bytes, *, allow_options: frozenset[str] | None) -> 
     )
 
 
-def check_signature(chat: ChatRequest, tokens: Tokens) -> None:
-    """Raise `RequestRejected` 401 for an unknown token and 422 for an incorrect hash.
+def check_hash(chat: ChatRequest, token: AcceptedToken) -> None:
+    """Raise `RequestRejected` 422 for an incorrect hash.
 
-    The duration reveals nothing about how much of either was correct.
+    The duration reveals nothing about how much of it was correct.
     """
-    token = tokens.find(chat.token)
-    if token is None:
-        raise RequestRejected(401, "wrong_token", "this server does not accept the token")
-    expected = hash_prompt(token.reveal(), chat.message)
+    expected = hash_prompt(token.secret.reveal(), chat.message)
     if not hmac.compare_digest(chat.hash.encode(), expected.encode()):
         raise RequestRejected(
             422,
             "hash_mismatch",
             "the hash is not the lower-case hex SHA-256 of the token followed by the message",
         )
+
+
+def _wrong_token(retry_after: float | None) -> RequestRejected:
+    if retry_after is None:
+        return RequestRejected(401, "wrong_token", "this server does not accept the token")
+    return RequestRejected(
+        429,
+        "too_many_wrong_tokens",
+        "this server does not accept the token, and has received too many wrong ones from here",
+        retry_after=retry_after,
+    )
 
 
 def _check_version(http_version: str) -> None:
@@ -123,20 +142,18 @@ def _check_content_length(headers: Headers, limit: int) -> None:
         raise _too_large(limit, has_unread_body=True)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int, buffer: BodyBuffer) -> None:
     # Starlette's `Request.stream` does not expose whether the chunk past the limit was the last.
-    body = bytearray()
     more_body = True
     while more_body:
-        message = await request.receive()
+        message = await buffer.receive(request.receive)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = message.get("body", b"")
         more_body = message.get("more_body", False)
-        if len(body) + len(chunk) > limit:
+        if buffer.size + len(chunk) > limit:
             raise _too_large(limit, has_unread_body=more_body)
-        body += chunk
-    return bytes(body)
+        buffer.append(chunk)
 
 
 def _too_large(limit: int, *, has_unread_body: bool) -> RequestRejected:
@@ -149,6 +166,9 @@ def _too_large(limit: int, *, has_unread_body: bool) -> RequestRejected:
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
+    problem = find_nesting_problem(body)
+    if problem is not None:
+        raise _bad_request(f"the body is too complex: {problem}")
     problem = "the body must be a JSON object in UTF-8"
     try:
         # Decoded first, because `json.loads` also accepts bytes in UTF-16 and UTF-32.

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import cast
@@ -18,13 +18,15 @@ from starlette.types import Message, Receive, Scope, Send
 from cromicle_sdk._core.response import FINISH_REASON_HEADER
 
 from .backends import Backend, BackendError, BackendRequest, Chunks
-from .errors import ErrorResponse, RequestRejected
+from .concurrency import ConcurrencyLimit, Slot
+from .errors import ErrorResponse
+from .extension import find_extension
 from .middleware import get_request_id
 from .observability import TRUNCATED
+from .tokens import find_token_of
 
 __all__ = [
     "SEND_SECONDS",
-    "ConcurrencyLimit",
     "ResponseTruncated",
     "StreamedReply",
     "UnsendableBody",
@@ -35,41 +37,16 @@ __all__ = [
 # model server, short enough not to delay the shutdown of this one.
 CLOSE_SECONDS = 2.0
 
-# How long a client may take to read a chunk: 1 MiB at 140 kbit/s, the same rate as for requests.
-# Without a limit a client that stops reading would keep its slot and the backend for ever.
+# How long a client may read nothing. Without a limit it would keep its slot and the backend for
+# ever. Other servers than ours do not show how much it reads: under these it is the limit for a
+# part of a chunk, which a client has to read at 2 kbit/s.
 SEND_SECONDS = 60.0
-
-# A reply takes seconds, so one of many ends soon; clients spread their retries by themselves.
-RETRY_AFTER_SECONDS = 1
+PART_BYTES = 16 * 1024
 
 _FAILED = ("backend_failed", "the backend failed before its first chunk")
 
 # Enough frames to show the path from the backend into the library that it uses.
 _LOGGED_FRAMES = 8
-
-
-class ConcurrencyLimit:
-    """Slots for at most `limit` replies at once; None for no limit."""
-
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
-        self._used = 0
-
-    @contextlib.contextmanager
-    def slot(self) -> Generator[None]:
-        """Hold a slot while the block runs. Raises `RequestRejected` 503 if none is free."""
-        if self._limit is not None and self._used >= self._limit:
-            raise RequestRejected(
-                503,
-                "too_busy",
-                f"the limit of {self._limit} concurrent replies is reached",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        self._used += 1
-        try:
-            yield
-        finally:
-            self._used -= 1
 
 
 class ResponseTruncated(Exception):  # noqa: N818 - a signal to the ASGI server, already logged
@@ -116,8 +93,9 @@ class StreamedReply:
 
     The response starts with the first chunk, so that an earlier failure has a status of its own:
     500, or that of a `BackendError`. A later failure raises `ResponseTruncated`, as does a client
-    that reads nothing for `SEND_SECONDS`. When the client disconnects, the backend is cancelled
-    immediately. Raises `RequestRejected` if `concurrency` has no free slot.
+    that reads nothing for `SEND_SECONDS`. A long chunk is sent in parts. When the client
+    disconnects, the backend is cancelled immediately. Raises `RequestRejected` if too many callers
+    wait for a slot of `concurrency`.
 
     `request` is None for a backend that does not take one. Otherwise its finish reason is sent as
     a trailer where the ASGI server has the extension for trailers.
@@ -129,21 +107,22 @@ class StreamedReply:
     concurrency: ConcurrencyLimit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.ExitStack() as slot:
-            slot.enter_context(self.concurrency.slot())
-            must_truncate = False
+        slot = self.concurrency.request_slot(find_token_of(scope))
+        must_truncate = False
+        try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
-                must_truncate = await self._respond(scope, receive, _with_timeout(send), slot)
+                await slot.wait()
+                must_truncate = await self._respond(scope, receive, _limit(send, scope), slot)
                 group.cancel_scope.cancel()
-            if must_truncate:
-                scope["state"][TRUNCATED] = True
-                await _send_unsendable(send)
-                raise ResponseTruncated
+        finally:
+            slot.release()
+        if must_truncate:
+            scope["state"][TRUNCATED] = True
+            await _send_unsendable(send)
+            raise ResponseTruncated
 
-    async def _respond(
-        self, scope: Scope, receive: Receive, send: Send, slot: contextlib.ExitStack
-    ) -> bool:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, slot: Slot) -> bool:
         """Send the reply or an error; returns True if the reply has to be truncated.
 
         The slot is released before the last message is sent: the client may send its next request
@@ -154,7 +133,7 @@ class StreamedReply:
             try:
                 first = await chunks.receive()
             except BackendError as error:
-                slot.close()
+                slot.release()
                 response = ErrorResponse(
                     error.status, error.code, error.message, retry_after=error.retry_after
                 )
@@ -169,7 +148,7 @@ class StreamedReply:
             return False
         finally:
             await chunks.aclose()
-            slot.close()
+            slot.release()
 
 
 class _Chunks:
@@ -229,8 +208,10 @@ def _encode(chunk: object) -> bytes:
     return str.encode(chunk)
 
 
-def _with_timeout(send: Send) -> Send:
-    """A `send` that raises `_SendTimeout` after `SEND_SECONDS`."""
+def _limit(send: Send, scope: Scope) -> Send:
+    """A `send` that raises `_SendTimeout` after `SEND_SECONDS`, unless the server has a limit."""
+    if find_extension(scope) is not None:
+        return send
 
     async def send_with_timeout(message: Message) -> None:
         with anyio.move_on_after(SEND_SECONDS) as scope:
@@ -250,7 +231,7 @@ async def _send_reply(
     chunks: _Chunks,
     first: bytes | None,
     send: Send,
-    slot: contextlib.ExitStack,
+    slot: Slot,
     trailers: BackendRequest | None,
 ) -> bool:
     """Send headers and chunks; returns True if the backend failed after the first chunk.
@@ -271,7 +252,9 @@ async def _send_reply(
     )
     data = first
     while data is not None:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        for start in range(0, len(data), PART_BYTES):
+            part = data[start : start + PART_BYTES]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
         # A backend that never waits would keep the event loop from noticing a disconnect.
         await anyio.lowlevel.checkpoint()
         try:
@@ -282,7 +265,7 @@ async def _send_reply(
     # therefore waits until all text is written: a client that disconnects until then has left
     # before the end.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
-    slot.close()
+    slot.release()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     if trailers is not None:
         reason = trailers.finish_reason

@@ -2,63 +2,125 @@
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import logging
 import os
 import re
+import secrets
+import stat
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from starlette.types import Scope
+
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import check_token, find_token
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
-__all__ = ["TokenFile", "Tokens", "build_tokens", "hide_tokens"]
+__all__ = [
+    "AcceptedToken",
+    "TokenFile",
+    "Tokens",
+    "build_tokens",
+    "find_token_of",
+    "hide_tokens",
+    "set_token",
+]
 
-# A token file is short; a wrong path (a device, a log) must not be read into memory.
-_LONGEST_FILE_BYTES = 1024 * 1024
+# The key of a scope's state.
+_TOKEN = "cromicle_sdk.token"  # noqa: S105 - a name
 
-# It would be part of the token, which no client would then match.
-_TRAILING_COMMENT = re.compile(rb"\s#")
+# A token file is short; a wrong path (a disk image, a log) must not be read into memory.
+_LONGEST_FILE_BYTES = 16 * 1024 * 1024
+
+# What follows a token on its line. Without the white space it is part of the token.
+_COMMENT = re.compile(rb"\s+#")
+
+# What a label in the log may consist of: nothing that a line of `key=value` pairs is split at.
+_NOT_IN_LABEL = re.compile(r"[^\w.@+-]+")
+_LONGEST_LABEL = 40
+
+# 95 bits, if they are random. A shorter one is likely to be a word.
+_SHORTEST_SAFE_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class AcceptedToken:
+    """A token, and the comment on its line of a file, which may be empty."""
+
+    secret: Secret
+    comment: str = ""
+
+    @property
+    def label(self) -> str:
+        """What stands for the token in the log: its comment, else a fingerprint of 32 bits."""
+        if self.comment:
+            return self.comment
+        # Unlike a hash of the protocol, so that it says nothing about one.
+        data = b"cromicle token: " + self.secret.reveal().encode()
+        return hashlib.sha256(data).hexdigest()[:8]
 
 
 class Tokens:
     """A set of accepted tokens. Its repr shows their number and none of them."""
 
-    def __init__(self, tokens: Iterable[Secret]) -> None:
-        self._tokens = tuple(tokens)
+    def __init__(self, tokens: Iterable[AcceptedToken]) -> None:
+        self._key = secrets.token_bytes(32)
+        self._by_digest = {self._digest(token.secret.reveal()): token for token in tokens}
 
     @property
     def has_well_known(self) -> bool:
         """Whether the well-known default token is accepted."""
-        return any(token.reveal() == DEFAULT_TOKEN for token in self._tokens)
+        return self.find(DEFAULT_TOKEN) is not None
 
-    def find(self, token: str) -> Secret | None:
+    def find(self, token: str) -> AcceptedToken | None:
         """The accepted token that equals `token`, or None.
 
-        Every token is compared, each in constant time, so that the duration reveals neither which
-        one matched nor how much of any was correct.
+        It takes as long for any number of tokens. The duration reveals nothing about them: what is
+        compared is a digest with a random key.
         """
-        sent, found = token.encode(), None
-        for accepted in self._tokens:
-            if hmac.compare_digest(sent, accepted.reveal().encode()):
-                found = accepted
-        return found
+        return self._by_digest.get(self._digest(token))
+
+    def warn_of_short_ones(self) -> None:
+        """Log one line if a token is short enough to be guessed."""
+        tokens = self._by_digest.values()
+        short = sum(len(token.secret.reveal()) < _SHORTEST_SAFE_TOKEN for token in tokens)
+        if short:
+            logging.getLogger("cromicle_sdk.server").warning(
+                "tokens: %d of %d have fewer than %d characters, and may be guessed; "
+                'python -c "import secrets; print(secrets.token_urlsafe())" makes a safe one',
+                short,
+                len(tokens),
+                _SHORTEST_SAFE_TOKEN,
+            )
+
+    def replace(self, other: Tokens) -> None:
+        """Accept the tokens of `other` in place of these."""
+        self._key, self._by_digest = other._key, other._by_digest
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self._tokens)}>"
+        return f"<{type(self).__name__} of {len(self)}>"
+
+    def _digest(self, token: str) -> bytes:
+        return hashlib.blake2b(token.encode(), key=self._key, digest_size=32).digest()
 
 
 class TokenFile(Tokens):
     """The tokens in a file: UTF-8, one per line; a line that starts with `#` is a comment.
 
-    White space around a token is not part of it. The constructor reads the file; `reload` reads
-    it again, which `serve` and `cromicle serve` do on SIGHUP.
+    White space around a token is not part of it. A `#` after white space begins a comment, which
+    stands for the token in the access log: `s3cret  # alice`. The constructor reads the file;
+    `reload` reads it again, which `serve` and `cromicle serve` do on SIGHUP. A file that other
+    users of the machine can read is a warning in the log.
 
-    Raises `ConfigurationError` if the file cannot be read or holds no token. Errors name the file
-    and the line, never its content.
+    Raises `ConfigurationError` if it is not a regular file or a link to one, if it cannot be read,
+    or if it holds no token. Errors name the file and the line, never its content.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -70,6 +132,7 @@ class TokenFile(Tokens):
 
         If that fails, or if the file holds the well-known token and `allow_well_known` is
         false, the previous tokens stay valid. Either case logs one line to `cromicle_sdk.server`.
+        Where the well-known token is not allowed, short ones are a warning as well.
         """
         logger = logging.getLogger("cromicle_sdk.server")
         try:
@@ -82,9 +145,22 @@ class TokenFile(Tokens):
         except ConfigurationError as error:
             logger.error("%s; the previous tokens stay valid", error)
             return False
-        self._tokens = tokens._tokens
-        logger.info("tokens: %d loaded from %s", len(self._tokens), self._path)
+        self.replace(tokens)
+        logger.info("tokens: %d loaded from %s", len(self), self._path)
+        if not allow_well_known:
+            self.warn_of_short_ones()
         return True
+
+
+def set_token(scope: Scope, token: AcceptedToken) -> None:
+    """Note that a request has this token."""
+    scope["state"][_TOKEN] = token
+
+
+def find_token_of(scope: Scope) -> AcceptedToken | None:
+    """The token of a request, None as long as it is unknown."""
+    token: AcceptedToken | None = scope["state"].get(_TOKEN)
+    return token
 
 
 @dataclass(frozen=True)
@@ -116,7 +192,7 @@ def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> Giv
 def build_tokens(given: GivenTokens) -> Tokens:
     """The accepted tokens. Raises `ConfigurationError`, which names the option or variable."""
     if given.several is None:
-        return Tokens([find_token(given.token)])
+        return Tokens([AcceptedToken(find_token(given.token))])
     if given.token is not None:
         raise ConfigurationError("pass token or tokens, not both", option="tokens")
     if isinstance(given.several, Tokens):
@@ -130,41 +206,58 @@ def build_tokens(given: GivenTokens) -> Tokens:
         raise ConfigurationError("expected at least one token", option="tokens")
     for each in given.several:
         check_token("tokens", each)
-    return Tokens(given.several)
+    return Tokens(map(AcceptedToken, given.several))
 
 
-def _read_tokens(path: Path) -> list[Secret]:
+def _read_tokens(path: Path) -> list[AcceptedToken]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_LONGEST_FILE_BYTES + 1)
+        data = _read_regular_file(path)
     except OSError as error:
         problem = error.strerror or type(error).__name__
         raise ConfigurationError(f"{path} cannot be read: {problem}", option="tokens") from None
+    if data is None:
+        raise ConfigurationError(f"{path} is not a regular file", option="tokens")
     if len(data) > _LONGEST_FILE_BYTES:
         raise ConfigurationError(f"{path} is too long for a token file", option="tokens")
     return _parse_tokens(path, data)
 
 
-def _parse_tokens(path: Path, data: bytes) -> list[Secret]:
-    tokens: list[Secret] = []
+def _read_regular_file(path: Path) -> bytes | None:
+    """The data, a little more than is allowed; None if it is a FIFO, a device or the like."""
+    # A FIFO without a writer would keep the server waiting, and a terminal would become its own.
+    flags = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
+    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            return None
+        if sys.platform != "win32" and mode & stat.S_IROTH:
+            logging.getLogger("cromicle_sdk.server").warning(
+                "tokens: other users of this machine can read %s; chmod o-r takes that away", path
+            )
+        return file.read(_LONGEST_FILE_BYTES + 1)
+
+
+def _parse_tokens(path: Path, data: bytes) -> list[AcceptedToken]:
+    tokens: list[AcceptedToken] = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         stripped = line.strip()
         if not stripped or stripped.startswith(b"#"):
             continue
-        if _TRAILING_COMMENT.search(stripped):
-            raise ConfigurationError(
-                f"line {number} of {path} ends in a comment",
-                option="tokens",
-                hint="a comment needs its own line",
-            )
+        token, *comment = _COMMENT.split(stripped, maxsplit=1)
         try:
-            tokens.append(Secret(stripped.decode()))
+            secret = Secret(token.decode())
         except UnicodeDecodeError:
             problem = f"line {number} of {path} is not UTF-8"
         else:
+            tokens.append(AcceptedToken(secret, _build_label(b"".join(comment))))
             continue
         # Raised here, so that the UnicodeDecodeError, which holds the line, is not its context.
         raise ConfigurationError(problem, option="tokens")
     if not tokens:
         raise ConfigurationError(f"{path} holds no token", option="tokens")
     return tokens
+
+
+def _build_label(comment: bytes) -> str:
+    text = comment.decode(errors="replace").strip()
+    return _NOT_IN_LABEL.sub("_", text)[:_LONGEST_LABEL].strip("_")

@@ -52,7 +52,7 @@ from cromicle_sdk.cli import serve as _serve
 from cromicle_sdk.cli.ask import format_json, format_stats
 from cromicle_sdk.cli.errors import describe_error
 from cromicle_sdk.cli.output import RawOutput, report
-from cromicle_sdk.cli.serve import Service
+from cromicle_sdk.cli.serve import Network, Service
 from cromicle_sdk.testing import FaultyServer
 
 Capture = pytest.CaptureFixture[bytes]
@@ -361,6 +361,24 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         ),
         (["serve", "--max-concurrent", "0"], "'--max-concurrent'"),
         (["serve", "--max-request-bytes", "0"], "'--max-request-bytes'"),
+        (["serve", "--max-waiting", "-1"], "'--max-waiting'"),
+        (["serve", "--max-waiting", "1"], "--max-waiting: nobody waits without a limit"),
+        (["serve", "--max-concurrent-per-token", "0"], "'--max-concurrent-per-token'"),
+        (
+            ["serve", "--max-concurrent", "2", "--max-concurrent-per-token", "3"],
+            "--max-concurrent-per-token: 3 is more than the 2 replies for all tokens",
+        ),
+        (["serve", "--max-buffered-bytes", "0"], "'--max-buffered-bytes'"),
+        (
+            ["serve", "--max-buffered-bytes", "9"],
+            "--max-buffered-bytes: 9 is less than one request may have, 1048576",
+        ),
+        (["serve", "--max-connections", "0"], "'--max-connections'"),
+        (["serve", "--max-connections", "9" * 15], "--max-connections: 999999999999999 is more"),
+        (["serve", "--max-connections-per-address", "0"], "'--max-connections-per-address'"),
+        (["serve", "--forwarded-allow-ips", "proxy"], "--forwarded-allow-ips: 'proxy' is neither"),
+        (["serve", "--allowed-host", "http://a"], "--allowed-host: expected a host without scheme"),
+        (["serve", "--allow-origin", "a.example"], "--allow-origin: expected scheme://host or"),
         (["serve", "--grace", "-1"], "'--grace'"),
     ],
 )
@@ -746,14 +764,26 @@ DEFAULTS: dict[str, Any] = {
     "allow_options": None,
     "delay": 0.0,
     "max_concurrent": None,
+    "max_concurrent_per_token": None,
+    "max_waiting": None,
     "max_request_bytes": 1024 * 1024,
+    "max_buffered_bytes": None,
     "metrics": True,
+    "allowed_hosts": (),
+    "allow_origins": (),
 }
-RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_log": True}
+NETWORK: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 8000,
+    "grace": 5.0,
+    "max_connections": None,
+    "max_connections_per_address": None,
+    "forwarded_allow_ips": "127.0.0.1,::1",
+}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "service", "options"),
+    ("arguments", "service", "network"),
     [
         ([], {}, {}),
         (
@@ -817,37 +847,79 @@ RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_
             {"tokens_file": "f", "max_concurrent": 3, "max_request_bytes": 9},
             {},
         ),
-        (["--no-metrics", "--no-access-log"], {"metrics": False}, {"access_log": False}),
+        (
+            [
+                *("--max-concurrent-per-token", "2", "--max-waiting", "0"),
+                *("--max-buffered-bytes", "5000000", "--allowed-host", "a", "--allowed-host=b"),
+                *("--allow-origin", "https://a", "--allow-origin=https://b"),
+                *("--max-connections", "20", "--max-connections-per-address", "5"),
+                *("--forwarded-allow-ips", "10.0.0.0/8"),
+            ],
+            {
+                "max_concurrent_per_token": 2,
+                "max_waiting": 0,
+                "max_buffered_bytes": 5_000_000,
+                "allowed_hosts": ("a", "b"),
+                "allow_origins": ("https://a", "https://b"),
+            },
+            {
+                "max_connections": 20,
+                "max_connections_per_address": 5,
+                "forwarded_allow_ips": "10.0.0.0/8",
+            },
+        ),
+        (["--no-metrics", "--no-access-log"], {"metrics": False}, {}),
     ],
 )
 def test_the_options_of_serve(
     arguments: list[str],
     service: dict[str, Any],
-    options: dict[str, Any],
+    network: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    served: list[tuple[Service, dict[str, Any]]] = []
+    served: list[tuple[Service, Network, bool]] = []
     monkeypatch.setattr(
-        _commands, "serve_in_foreground", lambda made, **given: served.append((made, given))
+        _commands,
+        "serve_in_foreground",
+        lambda service, network, access_log: served.append((service, network, access_log)),
     )
     assert run(["serve", *arguments]) == 130
-    assert served == [(Service(**{**DEFAULTS, **service}), {**RUN, **options})]
+    has_log = "--no-access-log" not in arguments
+    assert served == [
+        (Service(**{**DEFAULTS, **service}), Network(**{**NETWORK, **network}), has_log)
+    ]
     assert "mine" not in repr(served)
 
 
 def test_the_defaults_are_those_of_the_package() -> None:
     from cromicle_sdk import server
 
-    options = server.create_app.__kwdefaults__ or {}
-    assert {options[name] == DEFAULTS[name] for name in ("max_request_bytes", "metrics")} == {True}
-    assert (server.serve.__kwdefaults__ or {})["grace"] == RUN["grace"]
+    for function, expected in ((server.create_app, DEFAULTS), (server.serve, NETWORK)):
+        defaults = function.__kwdefaults__ or {}
+        shared = defaults.keys() & expected.keys() - {"allow_options"}
+        assert len(shared) >= 6
+        assert {name: defaults[name] for name in shared} == {
+            name: expected[name] for name in shared
+        }
+
+
+def test_the_proxies_come_from_the_variable_of_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.1")
+    served: list[Network] = []
+    monkeypatch.setattr(
+        _commands, "serve_in_foreground", lambda _, network, **__: served.append(network)
+    )
+    assert run(["serve"]) == 130
+    assert served[0].forwarded_allow_ips == "10.0.0.1"
 
 
 def test_keys_and_tokens_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROMICLE_TOKEN", "t")
     monkeypatch.setenv("CROMICLE_UPSTREAM_KEY", "k")
     served: list[Service] = []
-    monkeypatch.setattr(_commands, "serve_in_foreground", lambda made, **_: served.append(made))
+    monkeypatch.setattr(
+        _commands, "serve_in_foreground", lambda made, *_, **__: served.append(made)
+    )
     # Unlike flags, variables that are set for other purposes are not in conflict.
     assert run(["serve", "--tokens-file", "f"]) == 130
     assert served[0].upstream_key == Secret("k")

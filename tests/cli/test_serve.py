@@ -119,7 +119,8 @@ def test_a_prompt_goes_to_the_model_server(upstream: FaultyServer) -> None:
     assert upstream.requests[1].headers["authorization"] == f"Bearer {KEY}"
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO method=POST path=/chat status=200 bytes=12 "
-        r"first_text=0\.\d{4} duration=0\.\d{4} end=complete request=[0-9a-f]{32}\n",
+        r"first_text=0\.\d{4} duration=0\.\d{4} end=complete client=127\.0\.0\.1 "
+        r"token=[0-9a-f]{8} request=[0-9a-f]{32}\n",
         line,
     )
     assert KEY not in said

@@ -30,7 +30,7 @@ PATIENCE = 20.0
 LINE = re.compile(
     r"method=(?P<method>\S+) path=(?P<path>\S+) status=(?P<status>\S+) bytes=(?P<bytes>\d+) "
     r"first_text=(?P<first_text>\d+\.\d{4}|-) duration=(?P<duration>\d+\.\d{4}) "
-    r"end=(?P<end>\w+) request=(?P<request>\S+)"
+    r"end=(?P<end>\w+) client=(?P<client>\S+) token=(?P<token>\S+) request=(?P<request>\S+)"
 )
 
 
@@ -128,6 +128,20 @@ def test_a_complete_reply(log: Log) -> None:
     assert seen["cromicle_first_text_seconds_count"] == 1
     assert seen["cromicle_reply_seconds_count"] == 1
     assert seen["cromicle_reply_characters_total"] == 12
+
+
+def test_a_chunk_that_is_sent_in_parts_is_counted_in_characters(log: Log) -> None:
+    text = "x" + "é🎉" * 10_000
+
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        yield text
+
+    with LocalServer(talk) as server:
+        assert post(server.base_url).text == text
+        (line,) = log.wait(1)
+        seen = get_metrics(server.base_url)
+    assert line["bytes"] == "60001"
+    assert seen["cromicle_reply_characters_total"] == 20_001
 
 
 def test_a_reply_with_trailers_is_complete(log: Log) -> None:
@@ -279,7 +293,7 @@ def test_a_client_that_disconnects_during_its_request(log: Log) -> None:
         url = httpx.URL(server.base_url)
         with socket.create_connection((url.host, url.port or 0)) as connection:
             connection.sendall(
-                b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                 b"content-length: 100\r\n\r\n{"
             )
             # Once this is answered, the server has started to read the request above.
@@ -359,7 +373,7 @@ class TestConcurrencyLimit:
     def test_a_request_above_the_limit_is_a_503_with_retry_after(
         self, gate: Gate, log: Log
     ) -> None:
-        app = create_app(gate, max_concurrent=1)
+        app = create_app(gate, max_concurrent=1, max_waiting=0)
         with LocalServer(app=app) as server:
             with httpx.stream("POST", server.base_url + "/chat", json=sign("hi")) as answer:
                 texts = answer.iter_text()
@@ -398,10 +412,11 @@ class TestConcurrencyLimit:
         count = 20
         body = json.dumps(sign("hi")).encode()
         call = (
-            b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body)
         ) + body
-        with LocalServer(app=create_app(shout, max_concurrent=1)) as server:
+        app = create_app(shout, max_concurrent=1, max_waiting=0)
+        with LocalServer(app=app) as server:
             url = httpx.URL(server.base_url)
             with socket.create_connection((url.host, url.port or 0), PATIENCE) as connection:
                 connection.sendall(call * count)
@@ -413,7 +428,7 @@ class TestConcurrencyLimit:
         assert received.count(b"HTTP/1.1 200 ") == count
 
     def test_a_client_retries_until_a_slot_is_free(self, gate: Gate) -> None:
-        app = create_app(gate, max_concurrent=1)
+        app = create_app(gate, max_concurrent=1, max_waiting=0)
         with (
             LocalServer(app=app) as server,
             Client(base_url=server.base_url, token="abc", retry=Retry(attempts=5)) as client,

@@ -112,6 +112,18 @@ async def test_a_chunk_is_sent_before_the_next_is_generated() -> None:
     assert sent_before == [0, 2, 3]
 
 
+async def test_a_long_chunk_is_sent_in_parts() -> None:
+    text = "é" * 20_000
+
+    async def backend(prompt: str) -> AsyncIterator[str]:
+        yield text
+
+    exchange = Exchange(backend)
+    await exchange.run()
+    assert [len(chunk) for chunk in exchange.chunks] == [16384, 16384, 7232, 0]
+    assert b"".join(exchange.chunks).decode() == text
+
+
 async def test_a_reply_without_text_is_empty_and_complete() -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
         yield ""
@@ -442,7 +454,7 @@ async def test_the_slot_is_released_before_the_last_message_is_sent(fails: bool)
             raise OSError
         yield prompt
 
-    app = create_app(backend, max_concurrent=1)
+    app = create_app(backend, max_concurrent=1, max_waiting=0)
     first, second = Exchange(backend), Exchange(backend)
     first.app = second.app = app
     send = first.send

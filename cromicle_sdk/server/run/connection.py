@@ -6,21 +6,44 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
 import h11
+import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from cromicle_sdk.server import response as _response
+from cromicle_sdk.server.addresses import parse_address
 from cromicle_sdk.server.errors import ErrorResponse
-from cromicle_sdk.server.observability import TRUNCATED
+from cromicle_sdk.server.middleware import FIXED_HEADERS
+from cromicle_sdk.server.observability import TRUNCATED, AccessLog, RequestRecord
 from cromicle_sdk.server.response import is_truncation
 
+from .framing import Rejection
+from .registry import Connections
 from .trailers import TrailersApp, TrailersConnection
 
 __all__ = ["Connection"]
+
+# The headers of browsers and proxies take a few kilobytes; h11 and nginx allow as much.
+MAX_HEAD_BYTES = 16 * 1024
+
+# What is read at once, and so parsed without a pause for other connections: it takes 9 ms in the
+# worst case, chunks of one byte.
+READ_BYTES = 16 * 1024
+
+# How much text the kernel takes that it can not send yet. Its default is megabytes, which a slow
+# client takes minutes to read, while the server sees no progress.
+UNSENT_BYTES = 16 * 1024
+
+# How often the progress of a client that reads slowly is checked, in parts of the send timeout.
+SEND_CHECKS = 4
+
+_NOT_HTTP = Rejection(400, "bad_request", "this is not a valid HTTP request")
 
 # From a connection's start, or the first byte of a later request, to the end of the headers. The
 # headers are one packet, so a client that takes longer is gone or sends them slowly on purpose.
@@ -35,25 +58,37 @@ BODY_SECONDS = 60.0
 MAX_PIPELINED_BYTES = 64 * 1024
 
 
-class Connection(H11Protocol):
+class Connection(H11Protocol, asyncio.BufferedProtocol):
     """uvicorn's h11 protocol with time limits for requests, trailers and its own logger.
 
     A request whose headers or body are not complete in time is answered with a 408 if a response
     can still be sent, and the connection is closed. A connection is also closed if the client
-    does not read the response.
+    reads nothing of the response for `SEND_SECONDS`. `connections` is told when a request is in
+    progress, and may call `abort` when none is.
 
     uvicorn's logging options change loggers of the whole process, which may run another uvicorn,
     and its own log has a traceback for each reply that is truncated on purpose.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        connection = TrailersConnection()
-        self.conn: h11.Connection = connection
-        self.app: Any = TrailersApp(cast("ASGIApp", self.app), connection)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        connections: Connections,
+        address: str,
+    ) -> None:
+        super().__init__(config, server_state, app_state, loop)
+        self.conn: TrailersConnection = TrailersConnection(MAX_HEAD_BYTES)
+        self.app: Any = TrailersApp(cast("ASGIApp", self.app), self.conn)
         self.access_log = False
         self.logger: logging.Logger = logging.getLogger("cromicle_sdk.server.http")
-        self.logger.addFilter(_is_not_truncation)
+        self.logger.addFilter(_is_of_interest)
+        self._registry = connections
+        self._address = address
+        self._is_busy = False
+        self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._timed: object = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -61,16 +96,32 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        self._socket: socket.socket = transport.get_extra_info("socket")
         # asyncio sets TCP_NODELAY only on sockets whose `proto` is IPPROTO_TCP, which that of a
         # socket from `listen` is not. Without it the first text waits 40 ms for the client to
         # acknowledge the headers.
-        connection: socket.socket = transport.get_extra_info("socket")
-        # It fails on some systems if the client has already disconnected.
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        options = {"TCP_NODELAY": 1, "TCP_NOTSENT_LOWAT": UNSENT_BYTES}
+        for name, value in options.items():
+            # It fails on some systems if the client has already disconnected; others have no
+            # TCP_NOTSENT_LOWAT.
+            with contextlib.suppress(OSError, AttributeError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._registry.mark_idle(self)
         self._start_timer("head", None, HEAD_SECONDS)
 
+    def get_buffer(self, sizehint: int) -> bytearray:
+        # Kept only while a read is in progress: idle connections need none.
+        self._buffer = bytearray(READ_BYTES)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data, self._buffer = bytes(self._buffer[:nbytes]), bytearray()
+        self.data_received(data)
+
     def data_received(self, data: bytes) -> None:
+        if self._has_been_reset():
+            self.transport.abort()
+            return
         data = self._strip_blank_lines(data)
         # To h11 no data is the end of the connection.
         if data:
@@ -81,6 +132,23 @@ class Connection(H11Protocol):
             self._start_timer("head", cycle, HEAD_SECONDS)
         else:
             self._time_body()
+        self._register()
+
+    def _has_been_reset(self) -> bool:
+        """Whether the client has reset the connection, after what has just been read.
+
+        Its requests would be served for nobody, and so keep others waiting. asyncio notices a
+        reset only by the next read.
+        """
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+    def _register(self) -> None:
+        """Tell the registry whether a complete request is in progress, if that has changed."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        is_busy = cycle is not None and not cycle.more_body and not cycle.response_complete
+        if is_busy != self._is_busy:
+            self._is_busy = is_busy
+            (self._registry.mark_busy if is_busy else self._registry.mark_idle)(self)
 
     def _strip_blank_lines(self, data: bytes) -> bytes:
         """The data without the empty lines before a request, which h11 rejects.
@@ -124,8 +192,9 @@ class Connection(H11Protocol):
             self._close()
 
     def send_400_response(self, msg: str) -> None:
+        error = self.conn.rejection or _NOT_HTTP
         if self._can_respond():
-            self._send_error(400, "bad_request", "this is not a valid HTTP request")
+            self._send_error(error.status, error.code, error.message)
         self._close()
 
     def on_response_complete(self) -> None:
@@ -133,21 +202,38 @@ class Connection(H11Protocol):
         super().on_response_complete()
         # A pipelined request may already have started.
         self._time_body()
+        self._register()
+        # uvicorn may have closed the connection, which waits until everything is sent.
+        self._watch_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._stop_send_timer()
+        self._stop_watching()
+        self._registry.release(self, self._address)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._send_timer = self.loop.call_later(_response.SEND_SECONDS, self.abort)
+        self._watch_sending()
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_send_timer()
+    def _watch_sending(self) -> None:
+        """Abort the connection once the client reads nothing for `SEND_SECONDS`."""
+        if self._send_timer is None:
+            self._check_sending(last_size=sys.maxsize, idle_checks=0)
 
-    def _stop_send_timer(self) -> None:
+    def _check_sending(self, last_size: int, idle_checks: int) -> None:
+        self._send_timer = None
+        size = self.transport.get_write_buffer_size()
+        # While more is written than read, nothing is known, but then writing is soon paused.
+        idle_checks = idle_checks + 1 if size == last_size else 0
+        if idle_checks == SEND_CHECKS:
+            self.abort()
+        elif size:
+            self._send_timer = self.loop.call_later(
+                _response.SEND_SECONDS / SEND_CHECKS, self._check_sending, size, idle_checks
+            )
+
+    def _stop_watching(self) -> None:
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
@@ -195,12 +281,14 @@ class Connection(H11Protocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
+        self._watch_sending()
 
     def _send_error(self, status: int, code: str, message: str) -> None:
-        headers = {"cache-control": "no-store", "connection": "close"}
+        self._log_error(status)
+        headers = {**FIXED_HEADERS, "connection": "close"}
         response = ErrorResponse(status, code, message, headers=headers)
         # h11 rejects a body in the response to HEAD.
-        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.cycle.scope["method"] == "HEAD"
+        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.conn.method == b"HEAD"
         events: list[h11.Event] = [
             h11.Response(
                 status_code=status,
@@ -213,7 +301,18 @@ class Connection(H11Protocol):
         for event in events:
             self.transport.write(self.conn.send(event) or b"")
 
+    def _log_error(self, status: int) -> None:
+        """Write a line of the access log, unless an app has the request and writes its own."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is not None and not cycle.response_complete:
+            return
+        address = parse_address(self._address)
+        record = RequestRecord("other", "other", "-", client=str(address), status=status)
+        record.finish("complete")
+        AccessLog().on_end(record)
 
-def _is_not_truncation(record: logging.LogRecord) -> bool:
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Not a truncation, nor an invalid request: both have lines of ours."""
     error = record.exc_info[1] if record.exc_info else None
-    return not is_truncation(error)
+    return not is_truncation(error) and record.msg != "Invalid HTTP request received."

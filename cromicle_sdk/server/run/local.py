@@ -94,7 +94,7 @@ class LocalServer:
         if self._thread is not None:
             raise RuntimeError("the server is already running; call stop() first")
         ready = threading.Event()
-        server = build_server(self._app, grace=0, on_started=ready.set)
+        server = build_server(self._app, host=self._host, grace=0, on_started=ready.set)
         listener = listen(self._host, self._port)
         self._base_url = format_base_url(listener)
         self._server = server

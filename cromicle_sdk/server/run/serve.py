@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.options import check_count, check_seconds
+from cromicle_sdk.server.addresses import Proxies
 from cromicle_sdk.server.app import find_tokens, has_well_known_token, resolve_app
 from cromicle_sdk.server.backends import Backend
 from cromicle_sdk.server.options import (
@@ -24,12 +25,17 @@ from cromicle_sdk.server.options import (
 )
 from cromicle_sdk.server.tokens import TokenFile
 
+from .descriptors import choose_max_connections, raise_descriptor_limit
+from .registry import Connections
 from .uvicorn import build_server, format_base_url, listen
 
 __all__ = ["serve"]
 
 # How long replies in progress may take after Ctrl-C; a second Ctrl-C ends them earlier.
 GRACE_SECONDS = 5.0
+
+# uvicorn's: a proxy on this machine.
+DEFAULT_FORWARDED_ALLOW_IPS = "127.0.0.1,::1"
 
 
 def serve(
@@ -41,6 +47,9 @@ def serve(
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     allow_options: bool | Iterable[str] = False,
     grace: float = GRACE_SECONDS,
+    forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS,
+    max_connections: int | None = None,
+    max_connections_per_address: int | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
@@ -57,7 +66,19 @@ def serve(
     main thread, which receives the signals.
 
     A request must be complete within 10 seconds for its headers and 60 more for its body.
-    Otherwise it is answered with a 408, and the connection is closed.
+    Otherwise it is answered with a 408, and the connection is closed. So is one whose client reads
+    nothing of a response for 60 seconds.
+
+    `forwarded_allow_ips` are the proxies whose `X-Forwarded-For` has the address of the client, as
+    for uvicorn: addresses and networks, separated by commas, or `*` for all.
+
+    The soft limit of file descriptors is raised to the hard one. `max_connections` defaults to
+    half of what they are enough for, at most 10,000; the other half is for the connections to a
+    model server. At the limit, a new connection replaces the one that has been idle for longest,
+    and is closed if none is idle. One address may have `max_connections_per_address`, a quarter by
+    default; loopback addresses and those of `forwarded_allow_ips` may have all.
+
+    If other machines can connect, a token of fewer than 16 characters is a warning in the log.
 
     Raises `ConfigurationError`, which names the invalid option, before anything else, and
     `OSError` if the address cannot be bound.
@@ -75,10 +96,22 @@ def serve(
     check_count("port", port, minimum=0, maximum=65535)
     check_exposure(host, well_known_token=has_well_known_token(app))
     check_seconds("grace", grace)
+    proxies = Proxies("forwarded_allow_ips", forwarded_allow_ips)
+    connections = _limit_connections(max_connections, max_connections_per_address, proxies)
     if on_ready is not None:
         check_callable("on_ready", on_ready)
     reload = _find_reload(app, host)
-    server = build_server(app, grace=grace, on_started=partial(_handle_hangup, reload))
+    server = build_server(
+        app,
+        host=host,
+        grace=grace,
+        on_started=partial(_handle_hangup, reload),
+        connections=connections,
+        forwarded_allow_ips=forwarded_allow_ips,
+    )
+    if not is_loopback(host):
+        for tokens in find_tokens(app):
+            tokens.warn_of_short_ones()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         stack.enter_context(_hangup_ignored(when=reload is not None))
@@ -89,12 +122,33 @@ def serve(
         server.run(sockets=[listener])
 
 
+def _limit_connections(
+    wanted: int | None, per_address: int | None, proxies: Proxies
+) -> Connections:
+    """The limits of `serve`. Raises `ConfigurationError`, which names the invalid option."""
+    if wanted is not None:
+        check_count("max_connections", wanted)
+    if per_address is not None:
+        check_count("max_connections_per_address", per_address)
+    limit = choose_max_connections(wanted, raise_descriptor_limit())
+    return Connections(
+        limit=limit,
+        per_address=per_address or (limit + 3) // 4,
+        is_exempt=lambda address: is_loopback(address) or address in proxies,
+    )
+
+
 def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:
     """The handler of SIGHUP for this app; None for the default, which ends the process."""
-    tokens = find_tokens(app)
-    if isinstance(tokens, TokenFile) and sys.platform != "win32":
-        return partial(tokens.reload, allow_well_known=is_loopback(host))
-    return None
+    files = [tokens for tokens in find_tokens(app) if isinstance(tokens, TokenFile)]
+    if not files or sys.platform == "win32":
+        return None
+
+    def reload() -> None:
+        for file in files:
+            file.reload(allow_well_known=is_loopback(host))
+
+    return reload
 
 
 def _handle_hangup(reload: Callable[[], object] | None) -> None:

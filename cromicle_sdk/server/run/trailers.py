@@ -5,16 +5,18 @@ from __future__ import annotations
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .framing import StrictConnection
+
 __all__ = ["TrailersApp", "TrailersConnection"]
 
 _EXTENSION = "http.response.trailers"
 
 
-class TrailersConnection(h11.Connection):
+class TrailersConnection(StrictConnection):
     """h11's side of the server, whose next message ends with the trailers that were set for it."""
 
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER)
+    def __init__(self, max_incomplete_event_size: int) -> None:
+        super().__init__(max_incomplete_event_size)
         self._trailers: list[tuple[bytes, bytes]] = []
 
     def set_trailers(self, trailers: list[tuple[bytes, bytes]]) -> None:

@@ -1,7 +1,8 @@
-"""uvicorn's server: on one listening socket, without global state, with a bounded shutdown."""
+"""uvicorn's server: on listening sockets of ours, without global state, with a bounded shutdown."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import socket
@@ -13,7 +14,12 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cromicle_sdk._core.endpoint import is_loopback
+from cromicle_sdk.server.extension import ServerExtension, set_extension
+
+from .acceptor import Acceptor
 from .connection import Connection
+from .registry import Connections
 
 __all__ = ["StoppableServer", "build_server", "format_base_url", "listen"]
 
@@ -24,13 +30,16 @@ KEEP_ALIVE_SECONDS = 75
 # How long a backend may take to clean up after an abort, before its task is cancelled.
 CLEANUP_SECONDS = 1.0
 
+# How many connections may wait for their acceptance: uvicorn's default. The system may allow fewer.
+BACKLOG = 2048
+
 _POLL_SECONDS = 0.01
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 binds to any free port. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def format_base_url(listener: socket.socket) -> str:
@@ -44,38 +53,52 @@ def format_base_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def build_server(app: ASGIApp, *, grace: float, on_started: Callable[[], None]) -> StoppableServer:
+def build_server(
+    app: ASGIApp,
+    *,
+    grace: float,
+    on_started: Callable[[], None],
+    host: str = "127.0.0.1",
+    connections: Connections | None = None,
+    forwarded_allow_ips: str = "",
+) -> StoppableServer:
     """A uvicorn server for `app`; start it with `run(sockets=[listener])`.
 
-    When it stops, replies in progress have `grace` seconds to complete before they are aborted.
-    `on_started` is called from its event loop as soon as it accepts connections.
+    `host` is the one that it listens on. When it stops, replies in progress have `grace` seconds to
+    complete before they are aborted. `on_started` is called from its event loop as soon as it
+    accepts connections. `connections` has the limits of their number, by default none.
+    `forwarded_allow_ips` is uvicorn's; by default no proxy is trusted.
     """
     config = uvicorn.Config(
-        _OriginForm(app),
+        _Adapter(app, ServerExtension(is_loopback=is_loopback(host))),
         # Not uvloop, even if it is installed: the server behaves the same everywhere.
         loop="asyncio",
-        http=Connection,
+        http="h11",
         ws="none",
         lifespan="off",
         log_config=None,
-        proxy_headers=False,
+        proxy_headers=bool(forwarded_allow_ips),
+        forwarded_allow_ips=forwarded_allow_ips,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    return StoppableServer(config, grace=grace, on_started=on_started)
+    connections = Connections() if connections is None else connections
+    return StoppableServer(config, connections, grace=grace, on_started=on_started)
 
 
-class _OriginForm:
-    """Gives an app the path of a request whose target is an absolute URL.
+class _Adapter:
+    """Completes the scope of uvicorn: the path of an absolute URL, and an extension of ours.
 
     "A server MUST accept the absolute-form in requests", and its host replaces the `Host` header
     (RFC 9112, section 3.2.2). uvicorn passes the whole URL as the path.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, extension: ServerExtension) -> None:
         self._app = app
+        self._extension = extension
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        set_extension(scope, self._extension)
         target: bytes = scope["raw_path"]
         scheme, separator, rest = target.partition(b"://")
         if separator and scheme.lower() in (b"http", b"https"):
@@ -99,9 +122,15 @@ class StoppableServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, grace: float, on_started: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        connections: Connections,
+        *,
+        grace: float,
+        on_started: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._connections = connections
         self._grace = grace
         self._on_started = on_started
         self._wake: Callable[[], object] | None = None
@@ -115,10 +144,22 @@ class StoppableServer(uvicorn.Server):
                 self._wake()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # Without sockets, uvicorn only prepares itself.
+        await super().startup([])
         # Created here, because an event belongs to the event loop that creates it.
         self._woken = anyio.Event()
-        loop = self.servers[0].get_loop()
+        loop = asyncio.get_running_loop()
+        create_protocol = functools.partial(
+            Connection,
+            self.config,
+            self.server_state,
+            self.lifespan.state,
+            loop,
+            self._connections,
+        )
+        self._acceptors = [
+            Acceptor(listener, create_protocol, self._connections) for listener in sockets or []
+        ]
         self._wake = functools.partial(loop.call_soon_threadsafe, self._woken.set)
         self._on_started()
 
@@ -131,7 +172,9 @@ class StoppableServer(uvicorn.Server):
                 await self._woken.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for listener in self.servers:
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for listener in sockets or []:
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +26,7 @@ PATIENCE = 20.0
 BODY = json.dumps(
     {"message": "hi", "token": "abc", "hash": hashlib.sha256(b"abchi").hexdigest()}
 ).encode()
-HEAD = b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
@@ -150,7 +152,7 @@ class WaitingBackend:
         return chunks()
 
 
-GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 @contextlib.contextmanager
@@ -254,7 +256,7 @@ def test_an_endless_number_of_empty_lines_is_limited() -> None:
 def test_an_offer_of_http_2_is_ignored_silently(caplog: pytest.LogCaptureFixture) -> None:
     offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n"
     with connect() as connection:
-        connection.sendall(WHOLE.replace(b"host: x\r\n", b"host: x\r\n" + offer))
+        connection.sendall(WHOLE.replace(b"host: localhost\r\n", b"host: localhost\r\n" + offer))
         assert read_reply(connection).startswith(b"HTTP/1.1 200 ")
     assert not caplog.records
 
@@ -288,6 +290,33 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ([b"invalid\r\n\r\n"], "method=other path=other status=400 "),
+        ([GET, b"invalid\r\n\r\n"], "method=other path=other status=400 "),
+        ([HEAD + b"a: 1\r\n 2\r\n\r\n"], "method=other path=other status=400 "),
+        ([b"GET / HTTP/2.0\r\nhost: localhost\r\n\r\n"], "path=other status=505 "),
+        ([HEAD], "method=other path=other status=408 "),
+        # The app has this one.
+        ([CHUNKED + b"invalid\r\n"], "method=POST path=/chat status=- "),
+    ],
+)
+def test_each_invalid_request_is_one_line_of_the_access_log(
+    parts: list[bytes], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cromicle_sdk.server")
+    with connect() as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.02)
+        read_all(connection)
+    *_, last = (record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == len(parts)
+    assert line in last
+    assert " client=127.0.0.1 token=- " in last
+
+
+@pytest.mark.parametrize(
     "parts",
     [
         [b"invalid\r\n\r\n"],
@@ -306,14 +335,14 @@ def test_invalid_http_is_a_400(parts: list[bytes], caplog: pytest.LogCaptureFixt
     assert b"content-type: application/json" in head
     assert b"connection: close" in head
     assert json.loads(body)["error"]["code"] == "bad_request"
-    assert [record.getMessage() for record in caplog.records] == ["Invalid HTTP request received."]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
     ("head", "status"),
     [
         (CHUNKED.replace(b"application/json", b"text/plain"), b"415"),
-        (b"GET /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n", b"200"),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n", b"200"),
     ],
 )
 def test_an_invalid_chunk_after_the_response_closes_the_connection(
@@ -334,7 +363,7 @@ def test_an_error_in_response_to_head_has_no_body(caplog: pytest.LogCaptureFixtu
         await anyio.sleep(PATIENCE)
 
     with connect(app=app) as connection:
-        connection.sendall(b"HEAD / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        connection.sendall(b"HEAD / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n")
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert body == b""
@@ -366,7 +395,7 @@ def test_a_reply_may_take_longer_than_a_request() -> None:
 def test_the_rest_of_a_rejected_body_is_limited() -> None:
     with connect() as connection:
         connection.sendall(
-            b"POST /chat HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x"
+            b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n" + b"x"
         )
         connection.sendall(b"x")
         answer = b""
@@ -407,6 +436,125 @@ def test_nodelay_is_set() -> None:
             (served,) = server._server.server_state.connections
             accepted = served.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@contextlib.contextmanager
+def connect_with_small_buffers(app: Any) -> Iterator[socket.socket]:
+    """A client whose system takes a few kilobytes from the server that it does not read."""
+    with LocalServer(app=app) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(PATIENCE)
+        url = httpx.URL(server.base_url)
+        connection.connect((url.host, url.port))
+        yield connection
+
+
+@pytest.mark.parametrize("kind", ["chunks", "one chunk"])
+def test_a_slow_client_that_does_read_gets_the_whole_reply(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_response, "SEND_SECONDS", 2.0)
+
+    async def talk(prompt: str) -> AsyncIterator[str]:
+        if kind == "chunks":
+            for _ in range(1000):
+                yield "~" * 20_000
+        else:
+            yield "~" * 20_000_000
+
+    with connect_with_small_buffers(create_app(talk)) as connection:
+        connection.sendall(WHOLE)
+        received = bytearray()
+        # Twice as long as a client that reads nothing may take, and at 15 kB/s less in that time
+        # than the buffers of asyncio and the system shrink by until they accept more.
+        deadline = time.monotonic() + 4.0
+        while time.monotonic() < deadline:
+            received += connection.recv(300)
+            time.sleep(0.02)
+        assert len(received) < 200_000
+        while received[-5:] != b"0\r\n\r\n":
+            data = connection.recv(65536)
+            assert data, "the reply is truncated"
+            received += data
+        assert received.count(b"~") == 20_000_000
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_unread_responses_do_not_keep_a_closed_connection_open(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_response, "SEND_SECONDS", 0.2)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = b"z" * (60_000 if count == 1 else 2_000)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    with connect_with_small_buffers(app) as connection:
+        close = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+        connection.sendall(GET * (count - 1) + close)
+        answer = b""
+        time.sleep(1.0)
+        with contextlib.suppress(ConnectionError):
+            answer = read_all(connection)
+        assert not answer.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("token", ["abc", "wrong"])
+def test_a_request_of_a_client_that_has_reset_is_not_served(
+    token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cromicle_sdk.server")
+    blocked, released = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        released.wait(PATIENCE)
+
+    with LocalServer() as server:
+        url = httpx.URL(server.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            httpx.get(server.base_url + "/health")
+            assert server._server is not None
+            served = next(iter(server._server.server_state.connections))
+            served.loop.call_soon_threadsafe(block)
+            assert blocked.wait(PATIENCE)
+            connection.sendall(WHOLE.replace(b'"abc"', b'"%s"' % token.encode()))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        released.set()
+        httpx.get(server.base_url + "/health")
+    assert [r.getMessage().split()[1] for r in caplog.records] == ["path=/health"] * 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (HEAD + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, ""),
+        (HEAD + b"x-folded: 1\r\n 2\r\ncontent-length: 0\r\n\r\n", 400, "bad_request"),
+        (b"GET /health HTTP/1.9\r\nhost: localhost\r\n\r\n", 505, "http_version_not_supported"),
+        (b"GET /health HTTP/2.0\r\nhost: localhost\r\n\r\n", 505, "http_version_not_supported"),
+        (b"HEAD /health HTTP/2.0\r\nhost: localhost\r\n\r\n", 505, None),
+        (CHUNKED + b"1\r\nx\r\n" * 2000, 400, "bad_request"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_ambiguous_framing_closes_the_connection(
+    sent: bytes, status: int, code: str | None, is_first: bool
+) -> None:
+    with connect() as connection:
+        if not is_first:
+            connection.sendall(WHOLE)
+            read_reply(connection)
+        connection.sendall(sent + GET)
+        with contextlib.suppress(ConnectionError):
+            head, _, body = read_all(connection).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert b"connection: close" in head
+            assert b"x-content-type-options: nosniff" in head
+            if code is None:
+                assert body == b""
+            else:
+                assert code in json.loads(body)["error"]["code"]
 
 
 def test_a_connection_without_a_request_can_be_aborted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,14 @@ def build_post(prompt: str) -> bytes:
 
 
 def build_head(*headers: str) -> bytes:
-    lines = ["POST /chat HTTP/1.1", "host: x", "content-type: application/json", *headers, "", ""]
+    lines = [
+        "POST /chat HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        *headers,
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode()
 
 
@@ -379,12 +386,15 @@ class TestStartAndStop:
             assert get_state() == before
         assert get_state() == before
 
-    def test_an_invalid_request_line_is_one_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_invalid_request_line_is_one_line_of_the_access_log(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "cromicle_sdk.server")
         with LocalServer() as server, connect(server) as connection:
             connection.sendall(b"private text\r\n\r\n")
             assert read_all(connection).startswith(b"HTTP/1.1 400 ")
-        (record,) = caplog.records
-        assert record.name == "cromicle_sdk.server.http"
+        (record,) = (r for r in caplog.records if r.name.startswith("cromicle_sdk.server"))
+        assert record.name == "cromicle_sdk.server.access"
         assert "private" not in caplog.text
 
     def test_an_exception_of_an_app_is_logged_with_its_traceback(

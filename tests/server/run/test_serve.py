@@ -20,10 +20,17 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from cromicle_sdk import Client, Reply
 from cromicle_sdk._core.errors import ConfigurationError
-from cromicle_sdk.server import BackendRequest, TokenFile, create_app, serve
+from cromicle_sdk.server import BackendRequest, LocalServer, TokenFile, create_app, serve
+from cromicle_sdk.server.run import serve as _serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
 
@@ -154,7 +161,7 @@ def test_idle_connections_are_closed_after_ctrl_c() -> None:
         port = httpx.URL(base_url).port
         assert port
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(b"HEAD /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.sendall(b"HEAD /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert connection.recv(65536)
             press_ctrl_c()
             assert connection.recv(65536) == b""
@@ -273,6 +280,183 @@ class TestHangup:
         assert seen == [handler]
 
 
+async def get_health(request: Request) -> Response:
+    return Response()
+
+
+def mount(app: ASGIApp) -> Starlette:
+    return Starlette(routes=[Mount("/x", app)])
+
+
+def mount_twice(app: ASGIApp) -> Starlette:
+    return mount(
+        Starlette(routes=[Route("/health", get_health), Mount("/y", app), Mount("/z", app)])
+    )
+
+
+def mount_behind_middleware(app: ASGIApp) -> Starlette:
+    return mount(GZipMiddleware(app))
+
+
+class TestConnectionLimits:
+    def test_a_new_connection_replaces_an_idle_one(self) -> None:
+        def user(base_url: str) -> None:
+            port = httpx.URL(base_url).port
+            assert port
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+                assert httpx.get(base_url + "/health").is_success
+                assert connection.recv(65536) == b""
+            press_ctrl_c()
+
+        serve_while(user, max_connections=1)
+
+    def test_a_connection_is_closed_while_all_others_are_busy(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gate = Gate()
+
+        def user(base_url: str) -> None:
+            with httpx.stream("POST", base_url + "/chat", json=sign("hi")) as answer:
+                texts = answer.iter_text()
+                assert next(texts) == "one "
+                for _ in range(3):
+                    with pytest.raises(DISCONNECTED):
+                        httpx.get(base_url + "/health")
+                gate.opened.set()
+                assert "".join(texts) == "two"
+            press_ctrl_c()
+
+        serve_while(user, gate, max_connections=1)
+        # `serve_while` asks for the health on a connection that is replaced.
+        assert 1 <= len([r for r in caplog.records if "connections: " in r.getMessage()]) <= 2
+
+    @pytest.mark.parametrize(
+        ("is_local", "proxies", "is_exempt"),
+        [(True, "", True), (False, "10.0.0.0/8", False), (False, "127.0.0.0/8", True)],
+    )
+    def test_one_address_has_a_share_unless_it_is_local_or_a_proxy(
+        self, is_local: bool, proxies: str, is_exempt: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_serve, "is_loopback", lambda _: is_local)
+        gate = Gate()
+
+        def user(base_url: str) -> None:
+            with httpx.stream("POST", base_url + "/chat", json=sign("hi")) as answer:
+                texts = answer.iter_text()
+                assert next(texts) == "one "
+                if is_exempt:
+                    assert httpx.get(base_url + "/health").is_success
+                else:
+                    with pytest.raises(DISCONNECTED):
+                        httpx.get(base_url + "/health")
+                gate.opened.set()
+                assert "".join(texts) == "two"
+            press_ctrl_c()
+
+        serve_while(
+            user, create_app(gate), max_connections_per_address=1, forwarded_allow_ips=proxies
+        )
+
+
+class TestForwardedAddresses:
+    """Whose address is in the log: `X-Forwarded-For` counts only from a proxy that is trusted."""
+
+    @pytest.mark.parametrize(
+        ("options", "forwarded", "client"),
+        [
+            ({}, None, "127.0.0.1"),
+            ({}, "192.0.2.1", "192.0.2.1"),
+            ({}, "10.9.9.9, 192.0.2.1", "192.0.2.1"),
+            ({}, "2001:db8::00:1", "2001:db8::1"),
+            ({}, "::ffff:192.0.2.1", "192.0.2.1"),
+            ({}, "a b=c\x7f", "-"),
+            ({}, "fe80::1%x status=200", "fe80::1"),
+            ({"forwarded_allow_ips": ""}, "192.0.2.1", "127.0.0.1"),
+            ({"forwarded_allow_ips": "10.0.0.1"}, "192.0.2.1", "127.0.0.1"),
+            ({"forwarded_allow_ips": "10.0.0.1, 127.0.0.0/8"}, "192.0.2.1", "192.0.2.1"),
+            ({"forwarded_allow_ips": "*"}, "192.0.2.1, 127.0.0.1", "192.0.2.1"),
+        ],
+    )
+    def test_the_address_in_the_log(
+        self,
+        options: dict[str, str],
+        forwarded: str | None,
+        client: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO, "cromicle_sdk.server.access")
+
+        def user(base_url: str) -> None:
+            headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
+            httpx.post(base_url + "/chat", json=sign("hi"), headers=headers)
+            press_ctrl_c()
+
+        serve_while(user, **options)
+        (line,) = [r.getMessage() for r in caplog.records if "path=/chat" in r.getMessage()]
+        assert f" client={client} token=" in line
+
+    @pytest.mark.parametrize(
+        ("value", "problem"),
+        [
+            ("10.0.0.1/8", "'10.0.0.1/8' is neither an IP address nor a network"),
+            ("127.0.0.1,proxy.example", "'proxy.example' is neither"),
+            ("127.0.0.1,", "'' is neither"),
+            (["127.0.0.1"], "expected a str, not list"),
+            (None, "expected a str, not NoneType"),
+        ],
+    )
+    def test_an_invalid_proxy_is_rejected_by_name(self, value: Any, problem: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"forwarded_allow_ips: {problem}"):
+            serve(forwarded_allow_ips=value)
+
+
+class TestMountedApps:
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+    @pytest.mark.parametrize("wrap", [mount, mount_twice, mount_behind_middleware])
+    def test_the_well_known_token_is_found_in_a_mounted_app(
+        self, wrap: Callable[[ASGIApp], Starlette], host: str
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="the token is the well-known one"):
+            serve(wrap(create_app()), host=host)
+        with pytest.raises(ConfigurationError, match="the token is the well-known one"):
+            LocalServer(app=wrap(create_app()), host=host)
+        LocalServer(app=wrap(create_app(token="mine")), host=host)
+
+    def test_an_app_that_makes_up_its_attributes_is_searched_in_finite_time(self) -> None:
+        class Endless:
+            def __getattr__(self, name: str) -> Any:
+                return [Endless()] if name == "routes" else Endless()
+
+            async def __call__(self, *args: Any) -> None: ...
+
+        LocalServer(app=Endless(), host="0.0.0.0")
+
+    def test_sighup_reloads_the_files_of_mounted_apps(self, tmp_path: Path) -> None:
+        files = [tmp_path / name for name in ("one", "two")]
+        for file in files:
+            file.write_text("old-token")
+        tokens = [TokenFile(file) for file in files]
+        routes = [Mount(f"/{n}", create_app(tokens=each)) for n, each in enumerate(tokens)]
+
+        def user(base_url: str) -> None:
+            for file in files:
+                file.write_text("new-token")
+            os.kill(os.getpid(), signal.SIGHUP)
+            wait_until(lambda: all(each.find("new-token") for each in tokens))
+            press_ctrl_c()
+
+        outer = Starlette(routes=[*routes, Route("/health", get_health)])
+        serve_while(user, outer)
+
+
+@pytest.mark.parametrize(("host", "is_warning"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_a_short_token_is_a_warning_where_others_can_connect(
+    host: str, is_warning: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve_while(lambda _: press_ctrl_c(), create_app(token="short"), host=host)
+    assert ("tokens: 1 of 1 have fewer than 16 characters" in caplog.text) == is_warning
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -319,6 +503,11 @@ def test_on_ready_is_optional() -> None:
         ("on_ready", 1),
         ("grace", -1),
         ("grace", None),
+        ("max_connections", 0),
+        ("max_connections", "many"),
+        ("max_connections", 10**9),
+        ("max_connections_per_address", 0),
+        ("max_connections_per_address", 1.5),
         ("host", "0.0.0.0"),
     ],
 )

@@ -1,0 +1,32 @@
+"""What `serve` and `LocalServer` tell an app beyond ASGI: an extension of the scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+__all__ = ["ServerExtension", "find_extension", "set_extension"]
+
+_KEY = "cromicle_sdk.server"
+
+
+@dataclass(frozen=True)
+class ServerExtension:
+    """One of our servers runs the app: it aborts a connection whose client reads nothing.
+
+    `is_loopback` is true if it can be reached from its own machine only.
+    """
+
+    is_loopback: bool
+
+
+def set_extension(scope: Scope, extension: ServerExtension) -> None:
+    """Add the extension to the scope of a request."""
+    scope.setdefault("extensions", {})[_KEY] = extension
+
+
+def find_extension(scope: Scope) -> ServerExtension | None:
+    """The extension; None under any other server."""
+    extension = scope.get("extensions", {}).get(_KEY)
+    return extension if isinstance(extension, ServerExtension) else None

@@ -1,0 +1,44 @@
+"""Wrong tokens, counted by the address that sends them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from .addresses import group_address
+
+__all__ = ["GuessLimit"]
+
+# A caller whose token has been changed tries it a few times a minute.
+MAX_GUESSES = 10
+PERIOD_SECONDS = 60.0
+
+# A megabyte. Whoever has more addresses than this is limited less.
+MAX_ADDRESSES = 10_000
+
+
+class GuessLimit:
+    """Tells from when on the wrong tokens of an address are too many.
+
+    Right tokens are not its concern, because many callers may share the address of a proxy.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # The start of each address's period and its number of guesses, oldest period first.
+        self._periods: dict[str, tuple[float, int]] = {}
+
+    def record(self, address: str) -> float | None:
+        """Count a wrong token; the seconds until the next may be sent, if it is one too many."""
+        group = group_address(address)
+        now = self._clock()
+        start, count = self._periods.get(group, (now, 0))
+        if now >= start + PERIOD_SECONDS:
+            del self._periods[group]
+            start, count = now, 0
+        if count >= MAX_GUESSES:
+            return start + PERIOD_SECONDS - now
+        self._periods[group] = (start, count + 1)
+        if len(self._periods) > MAX_ADDRESSES:
+            del self._periods[next(iter(self._periods))]
+        return None

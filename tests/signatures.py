@@ -1,0 +1,23 @@
+"""Requests of the protocol as they go over the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+__all__ = ["build_request", "sign"]
+
+
+def sign(prompt: str, token: str = "abc") -> dict[str, str]:
+    """The three fields of a request."""
+    digest = hashlib.sha256((token + prompt).encode()).hexdigest()
+    return {"message": prompt, "token": token, "hash": digest}
+
+
+def build_request(fields: object, *, headers: bytes = b"", host: bytes = b"localhost") -> bytes:
+    """A request to /chat with a body of JSON."""
+    body = json.dumps(fields).encode()
+    return (
+        b"POST /chat HTTP/1.1\r\nhost: %s\r\ncontent-type: application/json\r\n"
+        b"%scontent-length: %d\r\n\r\n" % (host, headers, len(body))
+    ) + body
