@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 
 from cromicle_sdk._core.options import DEFAULT_MAX_CONNECTIONS, check_count
+from cromicle_sdk._http.clients import release_when_dropped
 from cromicle_sdk._http.proxies import Route
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class AsyncTransport(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request by httpx's own method, or by that of httpx2 for a request of httpx2's."""
         if isinstance(request, httpx.Request):
-            return await super().handle_async_request(request)
+            return release_when_dropped(await super().handle_async_request(request))
         if self._transport_for_httpx2 is None:
             self._transport_for_httpx2 = _build_transport_for_httpx2(self._pool)
         return await self._transport_for_httpx2.handle_async_request(request)

@@ -485,7 +485,7 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     module: Any = sync_network if runtime.is_blocking else async_network
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
-    network.start_exchange(open_timeouts(left), concurrency.CancelHandle())
+    network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), in_one_piece=True)
     network._socket = sock
     return network
 
@@ -692,21 +692,6 @@ def test_empty_chunks_of_a_custom_client_do_not_run_past_the_total(runtime: Runt
         await close(own)
 
     runtime.run(scenario)
-
-
-def test_a_lock_of_a_pool_that_was_held_at_a_fork_is_free_in_the_child(
-    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Client(base_url=faults.base_url) as client:
-        client.chat("Hi")
-        parent = os.getpid()
-        (transport,) = [client._session._http_client._transport]
-        pool = transport._pool
-        (process_pool,) = pool._process_pools.values()
-        with pool._lock, process_pool._lock, monkeypatch.context() as child:
-            child.setattr(os, "getpid", lambda: parent + 1)
-            assert client.chat("Hi").text
-            child.undo()
 
 
 def test_a_hook_that_does_not_find_its_file_is_not_the_network(

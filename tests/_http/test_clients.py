@@ -66,7 +66,7 @@ def build_timeout(**limits: float | None) -> Timeout:
 def build_http_request(client: Any, request: Request, timeout: Timeout | None = None) -> Any:
     timeout = timeout or build_timeout()
     timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
-    return clients.build_http_request(client, request, timeout, timeouts, None)
+    return clients.build_http_request(client, request, timeout, timeouts, {})
 
 
 def limit_reads(request: Any, timeout: Timeout) -> None:
