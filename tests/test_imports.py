@@ -29,12 +29,13 @@ MODULES: dict[str, set[str]] = {
     "_core.secrets": set(),
     "_core.redaction": {"_core.secrets"},
     "_core.endpoint": {"_core.errors", "_core.secrets"},
+    "_core.fields": {"_core.errors", "_core.messages"},
     "_core.options": {
-        *("_core.endpoint", "_core.errors", "_core.messages", "_core.secrets"),
+        *("_core.endpoint", "_core.errors", "_core.fields", "_core.messages", "_core.secrets"),
     },
     "_core.request": {
-        *("_core.endpoint", "_core.errors", "_core.messages", "_core.options", "_core.redaction"),
-        *("_core.secrets", "_version"),
+        *("_core.endpoint", "_core.errors", "_core.fields", "_core.messages", "_core.options"),
+        *("_core.redaction", "_core.secrets", "_version"),
     },
     "_core.response": {"_core.errors", "_core.options"},
     "_core.retry": {"_core.errors", "_core.options"},
@@ -68,7 +69,7 @@ MODULES: dict[str, set[str]] = {
     "_async.session": {
         *("_async.concurrency", "_async.pool", "_async.transport"),
         *("_core.deadline", "_core.options", "_core.request", "_core.response"),
-        *("_http.clients", "_http.proxies", "_http.sockets"),
+        *("_http.clients", "_http.framing", "_http.proxies", "_http.sockets"),
     },
     "_async.stream": {
         *("_async.session", "_core.compat", "_core.errors", "_core.options", "_core.request"),
@@ -102,7 +103,7 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils"),
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
-    *("math", "os"),
+    *("math", "operator", "os"),
     *("platform", "random", "re", "typing", "urllib.parse"),
 }
 

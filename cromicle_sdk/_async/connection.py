@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import find_h11, is_idle
+from cromicle_sdk._http.framing import Trailers, find_h11, is_idle
 from cromicle_sdk._http.proxies import Route, default_ssl_context
 from cromicle_sdk._http.sockets import IDLE_SECONDS, ClosedByCaller, find_first
 
@@ -62,9 +62,9 @@ class AsyncConnection:
         timeouts.enter("connect", time.monotonic())
         return await self._http.handle_async_request(request)
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next bytes of the network, b"" at the end."""
-        return await self._network.read()
+        return self._network.read()
 
     def find_h11(self) -> h11.Connection | None:
         """The parser of the response, where it is found below httpcore."""
@@ -84,6 +84,11 @@ class AsyncConnection:
             and not self._network.has_trailing_data
             and (parser is None or not parser.trailing_data[0])
         )
+
+    @property
+    def observed_trailers(self) -> Trailers:
+        """The trailers of the last response, where its parser is not found below httpcore."""
+        return self._network.observed_trailers
 
     @property
     def is_reusable(self) -> bool:

@@ -18,12 +18,8 @@ import httpcore
 
 from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.clients import (
-    ResponseObserver,
-    find_exchange,
-    is_byte_stream,
-)
-from cromicle_sdk._http.framing import receive_body
+from cromicle_sdk._http.clients import ResponseObserver, find_exchange, is_byte_stream
+from cromicle_sdk._http.framing import Trailers, receive_body
 from cromicle_sdk._http.libraries import (
     convert_error,
     convert_request,
@@ -186,6 +182,7 @@ class AsyncExchange:
         self._needs_data = False
         self._failure: httpcore.RemoteProtocolError | None = None
         self._is_end = False
+        self._trailers: Trailers = ()
         self._library: ModuleType = httpcore
 
     async def run(
@@ -273,6 +270,11 @@ class AsyncExchange:
         """Whether the body has been read to its end."""
         return self._is_end
 
+    @property
+    def trailers(self) -> Trailers:
+        """The trailers, at the end of the body."""
+        return self._trailers
+
     async def read(self) -> bytes | bytearray:
         """What has arrived of the body, after a wait where that is nothing; b"" at its end.
 
@@ -299,6 +301,7 @@ class AsyncExchange:
             self._needs_data = part.needs_data
             if part.is_end:
                 self._is_end = True
+                self._trailers = part.trailers
                 return part.data
             if part.error is not None:
                 self._failure = part.error
@@ -315,6 +318,8 @@ class AsyncExchange:
             if data:
                 return data
         self._is_end = True
+        assert self._connection is not None, "read() comes after run()"
+        self._trailers = self._connection.observed_trailers
         return b""
 
     async def aclose(self) -> None:

@@ -28,6 +28,7 @@ from cromicle_sdk._http.clients import (
     parse_url,
     was_read,
 )
+from cromicle_sdk._http.framing import Trailers
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
 
@@ -209,6 +210,11 @@ class AsyncAttempt:
     def is_end(self) -> bool:
         """Whether the body is known to have been read to its end."""
         return self._reads_exchange and self._exchange is not None and self._exchange.is_end
+
+    @property
+    def trailers(self) -> Trailers:
+        """The trailers, at the end of the body; none from a transport that is not ours."""
+        return () if self._exchange is None else self._exchange.trailers
 
     def read(self) -> Awaitable[bytes | bytearray]:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""

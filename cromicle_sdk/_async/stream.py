@@ -228,16 +228,16 @@ class AsyncStream:
                     raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
                 if attempt.is_end and decoder.may_end:
-                    await self._end(decoder, now)
+                    await self._end(attempt, decoder, now)
             else:
-                text = await self._end(decoder, now)
+                text = await self._end(attempt, decoder, now)
             if text:
                 return text
         return None
 
-    async def _end(self, decoder: ResponseDecoder, now: float) -> str:
+    async def _end(self, attempt: AsyncAttempt, decoder: ResponseDecoder, now: float) -> str:
         """The body has ended: the last text, nearly always ""."""
-        text = decoder.receive_eof(now=now)
+        text = decoder.receive_eof(now=now, trailers=attempt.trailers)
         await self._close_attempt()
         self._attempts.succeed()
         self._state = "ended"

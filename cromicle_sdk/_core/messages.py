@@ -17,8 +17,10 @@ __all__ = [
     "MessageLike",
     "Messages",
     "TextPart",
+    "check_messages",
     "find_lone_surrogate",
     "format_prompt",
+    "join_messages",
 ]
 
 # The end of a prompt of several messages, after which the model writes the reply.
@@ -146,17 +148,32 @@ def format_prompt(messages: Messages) -> str:
     Raises `InvalidMessageError` with the index of the message, and never quotes its text: there
     is no message, a role or a content is invalid, or UTF-8 cannot encode a text.
     """
+    return join_messages(check_messages(messages))
+
+
+def check_messages(messages: Messages) -> list[Message]:
+    """The messages with their roles and contents as str; a text is one message of the user.
+
+    Raises `InvalidMessageError`, as `format_prompt` does.
+    """
     if isinstance(messages, str):
-        return _check_text(messages, None)
-    checked: list[tuple[str, str]] = []
+        return [Message(role="user", content=_check_text(messages, None))]
+    checked: list[Message] = []
     for index, message in enumerate(_check_iterable(messages)):
         role, content = _split(message, index)
-        checked.append((_check_role(role, index), _join_content(content, index)))
+        checked.append(
+            Message(role=_check_role(role, index), content=_join_content(content, index))
+        )
     if not checked:
         raise InvalidMessageError("there is no message", hint="pass a text or at least one message")
-    if len(checked) == 1:
-        return checked[0][1]
-    lines = [f"{role.capitalize()}: {content}" for role, content in checked]
+    return checked
+
+
+def join_messages(messages: list[Message]) -> str:
+    """The prompt of checked messages, as `format_prompt` defines it."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
     return "\n".join(lines) + PROMPT_END
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
+from .fields import ExtraBody
 from .messages import find_lone_surrogate
 from .secrets import DEFAULT_TOKEN, Secret
 
@@ -35,6 +36,7 @@ __all__ = [
     "check_text",
     "check_timeout",
     "check_token",
+    "find_header_problem",
     "find_token",
 ]
 
@@ -195,6 +197,8 @@ class CallOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
     max_reply_bytes: int
     strict: bool
+    extra_body: Mapping[str, Any] | None
+    send_messages: bool
 
 
 class ViewOptions(CallOptions, total=False):
@@ -214,6 +218,8 @@ class Options:
     max_reply_bytes: int
     strict: bool
     headers: Mapping[str, str] = field(repr=False)
+    extra_body: ExtraBody
+    send_messages: bool
 
     @classmethod
     def build(
@@ -226,6 +232,8 @@ class Options:
         max_reply_bytes: int,
         strict: bool,
         headers: Mapping[str, str] | None,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool = False,
     ) -> Options:
         """The options of a client. None stands for the environment variable, else the default.
 
@@ -242,12 +250,14 @@ class Options:
             max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
             strict=check_flag("strict", strict),
             headers=_check_headers({} if headers is None else headers),
+            extra_body=ExtraBody.build(extra_body),
+            send_messages=check_flag("send_messages", send_messages),
         )
 
     def with_call_options(self, options: Mapping[str, Any]) -> Options:
         """These options, overridden by those of a call.
 
-        Headers are merged. Raises `ConfigurationError`.
+        Headers and the fields of `extra_body` are merged. Raises `ConfigurationError`.
         """
         if not options:
             return self
@@ -255,6 +265,8 @@ class Options:
         for name, value in options.items():
             if name == "headers":
                 changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
+            elif name == "extra_body":
+                changes[name] = self.extra_body.merge(ExtraBody.build(value))
             elif name == "timeout":
                 changes[name] = check_timeout(value, base=self.timeout)
             elif name in _CHECKS:
@@ -411,21 +423,32 @@ def _check_headers(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
-    for name, text in cast("Mapping[object, object]", value).items():
-        if not isinstance(name, str) or not _HEADER_NAME.match(name):
-            raise _invalid_headers(f"{name!r} is not a header name")
-        lowered = name.lower()
-        if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
-            raise _invalid_headers(f"{name} is set by the protocol and cannot be overridden")
-        if lowered in checked:
+    for name, text in cast("Mapping[str, str]", value).items():
+        problem = find_header_problem(name, text)
+        if problem is not None:
+            raise _invalid_headers(problem)
+        if name.lower() in checked:
             raise _invalid_headers(f"{name} is given twice")
-        if not isinstance(text, str) or not _HEADER_VALUE.match(text):
-            raise _invalid_headers(
-                f"the value of {name} must be a str of visible ASCII characters, "
-                "with spaces and tabs inside only"
-            )
-        checked[lowered] = text
+        checked[name.lower()] = text
     return checked
+
+
+def find_header_problem(name: object, value: object) -> str | None:
+    """Why a request cannot have this header, or None. The answer never quotes the value.
+
+    Nothing is raised from here: the value may be a secret.
+    """
+    if not isinstance(name, str) or not _HEADER_NAME.match(name):
+        return f"{name!r} is not a header name"
+    lowered = name.lower()
+    if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
+        return f"{name} is set by the protocol and cannot be overridden"
+    if not isinstance(value, str) or not _HEADER_VALUE.match(value):
+        return (
+            f"the value of {name} must be a str of visible ASCII characters, "
+            "with spaces and tabs inside only"
+        )
+    return None
 
 
 def _invalid_headers(problem: str) -> ConfigurationError:
@@ -441,4 +464,5 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "retry": _check_retry,
     "max_reply_bytes": partial(check_count, "max_reply_bytes"),
     "strict": partial(check_flag, "strict"),
+    "send_messages": partial(check_flag, "send_messages"),
 }

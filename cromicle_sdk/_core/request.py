@@ -12,7 +12,8 @@ from cromicle_sdk._version import __version__
 
 from .endpoint import Endpoint
 from .errors import InvalidMessageError
-from .messages import Messages, format_prompt
+from .fields import ExtraBody
+from .messages import Message, Messages, check_messages, join_messages
 from .options import Options
 from .redaction import redact
 from .secrets import Secret
@@ -22,15 +23,18 @@ __all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
 
 @dataclass(frozen=True)
 class Request:
-    """A POST request. Its repr shows the endpoint, and neither headers nor body."""
+    """A request. Its repr shows the endpoint, and neither headers nor body."""
 
     endpoint: Endpoint
     fixed_headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     body: bytes = field(repr=False)
     secrets: tuple[Secret, ...] = field(repr=False)
+    method: str = "POST"
 
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        if self.method == "GET":
+            return self.fixed_headers
         return (*self.fixed_headers, (b"content-length", b"%d" % len(self.body)))
 
     def redact(self, text: str) -> str:
@@ -48,7 +52,8 @@ def build_request(messages: Messages, options: Options, *, httpx_version: str) -
 
     Raises `InvalidMessageError`, also for a prompt without any text: a model would invent one.
     """
-    prompt = format_prompt(messages)
+    checked = check_messages(messages)
+    prompt = join_messages(checked)
     if not prompt or prompt.isspace():
         raise InvalidMessageError("there is no text to send")
     digest = _hash(options.token, prompt)
@@ -57,7 +62,13 @@ def build_request(messages: Messages, options: Options, *, httpx_version: str) -
         fixed_headers=_build_headers(
             options.endpoint, tuple(options.headers.items()), httpx_version
         ),
-        body=_build_body(prompt, options.token, digest),
+        body=_build_body(
+            prompt,
+            options.token,
+            digest,
+            messages=checked if options.send_messages else [],
+            extra_body=options.extra_body,
+        ),
         secrets=(options.token, digest),
     )
 
@@ -70,7 +81,14 @@ def _hash(token: Secret, prompt: str) -> Secret:
     return Secret(digest.hexdigest())
 
 
-def _build_body(prompt: str, token: Secret, digest: Secret) -> bytes:
+def _build_body(
+    prompt: str,
+    token: Secret,
+    digest: Secret,
+    *,
+    messages: list[Message],
+    extra_body: ExtraBody,
+) -> bytes:
     return b"".join(
         (
             b'{"message":',
@@ -79,9 +97,20 @@ def _build_body(prompt: str, token: Secret, digest: Secret) -> bytes:
             quote(token.reveal()).encode(),
             b',"hash":"',
             digest.reveal().encode(),
-            b'"}',
+            b'"',
+            _build_messages(messages) if messages else b"",
+            *(f",{quote(name)}:{text}".encode() for name, text in extra_body.json_by_name.items()),
+            b"}",
         )
     )
+
+
+def _build_messages(messages: list[Message]) -> bytes:
+    items = (
+        f'{{"role":{quote(message["role"])},"content":{quote(str(message["content"]))}}}'
+        for message in messages
+    )
+    return f',"messages":[{",".join(items)}]'.encode()
 
 
 # The same for each call of a client: they take 10 us to build.

@@ -28,7 +28,18 @@ from .errors import (
 )
 from .options import Options
 
-__all__ = ["Head", "Headers", "Reply", "ResponseDecoder", "parse_retry_after"]
+__all__ = [
+    "FINISH_REASON_HEADER",
+    "Head",
+    "Headers",
+    "Reply",
+    "ResponseDecoder",
+    "parse_finish_reason",
+    "parse_retry_after",
+]
+
+# The trailer that says why a reply ended.
+FINISH_REASON_HEADER = "x-finish-reason"
 
 _BYTE_ORDER_MARK = "\ufeff"
 # Enough to show what a server said, and far less than what an endless error page sends.
@@ -39,6 +50,7 @@ _REDACTION_MARGIN = 8 * 1024
 _FOREVER = 1e9
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
+_FINISH_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _LENGTH = re.compile(r"[0-9]+\Z")
 _MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
 # Facts of an error are read by these, of which a short token may be a part.
@@ -56,7 +68,33 @@ _ADVICE = {
     413: "Send a shorter prompt.",
     422: "If it is a Cromicle endpoint, check that client and server have the same token.",
     429: "Wait before the next request.",
+    503: "Try again later.",
+    504: "Try again later.",
 }
+
+_TOO_LONG = "The conversation is too long for the model: send a shorter one."
+_REJECTED = "The model server rejected the prompt or an option of it: change it."
+_ASK_OPERATOR = "A retry does not help: tell who runs the server."
+# By the codes of this package's servers, which say more than the status.
+_ADVICE_BY_CODE = {
+    "bad_request": "The body is not valid: check the fields of it.",
+    "content_filter": "A content filter rejected the prompt: change it.",
+    "content_policy_violation": "A content filter rejected the prompt: change it.",
+    "context_length_exceeded": _TOO_LONG,
+    "hash_mismatch": "Check that client and server have the same token.",
+    "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
+    "string_above_max_length": _TOO_LONG,
+    "unknown_field": "Leave that field out, or ask who runs the server to allow it.",
+    "upstream_denied": _ASK_OPERATOR,
+    "upstream_redirected": _ASK_OPERATOR,
+}
+# The other codes that a gateway has for these statuses are those of its model server.
+_OF_GATEWAY = frozenset(
+    {
+        *("invalid_prompt", "invalid_request_error", "unsupported_parameter"),
+        *("unsupported_value", "upstream_refused"),
+    }
+)
 
 _SERVER_FAILED = "The server failed; try again later, or tell who runs it."
 _REDIRECTED = (
@@ -109,6 +147,10 @@ class Reply:
 
     `attempts` is how many requests it took and `chunks` in how many chunks the text came.
     `first_text_after` (None for an empty reply) and `elapsed` are seconds since the call began.
+
+    `finish_reason` is why the reply ended, in a word of the server's: "stop", "length" where the
+    model reached its limit, "content_filter", …; None where the server does not say. It is an HTTP
+    trailer, which a custom `http_client` does not show unless its transport is ours.
     """
 
     text: str
@@ -118,6 +160,7 @@ class Reply:
     chunks: int
     first_text_after: float | None
     elapsed: float
+    finish_reason: str | None = None
 
     @property
     def request_id(self) -> str | None:
@@ -171,6 +214,7 @@ class ResponseDecoder:
         self._chunks = 0
         self._first_text_after: float | None = None
         self._ended: float | None = None
+        self._finish_reason: str | None = None
         self._reply: Reply | None = None
 
     @property
@@ -231,7 +275,7 @@ class ResponseDecoder:
             raise self._too_large()
         return self._decode(data, final=False, now=now)
 
-    def receive_eof(self, *, now: float) -> str:
+    def receive_eof(self, *, now: float, trailers: Iterable[tuple[bytes, bytes]] = ()) -> str:
         """The end of the answer: the last text, nearly always ""."""
         if self._rejection is not None:
             raise self._refuse(self._rejection)
@@ -239,6 +283,7 @@ class ResponseDecoder:
         if self._strict and not self._chunks:
             raise self._unexpected("it is empty")
         self._ended = now
+        self._finish_reason = self._find_finish_reason(trailers)
         return text
 
     def receive_failure(self, error: APIConnectionError) -> CromicleError:
@@ -275,6 +320,7 @@ class ResponseDecoder:
                 chunks=self._chunks,
                 first_text_after=self._first_text_after,
                 elapsed=self._ended - self._started,
+                finish_reason=self._finish_reason,
             )
             self._text.clear()
         return self._reply
@@ -290,15 +336,30 @@ class ResponseDecoder:
         elapsed = 0.0 if self._ended is None else self._ended - self._started
         return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
 
+    def _find_finish_reason(self, trailers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """The finish reason; None where there is none, or more than one."""
+        wanted = FINISH_REASON_HEADER.encode()
+        values = [value for name, value in trailers if name.lower() == wanted]
+        if len(values) != 1:
+            return None
+        return parse_finish_reason(self._redact(values[0].decode("latin-1")))
+
     def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
-        # One search instead of one for each name and value: nearly always there is no secret.
+        # One search instead of one for each name and value, of which a head may have 20,000.
         everything = "\n".join([text for pair in pairs for text in pair])
-        if self._redact(everything) == everything:
+        redacted = self._redact(everything)
+        if redacted == everything:
             return sent
-        return Headers(
-            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
-            for name, value in sent.items()
+        texts = redacted.split("\n")
+        if len(texts) != 2 * len(pairs):
+            # An echo spans several headers, or there are too many of them: keep what is needed.
+            kept = ((name, sent[name]) for name in sorted(_READ_BY_NAME) if name in sent)
+            return Headers((name, self._redact(value)) for name, value in kept)
+        names = (
+            name if name.lower() in _READ_BY_NAME else text
+            for (name, _), text in zip(pairs, texts[::2], strict=True)
         )
+        return Headers(zip(names, texts[1::2], strict=True))
 
     def _check_strictly(self, head: Head, sent: Headers) -> None:
         if head.status_code != 200:
@@ -378,26 +439,24 @@ class ResponseDecoder:
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
     ) -> APIStatusError:
-        said = shorten(self._redact(_excerpt(body, self._headers.get("content-type", "")))).rstrip(
-            "."
-        )
+        # Only its beginning is shown.
+        excerpt = _excerpt(body, self._headers.get("content-type", ""))[:_REDACTION_MARGIN]
+        said = shorten(self._redact(excerpt)).rstrip(".")
         problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
-        hint = _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
         if 300 <= status_code < 400:
             problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."
-            hint = _REDIRECTED
         if retry_after is not None:
             problem += f" It asks to wait {retry_after:g} s."
-            hint = "" if status_code == 429 else hint
-        return status_error_class(status_code)(
+        error = status_error_class(status_code)(
             problem,
             status_code=status_code,
             headers=self._headers,
             body=body,
             retry_after=retry_after,
             attempts=self._attempt,
-            hint=hint,
         )
+        error.hint = _choose_hint(error)
+        return error
 
     def _unexpected(self, problem: str, body: str = "") -> UnexpectedContentError:
         return UnexpectedContentError(
@@ -434,6 +493,25 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     # A date in "-0000" comes without a zone, and is UTC.
     seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     return min(max(seconds, 0.0), _FOREVER)
+
+
+def parse_finish_reason(value: object) -> str | None:
+    """A finish reason as a server sends it; None for anything but one short word."""
+    return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
+
+
+def _choose_hint(error: APIStatusError) -> str:
+    """What to do next after a status that is not a success."""
+    status_code, code = error.status_code, error.code
+    if 300 <= status_code < 400:
+        return _REDIRECTED
+    if code in _ADVICE_BY_CODE:
+        return _ADVICE_BY_CODE[code]
+    if code in _OF_GATEWAY:
+        return _ASK_OPERATOR if status_code >= 500 else _REJECTED
+    if error.retry_after is not None and (status_code in (408, 429) or status_code >= 500):
+        return "Retry after that time."
+    return _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
 
 
 # A server sends few, and each takes 5 us to read.

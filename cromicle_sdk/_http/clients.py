@@ -159,7 +159,7 @@ def build_http_request(
     """The request as one of the client's: with its default headers, without its cookies."""
     total_left = timeouts.total_left(time.monotonic())
     built = client.build_request(
-        "POST",
+        request.method,
         request.endpoint.url,
         headers=request.headers,
         content=request.body,

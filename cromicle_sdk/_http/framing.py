@@ -3,18 +3,31 @@
 httpcore yields one chunk for each h11 event, and does not tell whether more bytes have arrived than
 the response has. Both are in the h11 connection that it keeps in a private attribute. Reading it
 directly halves the cost of a token in a burst; where the attribute is not found, bodies are read
-through httpcore, and `FramingObserver` finds trailing data by h11's public interface alone.
+through httpcore, and `FramingObserver` finds trailing data and trailers by h11's public interface
+alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import h11
 import httpcore
 
-__all__ = ["BodyPart", "FramingObserver", "find_h11", "is_h11_reachable", "is_idle", "receive_body"]
+__all__ = [
+    "BodyPart",
+    "FramingObserver",
+    "Trailers",
+    "find_h11",
+    "is_h11_reachable",
+    "is_idle",
+    "receive_body",
+]
+
+# Name and value of each; h11 accepts 100 KiB of them at most, as of a head.
+Trailers = Iterable[tuple[bytes, bytes]]
 
 # What is read at a time may hold ten thousand events of 4 us each. A task lets others run after so
 # many, which costs 0.1 us for each event.
@@ -24,13 +37,14 @@ _EVENTS_AT_ONCE = 128
 class BodyPart(NamedTuple):
     """What has arrived of a body: its bytes, and what follows them.
 
-    That is the end; nothing that has arrived yet (`needs_data`); an `error`, for what is not HTTP;
-    or more of the body.
+    That is the end, with its `trailers`; nothing that has arrived yet (`needs_data`); an `error`,
+    for what is not HTTP; or more of the body.
     """
 
     data: bytes | bytearray
     needs_data: bool = False
     is_end: bool = False
+    trailers: Trailers = ()
     error: httpcore.RemoteProtocolError | None = None
 
 
@@ -79,7 +93,8 @@ def receive_body(connection: h11.Connection) -> BodyPart:
                 data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 return BodyPart(data, needs_data=True)
             else:
-                return BodyPart(b"".join(chunks), is_end=True)
+                trailers = event.headers if isinstance(event, h11.EndOfMessage) else ()
+                return BodyPart(b"".join(chunks), is_end=True, trailers=trailers)
     except h11.RemoteProtocolError as error:
         failure = httpcore.RemoteProtocolError(str(error))
         return BodyPart(b"".join(chunks), error=failure)
@@ -90,6 +105,7 @@ class FramingObserver:
     """Follows the framing of one response beside httpcore's own parser."""
 
     def __init__(self) -> None:
+        self.trailers: Trailers = ()
         self._h11 = h11.Connection(h11.CLIENT)
         self._is_lost = False
         # Any request but HEAD and CONNECT has a response of the same framing.
@@ -100,8 +116,9 @@ class FramingObserver:
         """Bytes of the connection, in order, from the beginning of the response on."""
         try:
             self._h11.receive_data(data)
-            while self._h11.next_event() not in (h11.NEED_DATA, h11.PAUSED):
-                pass
+            while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+                if isinstance(event, h11.EndOfMessage):
+                    self.trailers = event.headers
         except h11.RemoteProtocolError:
             self._is_lost = True
 

@@ -24,6 +24,7 @@ __all__ = [
     "is_request_unread",
     "is_reusable",
     "parse_address",
+    "receive_now",
     "snapshot",
     "start_connect",
     "system_error",
@@ -155,6 +156,21 @@ def is_from_system(error: OSError) -> bool:
     Otherwise a signal handler of the caller's has, which ran meanwhile.
     """
     return error.__traceback__ is None or error.__traceback__.tb_next is None
+
+
+def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
+    """What has arrived: bytes, b"" at the end, or an error of the system; None for nothing.
+
+    Raises what a signal handler of the caller's raises meanwhile.
+    """
+    try:
+        return sock.recv(max_bytes)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if not is_from_system(error):
+            raise
+        return error
 
 
 def is_reusable(sock: socket.socket) -> bool:

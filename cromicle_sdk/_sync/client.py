@@ -66,6 +66,10 @@ class Client:
     - `strict`: reject any response that is not verifiably a complete plain-text reply: HTML, JSON,
       an empty body, a body with neither length nor chunks, bytes that are not UTF-8. False accepts
       them, with U+FFFD for invalid bytes. Defaults to True.
+    - `extra_body`: JSON fields to send beside `message`, `token` and `hash`, by name, for a server
+      that takes them: `{"temperature": 0.5}`.
+    - `send_messages`: also send the messages with their roles, for a server that passes them on to
+      its model. Defaults to False.
     - `headers`: sent with each request. `Host`, the content headers and the encodings cannot be
       overridden.
     - `proxy`: an http, https or socks5 URL. Defaults to the environment's, which is never used for
@@ -91,6 +95,8 @@ class Client:
         max_reply_bytes: int = DEFAULT_MAX_REPLY_BYTES,
         max_connections: int | None = None,
         strict: bool = True,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool = False,
         headers: Mapping[str, str] | None = None,
         proxy: ProxyOption | None = None,
         verify: Literal[True] | ssl.SSLContext = True,
@@ -107,6 +113,8 @@ class Client:
             max_reply_bytes=max_reply_bytes,
             strict=strict,
             headers=headers,
+            extra_body=extra_body,
+            send_messages=send_messages,
         )
         connection_options = ConnectionOptions.build(
             max_connections=max_connections,
@@ -128,9 +136,9 @@ class Client:
     def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
         """Send a text or messages, and return the whole reply.
 
-        `options` are the client's `timeout`, `retry`, `headers` (added to the client's),
-        `max_reply_bytes` and `strict`, for this call. A reply that breaks off is retried as `retry`
-        says, since nothing of it has been returned.
+        `options` are the client's `timeout`, `retry`, `headers` and `extra_body` (both added to the
+        client's), `max_reply_bytes`, `strict` and `send_messages`, for this call. A reply that
+        breaks off is retried as `retry` says, since nothing of it has been returned.
 
         Raises `InvalidMessageError` and `ConfigurationError` before anything is sent; then
         `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with

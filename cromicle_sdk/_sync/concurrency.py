@@ -20,12 +20,18 @@ from weakref import ref
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.slots import Slot
-from cromicle_sdk._http.sockets import Address, ClosedByCaller, TimeLimitReached
+from cromicle_sdk._http.sockets import (
+    Address,
+    ClosedByCaller,
+    TimeLimitReached,
+    receive_now,
+)
 
 __all__ = [
     "CancelHandle",
     "ConnectionLimiter",
     "Runtime",
+    "SocketReader",
     "checkpoint",
     "current_runtime",
     "finish_iterator",
@@ -164,6 +170,29 @@ def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list
     limit = None if timeout is None else max(timeout, 0)
     ready = select.select(reading, writing, socks, limit)
     return list(dict.fromkeys(sock for group in ready for sock in group))
+
+
+class SocketReader:
+    """Waits for bytes of a socket, and closes it."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def receive(
+        self, max_bytes: int, timeout: float | None, cancel_handle: CancelHandle
+    ) -> bytes | OSError | None:
+        """Wait for bytes. An end is b"", and an error of the system is returned.
+
+        None where nothing came, with or without `timeout` seconds gone by. Raises `ClosedByCaller`.
+        """
+        is_ready = cancel_handle.wait_readable(self._socket, timeout)
+        return receive_now(self._socket, max_bytes) if is_ready else None
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
 
 def resolve(

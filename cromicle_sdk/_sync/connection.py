@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import find_h11, is_idle
+from cromicle_sdk._http.framing import Trailers, find_h11, is_idle
 from cromicle_sdk._http.proxies import Route, default_ssl_context
 from cromicle_sdk._http.sockets import IDLE_SECONDS, ClosedByCaller, find_first
 
@@ -85,6 +85,11 @@ class Connection:
             and not self._network.has_trailing_data
             and (parser is None or not parser.trailing_data[0])
         )
+
+    @property
+    def observed_trailers(self) -> Trailers:
+        """The trailers of the last response, where its parser is not found below httpcore."""
+        return self._network.observed_trailers
 
     @property
     def is_reusable(self) -> bool:

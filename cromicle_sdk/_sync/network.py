@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import FramingObserver, is_h11_reachable
+from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachable
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
@@ -33,6 +33,7 @@ from cromicle_sdk._http.sockets import (
     is_request_unread,
     is_reusable,
     parse_address,
+    receive_now,
     start_connect,
     system_error,
 )
@@ -57,6 +58,7 @@ class Network(httpcore.NetworkBackend):
         self._call: _Call | None = None
         self._write_call: _Call | None = None
         self._socket: socket.socket | None = None
+        self._reader: concurrency.SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
         self._stream: _NetworkStream | None = None
         self._observer: FramingObserver | None = None
@@ -140,6 +142,11 @@ class Network(httpcore.NetworkBackend):
         return has_unread or (self._observer is not None and self._observer.has_trailing_data)
 
     @property
+    def observed_trailers(self) -> Trailers:
+        """The trailers of the last response, where it is parsed here, beside httpcore."""
+        return () if self._observer is None else self._observer.trailers
+
+    @property
     def is_reusable(self) -> bool:
         """Whether this idle connection is open and has received nothing more."""
         return (
@@ -162,8 +169,8 @@ class Network(httpcore.NetworkBackend):
         # They refer to this object: break the cycle, so that it is freed without the cyclic GC.
         self._stream = None
         self._call = self._write_call = None
-        if self._socket is not None:
-            self._socket.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def interrupt(self) -> None:
         """End every wait for the socket, in any thread, and leave it open."""
@@ -175,38 +182,34 @@ class Network(httpcore.NetworkBackend):
     def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        assert self._reader is not None
         has_waited = False
         while True:
             # A server that is always ahead must not run past a timeout.
             left = call.timeouts.left(time.monotonic())
             if left is not None and left <= 0:
                 raise httpcore.ReadTimeout
-            data = None
-            try:
-                if self._may_have_data:
-                    data = sock.recv(max_bytes)
-            except BlockingIOError:
-                pass
-            except OSError as error:
+            received = receive_now(sock, max_bytes) if self._may_have_data else None
+            if received is None:
+                has_waited = True
+                received = self._reader.receive(max_bytes, left, call.cancel_handle)
+            self._may_have_data = False
+            if received is None:
+                continue
+            if isinstance(received, OSError):
                 call.cancel_handle.check()
-                if not is_from_system(error):
-                    raise
                 self._notice_close(sock)
-                raise httpcore.ReadError(str(error)) from error
-            if data is not None:
-                # Less than a full read: there is nothing more yet, which saves the next one.
-                self._may_have_data = len(data) == max_bytes
-                if not data:
-                    self._notice_close(sock)
-                # A server that is always ahead must not keep the loop from other tasks, nor a
-                # cancellation from this one.
-                if not (has_waited or self._is_upgraded):
-                    concurrency.checkpoint()
-                    call.cancel_handle.check()
-                return data
-            if not call.cancel_handle.wait_readable(sock, left):
-                raise httpcore.ReadTimeout
-            self._may_have_data = has_waited = True
+                raise httpcore.ReadError(str(received)) from received
+            # Less than a full read: there is nothing more yet, which saves the next one.
+            self._may_have_data = len(received) == max_bytes
+            if not received:
+                self._notice_close(sock)
+            # A server that is always ahead must not keep the loop from other tasks, nor a
+            # cancellation from this one.
+            if not (has_waited or self._is_upgraded):
+                concurrency.checkpoint()
+                call.cancel_handle.check()
+            return received
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
@@ -295,7 +298,7 @@ class Network(httpcore.NetworkBackend):
                         failure = error
                         continue
                     if is_connected:
-                        self._socket = sock
+                        self._set_socket(sock)
                         return
                     pending.append(sock)
                 ready = self._wait_connected(pending, call, is_last=not untried)
@@ -303,7 +306,7 @@ class Network(httpcore.NetworkBackend):
                     pending.remove(sock)
                     error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if not error_number:
-                        self._socket = sock
+                        self._set_socket(sock)
                         return
                     failure = system_error(error_number)
                     sock.close()
@@ -311,6 +314,10 @@ class Network(httpcore.NetworkBackend):
             for sock in pending:
                 sock.close()
         raise httpcore.ConnectError(str(failure)) from failure
+
+    def _set_socket(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = concurrency.SocketReader(sock)
 
     def _wait_connected(
         self, pending: list[socket.socket], call: _Call, *, is_last: bool

@@ -229,16 +229,16 @@ class Stream:
                     raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
                 if attempt.is_end and decoder.may_end:
-                    self._end(decoder, now)
+                    self._end(attempt, decoder, now)
             else:
-                text = self._end(decoder, now)
+                text = self._end(attempt, decoder, now)
             if text:
                 return text
         return None
 
-    def _end(self, decoder: ResponseDecoder, now: float) -> str:
+    def _end(self, attempt: Attempt, decoder: ResponseDecoder, now: float) -> str:
         """The body has ended: the last text, nearly always ""."""
-        text = decoder.receive_eof(now=now)
+        text = decoder.receive_eof(now=now, trailers=attempt.trailers)
         self._close_attempt()
         self._attempts.succeed()
         self._state = "ended"

@@ -7,16 +7,36 @@ import json
 import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply, Retry, Timeout
 
 from .output import open_output
 from .serve import load_server
 
-__all__ = ["FLAGS", "Target", "build_messages", "format_stats", "print_json", "print_stream"]
+__all__ = [
+    "FLAGS",
+    "Target",
+    "build_messages",
+    "describe_early_end",
+    "format_stats",
+    "print_json",
+    "print_stream",
+]
 
 # The flags by the names of the SDK's options.
-FLAGS = {"base_url": "--base-url", "headers": "--header", "token": "--token"}
+FLAGS = {
+    "base_url": "--base-url",
+    "extra_body": "--body",
+    "headers": "--header",
+    "token": "--token",
+}
+
+# What is said of a reply by its finish reason; nothing of any other.
+_EARLY_ENDS = {
+    "length": "The reply was cut short by the model's length limit.",
+    "content_filter": "The reply was cut short by a content filter.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +49,8 @@ class Target:
     total: float | None
     retries: int | None
     headers: Mapping[str, str]
+    extra_body: Mapping[str, Any] = field(repr=False)
+    send_messages: bool
     local: bool
 
     @contextlib.contextmanager
@@ -45,6 +67,8 @@ class Target:
                     timeout=_build_timeout(self.timeout, self.total),
                     retry=_build_retry(self.retries),
                     headers=self.headers,
+                    extra_body=self.extra_body,
+                    send_messages=self.send_messages,
                 )
             )
 
@@ -87,12 +111,18 @@ def format_json(reply: Reply) -> str:
             "text": reply.text,
             "status_code": reply.status_code,
             "request_id": reply.request_id,
+            "finish_reason": reply.finish_reason,
             "attempts": reply.attempts,
             "chunks": reply.chunks,
             "first_text_after": reply.first_text_after,
             "elapsed": reply.elapsed,
         }
     )
+
+
+def describe_early_end(reply: Reply) -> str | None:
+    """One line for a reply that the model did not end itself; None for any other."""
+    return _EARLY_ENDS.get(reply.finish_reason or "")
 
 
 def format_stats(reply: Reply) -> str:

@@ -61,6 +61,8 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
             return ""
         case ConfigurationError(option="host") if error.hint:
             return "pass a --token of your own, or --tokens-file without it, or a loopback --host"
+        case ConfigurationError(option="extra_body"):
+            return ""
         case APITimeoutError(phase="first_byte" | "stall"):
             return "Raise --timeout if the server is known to be slow."
         case APITimeoutError(phase="total"):

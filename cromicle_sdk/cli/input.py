@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
 from cromicle_sdk._core.messages import find_lone_surrogate
 
-__all__ = ["parse_delay", "parse_headers", "parse_limit", "read_text"]
+__all__ = ["parse_delay", "parse_fields", "parse_headers", "parse_limit", "read_text"]
 
 
 def read_text(words: Sequence[str]) -> str:
@@ -67,6 +69,33 @@ def parse_headers(
             raise click.BadParameter(f"{name} is given twice.", context, parameter)
         headers[name] = value.strip()
     return headers
+
+
+def parse_fields(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> Mapping[str, Any]:
+    """The callback of `--body NAME=JSON`.
+
+    Errors never quote a value, which may be private. Raises `click.BadParameter`.
+    """
+    fields: dict[str, Any] = {}
+    for number, text in enumerate(values, start=1):
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(
+                f"number {number} is not of the form NAME=JSON.", context, parameter
+            )
+        if name in fields:
+            raise click.BadParameter(f"{name} is given twice.", context, parameter)
+        try:
+            fields[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            raise click.BadParameter(
+                f"the value of {name} is not JSON; a text needs quotes: '{name}=\"...\"'.",
+                context,
+                parameter,
+            ) from None
+    return fields
 
 
 def _check_typed(text: str) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 try:
     from .app import create_app
-    from .backends import Backend, BackendError, echo_backend
+    from .backends import Backend, BackendError, BackendRequest, echo_backend
     from .openai.backend import openai_backend
     from .run.local import LocalServer
     from .run.serve import serve
@@ -31,6 +31,7 @@ except ImportError as _error:
 __all__ = [
     "Backend",
     "BackendError",
+    "BackendRequest",
     "LocalServer",
     "TokenFile",
     "create_app",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,13 +16,13 @@ from starlette.types import ASGIApp
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import check_count, check_flag
 
-from .backends import Backend, echo_backend
+from .backends import Backend, BackendRequest, echo_backend, takes_request
 from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
-from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware
+from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware, get_request_id
 from .observability import AccessLog, Metrics, RequestObserver
 from .openapi import build_openapi
-from .options import DEFAULT_MAX_REQUEST_BYTES, check_callable
-from .request import receive_prompt
+from .options import DEFAULT_MAX_REQUEST_BYTES, check_allow_options, check_callable
+from .request import receive_chat_request
 from .response import ConcurrencyLimit, StreamedReply
 from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
 
@@ -35,18 +36,28 @@ def create_app(
     tokens: Iterable[str] | TokenFile | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     max_concurrent: int | None = None,
+    allow_options: bool | Iterable[str] = False,
     metrics: bool = True,
 ) -> Starlette:
     """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
-    `POST /chat` streams the reply of `backend` (an echo by default) as chunked UTF-8 text.
-    `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. The
-    app may be mounted under any path of another ASGI app and needs no lifespan.
+    `POST /chat` streams the reply of `backend` (an echo by default) as chunked UTF-8 text. A finish
+    reason that the backend sets follows as the trailer `x-finish-reason`, where the ASGI server has
+    the extension `http.response.trailers`, as those of `serve` and `LocalServer` do. A request may
+    also have `messages`, which must be those that its prompt is formatted from.
+
+    `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. If
+    the backend has a method `describe_health`, the mapping that it returns is the field `upstream`
+    of the former. The app may be mounted under any path of another ASGI app and needs no lifespan.
 
     - `token`: the token that clients must send; defaults to `$CROMICLE_TOKEN`, then to `abc`, as
       in the clients. Alternatively, `tokens` is an iterable of accepted tokens or a `TokenFile`.
     - `max_request_bytes`: the longest accepted request body.
     - `max_concurrent`: the number of replies that may be in progress at once; None for no limit.
+    - `allow_options`: the names of the JSON fields that a request may have beside the protocol's,
+      as the clients send them by `extra_body`; True for any name. `backend` receives them as
+      `request.options`, so it must take a `BackendRequest`. Any other field is a 400 that names it.
+      The default is the attribute `allow_options` of the backend, where it has one.
     - `metrics`: add `GET /metrics` in the format of Prometheus, readable without a token: requests
       by path, status and end; requests in progress; seconds to the first text and to the end;
       characters. Metrics contain no text, token or prompt.
@@ -77,19 +88,44 @@ def create_app(
     check_count("max_request_bytes", max_request_bytes)
     if max_concurrent is not None:
         check_count("max_concurrent", max_concurrent)
+    if allow_options is False:
+        allow_options = getattr(backend, "allow_options", False)
+    allowed = check_allow_options(allow_options)
+    with_request = takes_request(backend)
+    if allowed != frozenset() and not with_request:
+        raise ConfigurationError(
+            "the backend does not take a BackendRequest, and would ignore them",
+            option="allow_options",
+            hint="give the backend a second parameter: backend(prompt, request)",
+        )
     check_flag("metrics", metrics)
     concurrency = ConcurrencyLimit(max_concurrent)
     registry = Metrics() if metrics else None
 
     async def chat(request: Request) -> StreamedReply:
-        prompt = await receive_prompt(request, tokens=accepted, max_request_bytes=max_request_bytes)
-        return StreamedReply(backend, prompt, concurrency)
+        received = await receive_chat_request(
+            request,
+            tokens=accepted,
+            max_request_bytes=max_request_bytes,
+            allow_options=allowed,
+        )
+        backend_request = BackendRequest(
+            id=get_request_id(request.scope),
+            messages=received.messages,
+            options=received.options,
+        )
+        return StreamedReply(
+            backend, received.message, backend_request if with_request else None, concurrency
+        )
 
     observers: list[RequestObserver] = [AccessLog()]
     if registry is not None:
         observers.append(registry)
     app = Starlette(
-        routes=[Route("/chat", chat, methods=["POST"]), *_build_public_routes(registry)],
+        routes=[
+            Route("/chat", chat, methods=["POST"]),
+            *_build_public_routes(registry, allowed, getattr(backend, "describe_health", None)),
+        ],
         middleware=[
             Middleware(ResponseHeadersMiddleware),
             Middleware(RequestRecordMiddleware, observers),
@@ -107,19 +143,26 @@ def create_app(
 
 
 def resolve_app(
-    backend: Backend | None, app: ASGIApp | None, *, token: str | None, max_request_bytes: int
+    backend: Backend | None,
+    app: ASGIApp | None,
+    *,
+    token: str | None,
+    max_request_bytes: int,
+    allow_options: bool | Iterable[str],
 ) -> ASGIApp:
     """`app` if it is given, otherwise a new app with the other options.
 
     Raises `ConfigurationError` for an invalid option, and for options that `app` would ignore.
     """
     if app is None:
-        return create_app(backend, token=token, max_request_bytes=max_request_bytes)
+        return create_app(
+            backend, token=token, max_request_bytes=max_request_bytes, allow_options=allow_options
+        )
     check_callable("app", app)
-    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES)
-    if (backend, token, max_request_bytes) != defaults:
+    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES, False)
+    if (backend, token, max_request_bytes, allow_options) != defaults:
         raise ConfigurationError(
-            "it has its own backend, token and max_request_bytes",
+            "it has its own backend, token, max_request_bytes and allow_options",
             option="app",
             hint="pass those to create_app()",
         )
@@ -138,12 +181,17 @@ def has_well_known_token(app: ASGIApp) -> bool:
     return tokens is not None and tokens.has_well_known
 
 
-def _build_public_routes(metrics: Metrics | None) -> list[Route]:
+def _build_public_routes(
+    metrics: Metrics | None,
+    allow_options: frozenset[str] | None,
+    describe_upstream: Callable[[], Mapping[str, Any]] | None,
+) -> list[Route]:
     """The routes that need no token."""
-    description = build_openapi(metrics=metrics is not None)
+    description = build_openapi(metrics=metrics is not None, allow_options=allow_options)
 
     async def get_health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        upstream = {} if describe_upstream is None else {"upstream": describe_upstream()}
+        return JSONResponse({"status": "ok", **upstream})
 
     async def get_description(request: Request) -> Response:
         # The mount point is known only once a request has been received.

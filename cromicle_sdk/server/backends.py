@@ -1,20 +1,98 @@
-"""Backends: the type, the error that a backend may raise, and the echo."""
+"""Backends: the types, the error that a backend may raise, and the echo."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import anyio
 
-from cromicle_sdk._core.messages import PROMPT_END
+from cromicle_sdk._core.errors import ConfigurationError
+from cromicle_sdk._core.messages import PROMPT_END, Message
 from cromicle_sdk._core.options import check_seconds
+from cromicle_sdk._core.response import parse_finish_reason
 
-__all__ = ["Backend", "BackendError", "echo_backend", "last_user_message"]
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendRequest",
+    "echo_backend",
+    "last_user_message",
+    "takes_request",
+]
 
-Backend: TypeAlias = Callable[[str], AsyncIterator[str] | Awaitable[AsyncIterator[str]]]
+
+class BackendRequest:
+    """What a request holds beside its prompt: the second argument of a backend.
+
+    - `id`: the request's ID, which the client receives as `x-request-id`.
+    - `messages`: the messages that the prompt was built from, if the client sent them
+      (`send_messages=True`); None otherwise. Their roles are as the client wrote them.
+    - `options`: the other JSON fields of the request by name, read-only. They are limited to the
+      names that `allow_options` of `create_app` allows; their values are any JSON and unchecked.
+    - `finish_reason`: None, unless the backend sets it while it runs.
+
+    The constructor is for tests of a backend.
+    """
+
+    __slots__ = ("_finish_reason", "_id", "_messages", "_options")
+
+    def __init__(
+        self,
+        *,
+        id: str = "",  # noqa: A002 - the name of the attribute
+        messages: list[Message] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._id = id
+        self._messages = messages
+        self._options = MappingProxyType(dict(options or {}))
+        self._finish_reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def messages(self) -> list[Message] | None:
+        return self._messages
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self._options
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the reply ended: "stop", "length", "content_filter", or another such word.
+
+        The client receives it as `Reply.finish_reason`, by an HTTP trailer that `serve` and
+        `LocalServer` send after the last chunk; other ASGI servers may not send it. It may be set
+        until the backend's iterator ends.
+
+        Setting it raises `ValueError` for anything but None and a word of 1 to 64 letters, digits,
+        `_`, `-` and `.`.
+        """
+        return self._finish_reason
+
+    @finish_reason.setter
+    def finish_reason(self, value: str | None) -> None:
+        if value is not None and parse_finish_reason(value) is None:
+            raise ValueError(
+                "finish_reason must be a word of 1 to 64 letters, digits, '_', '-' and '.', or None"
+            )
+        self._finish_reason = value
+
+    def __repr__(self) -> str:
+        return f"<BackendRequest {self._id}>"
+
+
+Chunks: TypeAlias = AsyncIterator[str] | Awaitable[AsyncIterator[str]]
+
+Backend: TypeAlias = Callable[[str], Chunks] | Callable[[str, BackendRequest], Chunks]
 """Generates the reply to a prompt, chunk by chunk.
 
 Called with the prompt, it returns an async iterator of `str`: either directly, as an async
@@ -22,6 +100,9 @@ generator function does, or as an awaitable, as a coroutine function does. Each 
 its own as soon as it is yielded; empty chunks are skipped. A backend runs in a single task, so
 `anyio` task groups and timeouts may span a `yield`. When the client disconnects, the iterator is
 cancelled where it waits. Its `aclose`, if it has one, is always called in the end.
+
+A backend with a second parameter, which has no default or is named `request`, is called with the
+prompt and a `BackendRequest`. Its signature decides, once, when the app is created.
 
 An exception fails the reply. Before the first chunk the client receives a 500, or the error that
 a `BackendError` describes; after that the reply is truncated, which the client detects. A backend
@@ -72,7 +153,43 @@ class BackendError(Exception):
         return f"{self.status} {self.code}: {self.message}"
 
 
-def echo_backend(*, delay: float = 0.0) -> Backend:
+def takes_request(backend: Backend) -> bool:
+    """Whether a backend is called with a `BackendRequest` as its second argument.
+
+    Its second positional parameter decides: one without a default, or named `request`. Another
+    one with a default, or `*args`, is the backend's own. Raises `ConfigurationError` for a
+    signature that fits neither call.
+    """
+    try:
+        signature = inspect.signature(backend)
+    except ValueError:
+        # Some callables that are written in C have no signature.
+        return False
+    positional = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    second = positional[1] if len(positional) > 1 else None
+    result = second is not None and (second.default is second.empty or second.name == "request")
+    if not _fits(signature, 2 if result else 1):
+        raise ConfigurationError(
+            "expected a callable that takes a prompt, or a prompt and a BackendRequest",
+            option="backend",
+        )
+    return result
+
+
+def _fits(signature: inspect.Signature, count: int) -> bool:
+    """Whether a call with so many positional arguments is valid."""
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def echo_backend(*, delay: float = 0.0) -> Callable[[str], AsyncIterator[str]]:
     """A backend that repeats the last user message of the prompt, word by word.
 
     Each chunk is a word and the white space after it; joined, the chunks are exactly the message.

@@ -69,7 +69,7 @@ class RequestRecordMiddleware:
                 record.record_start(message["status"])
             elif TRUNCATED in scope["state"]:
                 record.record_end("truncated")
-            else:
+            elif message["type"] == "http.response.body":
                 body = message.get("body", b"")
                 record.record_body(body, more_body=message.get("more_body", False))
             await send(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cromicle_sdk._core.response import FINISH_REASON_HEADER
 from cromicle_sdk._version import __version__
 
 __all__ = ["build_openapi"]
@@ -11,7 +12,7 @@ __all__ = ["build_openapi"]
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
 _ERRORS = {
-    "400": "The body is not a JSON object with the three fields as strings.",
+    "400": "The body is not such a JSON object, or has a field that is not accepted.",
     "401": "The token is not accepted.",
     "408": "The request was not complete in time.",
     "413": "The body is too long.",
@@ -27,8 +28,12 @@ _ERRORS = {
 _HAVE_RETRY_AFTER = ("429", "502", "503")
 
 
-def build_openapi(*, metrics: bool) -> dict[str, Any]:
+def build_openapi(
+    *, metrics: bool, allow_options: frozenset[str] | None = frozenset()
+) -> dict[str, Any]:
     """The description that `GET /openapi.json` returns, with or without `GET /metrics`.
+
+    `allow_options` are the fields of a request beside the protocol's; None for any.
 
     Its paths are relative to the mount point of the app, which the caller adds as `servers`.
     """
@@ -54,17 +59,32 @@ def build_openapi(*, metrics: bool) -> dict[str, Any]:
             "description": "Chat: a prompt and its SHA-256 in, a plain-text stream out.",
         },
         "paths": paths,
-        "components": {"schemas": {"Chat": _CHAT, "Error": _ERROR_SCHEMA}},
+        "components": {
+            "schemas": {"Chat": _describe_request(allow_options), "Error": _ERROR_SCHEMA}
+        },
     }
 
 
 _HEALTH = {
     "type": "object",
     "required": ["status"],
-    "properties": {"status": {"const": "ok"}},
+    "properties": {
+        "status": {"const": "ok"},
+        "upstream": {
+            "type": "object",
+            "description": "What the model server was last seen to do.",
+            "properties": {
+                "last_result": {
+                    "type": ["string", "null"],
+                    "description": "ok, or the code of an error; null before the first response.",
+                },
+                "seconds_ago": {"type": ["number", "null"]},
+            },
+        },
+    },
 }
 
-_CHAT = {
+_CHAT: dict[str, Any] = {
     "type": "object",
     "required": ["message", "token", "hash"],
     "properties": {
@@ -74,6 +94,20 @@ _CHAT = {
             "type": "string",
             "pattern": "^[0-9a-f]{64}$",
             "description": "SHA-256 of the UTF-8 bytes of token and message, in lower-case hex.",
+        },
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "description": "The messages that the prompt was formatted from.",
+            "items": {
+                "type": "object",
+                "required": ["role", "content"],
+                "properties": {
+                    "role": {"type": "string", "pattern": "^[\\w-]+$"},
+                    "content": {"type": "string"},
+                },
+                "additionalProperties": False,
+            },
         },
     },
 }
@@ -91,11 +125,23 @@ _ERROR_SCHEMA = {
 }
 
 
+def _describe_request(allow_options: frozenset[str] | None) -> dict[str, Any]:
+    names = sorted(allow_options or ())
+    return {
+        **_CHAT,
+        "properties": {**_CHAT["properties"], **{name: {} for name in names}},
+        "additionalProperties": allow_options is None,
+    }
+
+
 def _describe_chat() -> dict[str, Any]:
     text = {"text/plain": {"schema": {"type": "string"}}}
     responses: dict[str, Any] = {
         "200": {
-            "description": "The reply, in chunks; without its last chunk it is not complete.",
+            "description": (
+                "The reply, in chunks; without its last chunk it is not complete. The trailer "
+                f"{FINISH_REASON_HEADER} may follow: stop, length, content_filter or another word."
+            ),
             "content": text,
         }
     }

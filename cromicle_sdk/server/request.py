@@ -1,35 +1,50 @@
-"""The checks that turn a request into its prompt, in the order of the protocol."""
+"""The checks that turn a request into its fields, in the order of the protocol."""
 
 from __future__ import annotations
 
 import hmac
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from cromicle_sdk._core.messages import find_lone_surrogate
+from cromicle_sdk._core.errors import InvalidMessageError
+from cromicle_sdk._core.fields import PROTOCOL_FIELDS, find_json_problem
+from cromicle_sdk._core.messages import Message, find_lone_surrogate, format_prompt
 from cromicle_sdk._core.request import hash_prompt
 
 from .errors import RequestRejected
 from .tokens import Tokens
 
-__all__ = ["ChatRequest", "check_signature", "parse_chat_request", "receive_prompt"]
+__all__ = ["ChatRequest", "check_signature", "parse_chat_request", "receive_chat_request"]
+
+# A name that an error may quote. Any other is text of the client's, of any length.
+_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """The three fields of the protocol, as they were received."""
+    """The fields of a request, as they were received: the protocol's, and all others."""
 
     message: str = field(repr=False)
     token: str = field(repr=False)
     hash: str = field(repr=False)
+    messages: list[Message] | None = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
 
 
-async def receive_prompt(request: Request, *, tokens: Tokens, max_request_bytes: int) -> str:
-    """The prompt of a request that passes every check.
+async def receive_chat_request(
+    request: Request,
+    *,
+    tokens: Tokens,
+    max_request_bytes: int,
+    allow_options: frozenset[str] | None,
+) -> ChatRequest:
+    """The fields of a request that passes every check.
 
     Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
     type, 413 size, 400 body, 401 token, 422 hash. Raises `ClientDisconnect` if the client
@@ -38,18 +53,29 @@ async def receive_prompt(request: Request, *, tokens: Tokens, max_request_bytes:
     _check_version(request.scope["http_version"])
     _check_content_type(request.headers)
     _check_content_length(request.headers, max_request_bytes)
-    chat = parse_chat_request(await _read_body(request, max_request_bytes))
+    body = await _read_body(request, max_request_bytes)
+    chat = parse_chat_request(body, allow_options=allow_options)
     check_signature(chat, tokens)
-    return chat.message
+    return chat
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
-    """The fields of a request body; unknown fields are ignored. Raises `RequestRejected` 400."""
+def parse_chat_request(body: bytes, *, allow_options: frozenset[str] | None) -> ChatRequest:
+    """The fields of a request body. Raises `RequestRejected` 400.
+
+    `allow_options` are the names of the fields beside the protocol's; None for any name.
+    """
     fields = _parse_object(body)
+    message = _get_text(fields, "message")
     return ChatRequest(
-        message=_get_text(fields, "message"),
+        message=message,
         token=_get_text(fields, "token"),
         hash=_get_text(fields, "hash"),
+        messages=_parse_messages(fields["messages"], message) if "messages" in fields else None,
+        options={
+            name: _check_option(name, value, allow_options)
+            for name, value in fields.items()
+            if name not in PROTOCOL_FIELDS
+        },
     )
 
 
@@ -127,7 +153,9 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         # Decoded first, because `json.loads` also accepts bytes in UTF-16 and UTF-32.
         value = json.loads(
-            body.decode(), object_pairs_hook=_build_object, parse_constant=_reject_constant
+            body.decode(),
+            object_pairs_hook=_build_object,
+            parse_constant=_reject_constant,
         )
     except (ValueError, RecursionError):
         raise _bad_request(problem) from None
@@ -149,6 +177,47 @@ def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _parse_messages(value: Any, message: str) -> list[Message]:
+    """The field `messages`, which must be the messages that `message` was built from.
+
+    The hash covers only `message`.
+    """
+    if not isinstance(value, list):
+        raise _bad_request("the field 'messages' must be an array")
+    messages = [_parse_message(item) for item in cast("list[object]", value)]
+    try:
+        is_same = format_prompt(messages) == message
+    except InvalidMessageError:
+        is_same = False
+    if not is_same:
+        raise _bad_request(
+            "the field 'messages' does not have the messages that 'message' is formatted from",
+            code="messages_mismatch",
+        )
+    return messages
+
+
+def _parse_message(item: object) -> Message:
+    fields = cast("dict[str, object]", item) if isinstance(item, dict) else {}
+    role, content = fields.get("role"), fields.get("content")
+    if len(fields) != 2 or not isinstance(role, str) or not isinstance(content, str):
+        raise _bad_request(
+            "each of the field 'messages' must be an object with the strings 'role' and 'content', "
+            "and with nothing else"
+        )
+    return Message(role=role, content=content)
+
+
+def _check_option(name: str, value: Any, allowed: frozenset[str] | None) -> Any:
+    shown = f"the field {name!r}" if _FIELD_NAME.match(name) else "a field of the body"
+    if allowed is not None and name not in allowed:
+        raise _bad_request(f"{shown} is not one that this server accepts", code="unknown_field")
+    problem = find_json_problem({name: value})
+    if problem is not None:
+        raise _bad_request(f"{shown} is invalid: {problem}")
+    return value
+
+
 def _get_text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
@@ -158,5 +227,5 @@ def _get_text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def _bad_request(problem: str) -> RequestRejected:
-    return RequestRejected(400, "bad_request", problem)
+def _bad_request(problem: str, code: str = "bad_request") -> RequestRejected:
+    return RequestRejected(400, code, problem)

@@ -6,15 +6,18 @@ import contextlib
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import cast
 
 import anyio
 import anyio.lowlevel
 from starlette.types import Message, Receive, Scope, Send
 
-from .backends import Backend, BackendError
+from cromicle_sdk._core.response import FINISH_REASON_HEADER
+
+from .backends import Backend, BackendError, BackendRequest, Chunks
 from .errors import ErrorResponse, RequestRejected
 from .middleware import get_request_id
 from .observability import TRUNCATED
@@ -115,10 +118,14 @@ class StreamedReply:
     500, or that of a `BackendError`. A later failure raises `ResponseTruncated`, as does a client
     that reads nothing for `SEND_SECONDS`. When the client disconnects, the backend is cancelled
     immediately. Raises `RequestRejected` if `concurrency` has no free slot.
+
+    `request` is None for a backend that does not take one. Otherwise its finish reason is sent as
+    a trailer where the ASGI server has the extension for trailers.
     """
 
     backend: Backend
     prompt: str = field(repr=False)
+    request: BackendRequest | None
     concurrency: ConcurrencyLimit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +149,7 @@ class StreamedReply:
         The slot is released before the last message is sent: the client may send its next request
         as soon as it has received it.
         """
-        chunks = _Chunks(self.backend, self.prompt, get_request_id(scope))
+        chunks = _Chunks(self, get_request_id(scope))
         try:
             try:
                 first = await chunks.receive()
@@ -153,7 +160,8 @@ class StreamedReply:
                 )
                 await response(scope, receive, send)
                 return False
-            return await _send_reply(chunks, first, send, slot)
+            trailers = self.request if _has_trailers(scope) else None
+            return await _send_reply(chunks, first, send, slot, trailers)
         except _SendTimeout:
             return True
         except OSError:
@@ -167,9 +175,8 @@ class StreamedReply:
 class _Chunks:
     """The chunks of a backend as non-empty bytes. Exceptions are logged and converted."""
 
-    def __init__(self, backend: Backend, prompt: str, request_id: str) -> None:
-        self._backend = backend
-        self._prompt = prompt
+    def __init__(self, reply: StreamedReply, request_id: str) -> None:
+        self._reply = reply
         self._request_id = request_id
         self._iterator: AsyncIterator[str] | None = None
         self._has_started = False
@@ -178,7 +185,7 @@ class _Chunks:
         """The next chunk, None at the end. Raises `BackendError` for any exception."""
         try:
             if self._iterator is None:
-                self._iterator = await _open(self._backend, self._prompt)
+                self._iterator = await _open(self._reply)
             async for chunk in self._iterator:
                 if data := _encode(chunk):
                     self._has_started = True
@@ -203,8 +210,13 @@ class _Chunks:
             _log_exception(error, self._request_id)
 
 
-async def _open(backend: Backend, prompt: str) -> AsyncIterator[str]:
-    iterator = backend(prompt)
+async def _open(reply: StreamedReply) -> AsyncIterator[str]:
+    iterator: Chunks
+    if reply.request is None:
+        iterator = cast("Callable[[str], Chunks]", reply.backend)(reply.prompt)
+    else:
+        backend = cast("Callable[[str, BackendRequest], Chunks]", reply.backend)
+        iterator = backend(reply.prompt, reply.request)
     if inspect.isawaitable(iterator):
         iterator = await iterator
     return aiter(iterator)
@@ -229,15 +241,32 @@ def _with_timeout(send: Send) -> Send:
     return send_with_timeout
 
 
+def _has_trailers(scope: Scope) -> bool:
+    """Whether the ASGI server has the extension for trailers, and for this request."""
+    return "http.response.trailers" in (scope.get("extensions") or {})
+
+
 async def _send_reply(
-    chunks: _Chunks, first: bytes | None, send: Send, slot: contextlib.ExitStack
+    chunks: _Chunks,
+    first: bytes | None,
+    send: Send,
+    slot: contextlib.ExitStack,
+    trailers: BackendRequest | None,
 ) -> bool:
-    """Send headers and chunks; returns True if the backend failed after the first chunk."""
+    """Send headers and chunks; returns True if the backend failed after the first chunk.
+
+    `trailers` has the finish reason in the end; None for a response without trailers.
+    """
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    if trailers is not None:
+        # The backend may set its finish reason until its end, so the head only announces it.
+        headers.append((b"trailer", FINISH_REASON_HEADER.encode()))
     await send(
         {
             "type": "http.response.start",
             "status": 200,
-            "headers": [(b"content-type", b"text/plain; charset=utf-8")],
+            "headers": headers,
+            "trailers": trailers is not None,
         }
     )
     data = first
@@ -255,6 +284,10 @@ async def _send_reply(
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     slot.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+    if trailers is not None:
+        reason = trailers.finish_reason
+        fields = [] if reason is None else [(FINISH_REASON_HEADER.encode(), reason.encode())]
+        await send({"type": "http.response.trailers", "headers": fields, "more_trailers": False})
     return False
 
 

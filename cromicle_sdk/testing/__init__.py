@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .connection import Connection, DisconnectedError
     from .faulty_server import FaultyServer
     from .request import RecordedRequest
-    from .response import LAST_CHUNK, build_chunk, build_head
+    from .response import LAST_CHUNK, build_chunk, build_head, build_last_chunk
     from .script import Behaviour
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RecordedRequest",
     "build_chunk",
     "build_head",
+    "build_last_chunk",
 ]
 
 _MODULES = {
@@ -36,6 +37,7 @@ _MODULES = {
     "RecordedRequest": "request",
     "build_chunk": "response",
     "build_head": "response",
+    "build_last_chunk": "response",
 }
 
 

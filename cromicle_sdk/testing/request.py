@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cromicle_sdk._core.fields import PROTOCOL_FIELDS
+
 __all__ = ["MalformedRequestError", "RecordedRequest", "RequestHead", "read_body", "read_head"]
 
 
@@ -57,6 +59,17 @@ class RecordedRequest:
     def hash(self) -> str:
         """The hash as the client sent it, unchecked."""
         return str(self.json["hash"])
+
+    @property
+    def messages(self) -> list[dict[str, Any]] | None:
+        """The messages with their roles, unchecked; None if the client sent none."""
+        messages: list[dict[str, Any]] | None = self.json.get("messages")
+        return messages
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields beside those of the protocol, as `extra_body` of a client sends them."""
+        return {name: value for name, value in self.json.items() if name not in PROTOCOL_FIELDS}
 
 
 class _Source(Protocol):

@@ -15,6 +15,7 @@ __all__ = [
     "build_chunk",
     "build_encoded",
     "build_head",
+    "build_last_chunk",
     "has_body",
     "to_bytes",
     "to_pairs",
@@ -81,6 +82,12 @@ def build_chunk(text: str | bytes, *, size: str | int | None = None, end: bytes 
     announced = len(data) if size is None else size
     digits = announced if isinstance(announced, str) else f"{announced:x}"
     return digits.encode() + b"\r\n" + data + end
+
+
+def build_last_chunk(trailers: Headers | None = None) -> bytes:
+    """Build the end of a chunked body with trailers, for `raw()`; they are added unchecked."""
+    lines = [f"{name}: {value}\r\n" for name, value in to_pairs(trailers)]
+    return f"0\r\n{''.join(lines)}\r\n".encode()
 
 
 def build_encoded(text: str | bytes, *, coding: str, size: int | None = None) -> bytes:

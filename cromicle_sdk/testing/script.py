@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
+from cromicle_sdk._core.response import FINISH_REASON_HEADER
+
 from .connection import Connection
 from .request import RecordedRequest
 from .response import (
@@ -15,6 +17,7 @@ from .response import (
     build_chunk,
     build_encoded,
     build_head,
+    build_last_chunk,
     has_body,
     to_bytes,
     to_pairs,
@@ -71,6 +74,7 @@ class Script:
         headers: Headers | None = None,
         length: Literal["chunked", "exact", "none"] | int = "chunked",
         bom: bool = False,
+        finish_reason: str | None = None,
         close: bool = False,
     ) -> Self:
         """Reply with `text`, or with `chunks` (without empty ones) `delay` seconds apart.
@@ -80,8 +84,13 @@ class Script:
         "exact", a correct content-length; "none", a body that ends with the connection; or a
         number, a content-length of your own: the connection closes after a body that is
         shorter, and a longer body is sent whole. `bom` adds a byte order mark at the start.
+        `finish_reason` is sent unchecked as the trailer `x-finish-reason` after the last chunk.
         `close` sends `connection: close` and closes the connection.
+
+        Raises `ValueError` for `finish_reason` with a framing that has no trailers.
         """
+        if finish_reason is not None and length != "chunked":
+            raise ValueError("finish_reason takes the length 'chunked'.")
         parts = [to_bytes(part) for part in ([text] if chunks is None else chunks)]
         if bom:
             parts[:1] = [_BOM + b"".join(parts[:1])]
@@ -92,10 +101,15 @@ class Script:
             status,
             content_type=content_type,
             length=announced,
-            headers=[*to_pairs(headers), *([("connection", "close")] if close else [])],
+            headers=[
+                *to_pairs(headers),
+                *([] if finish_reason is None else [("trailer", FINISH_REASON_HEADER)]),
+                *([("connection", "close")] if close else []),
+            ],
         )
+        trailers = {} if finish_reason is None else {FINISH_REASON_HEADER: finish_reason}
         body = space_out([_frame(part, length) for part in parts if part], delay, gate)
-        last = (LAST_CHUNK,) if length == "chunked" else ()
+        last = (build_last_chunk(trailers),) if length == "chunked" else ()
         end: End = "close" if close or is_short or length == "none" else "keep"
         return self._append(ScriptedResponse(steps=(head, *body, *last), end=end))
 

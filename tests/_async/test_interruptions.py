@@ -486,7 +486,8 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
     network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), in_one_piece=True)
-    network._socket = sock
+    if sock is not None:
+        network._set_socket(sock)
     return network
 
 

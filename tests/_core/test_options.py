@@ -327,6 +327,10 @@ def test_timeout_and_retry_are_values() -> None:
         ({"strict": None}, "strict: expected True or False, not NoneType"),
         ({"headers": [("a", "b")]}, "headers: expected a mapping of str to str, not list"),
         ({"headers": "a: b"}, "headers: expected a mapping of str to str, not str"),
+        ({"extra_body": ["seed"]}, "extra_body: expected a mapping of str to JSON values, not"),
+        ({"extra_body": {"token": CANARY}}, "extra_body: the protocol sets the field 'token'"),
+        ({"send_messages": 1}, "send_messages: expected True or False, not int"),
+        ({"send_messages": None}, "send_messages: expected True or False, not NoneType"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
@@ -479,6 +483,33 @@ def test_call_options() -> None:
     assert options == build_options(headers={"a": "1", "b": "2"})
 
 
+def test_the_extra_body_of_a_call_is_added_to_that_of_the_view_and_the_client() -> None:
+    client = build_options(extra_body={"seed": 1, "stop": ["a", "b"], "top_p": 0.5})
+    view = client.with_view_options({"extra_body": {"stop": "c", "top_p": 1}})
+    call = view.with_call_options({"extra_body": {"top_p": 0.9, "user": "x"}})
+    assert call.extra_body.json_by_name == {
+        "seed": "1",
+        "stop": '"c"',
+        "top_p": "0.9",
+        "user": '"x"',
+    }
+    assert view.with_call_options({"extra_body": None}).extra_body == view.extra_body
+    assert client.extra_body.json_by_name["stop"] == '["a","b"]'
+
+
+def test_send_messages_of_a_call_overrides_that_of_the_client() -> None:
+    options = build_options(send_messages=True)
+    assert options.send_messages
+    assert not options.with_call_options({"send_messages": False}).send_messages
+    assert build_options().with_view_options({"send_messages": True}).send_messages
+
+
+def test_the_repr_of_options_shows_no_value_of_extra_body() -> None:
+    shown = repr(build_options(extra_body={"seed": 4711, "user": "private"}))
+    assert "seed, user" in shown
+    assert "private" not in shown
+
+
 def test_a_number_for_one_call_keeps_total_and_pool_of_the_client() -> None:
     options = build_options(timeout=Timeout(connect=1, total=30, pool=7))
     changed = options.with_call_options({"timeout": 5}).timeout
@@ -500,6 +531,9 @@ def test_headers_of_none_for_one_call_keep_those_of_the_client() -> None:
         ({"strict": "no"}, "strict: "),
         ({"headers": {"host": "x"}}, "headers: "),
         ({"headers": "a: b"}, "headers: "),
+        ({"extra_body": {"hash": 1}}, "extra_body: the protocol sets the field 'hash'"),
+        ({"extra_body": {"x": {1}}}, "extra_body: the field 'x' is not JSON: "),
+        ({"send_messages": "no"}, "send_messages: "),
         (
             {"token": Secret(CANARY)},
             "token: a call has no such option; the options are timeout,",

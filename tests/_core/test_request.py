@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from cromicle_sdk import __version__
 from cromicle_sdk._core.errors import InvalidMessageError
-from cromicle_sdk._core.messages import Messages
+from cromicle_sdk._core.fields import PROTOCOL_FIELDS
+from cromicle_sdk._core.messages import Message, Messages, format_prompt
 from cromicle_sdk._core.options import Options, Retry, Timeout
 from cromicle_sdk._core.request import Request, build_request, hash_prompt
 from cromicle_sdk._core.secrets import Secret
@@ -33,6 +34,8 @@ def build_options(
     base_url: str = "https://server.test/api",
     token: str = CANARY,
     headers: dict[str, str] | None = None,
+    extra_body: dict[str, Any] | None = None,
+    send_messages: bool = False,
 ) -> Options:
     return Options.build(
         base_url=base_url,
@@ -42,6 +45,8 @@ def build_options(
         max_reply_bytes=1000,
         strict=True,
         headers=headers,
+        extra_body=extra_body,
+        send_messages=send_messages,
     )
 
 
@@ -86,6 +91,54 @@ def test_the_exact_bytes_of_a_body() -> None:
             '{"message":"Grüße\\n\\\\ 😀\\u0000\u2028/","token":"tö\\"","hash":"' + digest + '"}'
         ).encode()
     )
+
+
+def test_extensions_follow_the_three_fields() -> None:
+    conversation = [
+        {"role": "system", "content": [{"type": "text", "text": 'An "a"'}]},
+        {"role": "User", "content": "ü\n"},
+    ]
+    request = build(
+        iter(conversation), extra_body={"seed": 1, 'ö"': [None, "ü"]}, send_messages=True
+    )
+    prompt = 'System: An "a"\nUser: ü\n\nAssistant:'
+    assert (
+        request.body
+        == (
+            '{"message":"System: An \\"a\\"\\nUser: ü\\n\\nAssistant:",'
+            f'"token":"{CANARY}","hash":"{hash_prompt(CANARY, prompt)}",'
+            '"messages":[{"role":"system","content":"An \\"a\\""},'
+            '{"role":"User","content":"ü\\n"}],'
+            '"seed":1,"ö\\"":[null,"ü"]}'
+        ).encode()
+    )
+
+
+def test_a_text_is_sent_as_one_message_of_the_user() -> None:
+    fields = json.loads(build("System: x", send_messages=True).body)
+    assert fields["message"] == "System: x"
+    assert fields["messages"] == [{"role": "user", "content": "System: x"}]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "USER", "x_1"]), TEXT), min_size=1),
+    st.dictionaries(TEXT, st.none() | TEXT | st.lists(st.integers())),
+)
+def test_what_is_sent_is_what_the_server_takes(
+    messages: list[tuple[str, str]], extra_body: dict[str, Any]
+) -> None:
+    conversation: list[Message] = [{"role": role, "content": text} for role, text in messages]
+    extra_body = {name: extra_body[name] for name in extra_body.keys() - PROTOCOL_FIELDS}
+    try:
+        body = build(conversation, extra_body=extra_body, send_messages=True).body
+    except InvalidMessageError:
+        assert not format_prompt(conversation).strip()
+        return
+    fields = json.loads(body)
+    assert list(fields)[:4] == ["message", "token", "hash", "messages"]
+    assert format_prompt(fields["messages"]) == fields["message"]
+    assert fields["messages"] == conversation
+    assert {name: fields[name] for name in list(fields)[4:]} == extra_body
 
 
 def test_messages_become_the_prompt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.messages import format_prompt
-from cromicle_sdk.server import Backend, echo_backend
+from cromicle_sdk.server import echo_backend
 
 # A prompt is UTF-8, which has no surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -22,7 +23,7 @@ WORDY = st.lists(st.sampled_from(["word", "é", " ", "\n", "\t", "\u2003", "User
 )
 
 
-def collect(backend: Backend, prompt: str) -> tuple[list[str], float]:
+def collect(backend: Callable[[str], Any], prompt: str) -> tuple[list[str], float]:
     """The chunks, and the seconds they took on a clock that skips every sleep."""
 
     async def main() -> tuple[list[str], float]:

@@ -23,7 +23,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from cromicle_sdk import Client, IncompleteReplyError, Retry
-from cromicle_sdk.server import Backend, LocalServer, create_app
+from cromicle_sdk.server import Backend, BackendRequest, LocalServer, create_app
 from cromicle_sdk.server import response as _response
 
 PATIENCE = 20.0
@@ -128,6 +128,17 @@ def test_a_complete_reply(log: Log) -> None:
     assert seen["cromicle_first_text_seconds_count"] == 1
     assert seen["cromicle_reply_seconds_count"] == 1
     assert seen["cromicle_reply_characters_total"] == 12
+
+
+def test_a_reply_with_trailers_is_complete(log: Log) -> None:
+    async def stop(prompt: str, request: BackendRequest) -> AsyncIterator[str]:
+        yield prompt
+        request.finish_reason = "stop"
+
+    with LocalServer(stop) as server, Client(base_url=server.base_url) as client:
+        assert client.chat("hi").finish_reason == "stop"
+        (line,) = log.wait(1)
+    assert (line["bytes"], line["end"]) == ("2", "complete")
 
 
 def test_a_reply_in_progress_and_a_client_that_disconnects(log: Log, gate: Gate) -> None:
@@ -282,7 +293,7 @@ def test_an_exception_of_the_app(log: Log, monkeypatch: pytest.MonkeyPatch) -> N
     async def fail(*args: Any, **options: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("cromicle_sdk.server.app.receive_prompt", fail)
+    monkeypatch.setattr("cromicle_sdk.server.app.receive_chat_request", fail)
     with LocalServer() as server:
         assert post(server.base_url).status_code == 500
         (line,) = log.wait(1)
@@ -293,11 +304,25 @@ def test_an_exception_of_the_app(log: Log, monkeypatch: pytest.MonkeyPatch) -> N
 def test_log_and_metrics_hold_no_token_hash_or_prompt(
     log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with LocalServer(token="s3cret") as server:
+    async def fail(prompt: str, request: BackendRequest) -> AsyncIterator[str]:
+        yield prompt
+        raise RuntimeError(request, request.messages, request.options)
+
+    messages = [{"role": "user", "content": "a private prompt"}]
+    with LocalServer(fail, token="s3cret", allow_options=["user"]) as server:
         body = sign("a private prompt", "s3cret")
-        httpx.post(server.base_url + "/chat", json=body)
+        more: dict[str, Any] = {**body, "messages": messages, "user": "private"}
+        for extra in ({}, {"seed": "private"}, {"user": "private\ud800"}):
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                answer = httpx.post(
+                    server.base_url + "/chat",
+                    content=json.dumps({**more, **extra}),
+                    headers={"content-type": "application/json"},
+                )
+                assert answer.status_code == 400
+                assert "private" not in answer.text
         text = httpx.get(server.base_url + "/metrics").text
-        log.wait(2)
+        log.wait(4)
     for word in ("s3cret", "private", body["hash"]):
         assert word not in text
         assert word not in "".join(r.getMessage() for r in caplog.records if "cromicle" in r.name)

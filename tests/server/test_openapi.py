@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cromicle_sdk.server import create_app
+from cromicle_sdk.server import BackendRequest, create_app
 from cromicle_sdk.server.openapi import build_openapi
 
 BODIES = 10_000 if os.environ.get("CROMICLE_STRESS") == "full" else 1000
@@ -38,6 +38,21 @@ def test_the_app_describes_itself() -> None:
     assert description == {**build_openapi(metrics=True), "servers": [{"url": "/"}]}
     assert description["openapi"] == "3.1.0"
     assert set(description["paths"]) == {"/chat", "/health", "/metrics", "/openapi.json"}
+
+
+@pytest.mark.parametrize(
+    ("allow_options", "names", "others"),
+    [(False, set(), False), (["top_p", "seed"], {"top_p", "seed"}, False), (True, set(), True)],
+)
+def test_the_app_describes_the_fields_that_it_takes(
+    allow_options: Any, names: set[str], others: bool
+) -> None:
+    description = get("/openapi.json", backend=tell, allow_options=allow_options).json()
+    schema = description["components"]["schemas"]["Chat"]
+    assert set(schema["properties"]) == {"message", "token", "hash", "messages", *names}
+    assert schema["additionalProperties"] is others
+    said = description["paths"]["/chat"]["post"]["responses"]["200"]["description"]
+    assert "x-finish-reason" in said
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/openapi.json"])
@@ -68,9 +83,15 @@ def break_field(fields: dict[str, Any], name: str, value: Any) -> dict[str, Any]
 
 
 SIGNED = TEXT.map(sign)
-FIELDS = st.sampled_from(["message", "token", "hash", "model", ""])
+FIELDS = st.sampled_from(["message", "token", "hash", "messages", "model", ""])
 ALMOST = st.builds(break_field, SIGNED, FIELDS, JSON)
-AS_JSON = (SIGNED | ALMOST | JSON).map(lambda value: json.dumps(value).encode())
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "Ü", "a b"]), "content": TEXT})
+)
+WITH_MESSAGES = st.builds(break_field, SIGNED, st.just("messages"), MESSAGES) | st.builds(
+    lambda text: break_field(sign(text), "messages", [{"role": "user", "content": text}]), TEXT
+)
+AS_JSON = (SIGNED | ALMOST | WITH_MESSAGES | JSON).map(lambda value: json.dumps(value).encode())
 TRUNCATED = st.builds(lambda body, end: body[:end], AS_JSON, st.integers(0, 200))
 BODY = AS_JSON | TRUNCATED | st.binary() | st.binary(min_size=1000, max_size=3000)
 CONTENT_TYPE = st.sampled_from(
@@ -82,7 +103,13 @@ async def echo(prompt: str) -> AsyncIterator[str]:
     yield prompt
 
 
-@given(body=BODY, content_type=CONTENT_TYPE)
+async def tell(prompt: str, request: BackendRequest) -> AsyncIterator[str]:
+    # What a backend may do with it.
+    json.dumps([request.messages, dict(request.options)], ensure_ascii=False).encode()
+    yield prompt
+
+
+@given(body=BODY, content_type=CONTENT_TYPE, allow_options=st.booleans())
 @settings(
     max_examples=BODIES,
     deadline=None,
@@ -90,10 +117,11 @@ async def echo(prompt: str) -> AsyncIterator[str]:
 )
 @pytest.mark.timeout(1200)
 def test_every_body_gets_a_described_response(
-    body: bytes, content_type: str, caplog: pytest.LogCaptureFixture
+    body: bytes, content_type: str, allow_options: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> httpx.Response:
-        app = create_app(echo, max_request_bytes=2000)
+        backend = tell if allow_options else echo
+        app = create_app(backend, max_request_bytes=2000, allow_options=allow_options)
         # Exceptions of the app are raised here.
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:

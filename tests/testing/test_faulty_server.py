@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import pytest
@@ -26,6 +26,7 @@ from cromicle_sdk.testing import (
     RecordedRequest,
     build_chunk,
     build_head,
+    build_last_chunk,
 )
 
 if TYPE_CHECKING:
@@ -131,6 +132,17 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
         "byte order mark",
         lambda s: s.reply("a", bom=True),
         HEAD + b"4\r\n\xef\xbb\xbfa\r\n" + LAST_CHUNK,
+    ),
+    (
+        "finish reason",
+        lambda s: s.reply("Hello", finish_reason="length"),
+        headed("transfer-encoding: chunked\r\ntrailer: x-finish-reason")
+        + b"5\r\nHello\r\n0\r\nx-finish-reason: length\r\n\r\n",
+    ),
+    (
+        "trailers",
+        lambda s: s.raw(build_last_chunk([("a", "1"), ("a", "2")]) + build_last_chunk()),
+        b"0\r\na: 1\r\na: 2\r\n\r\n" + LAST_CHUNK,
     ),
     ("mark alone", lambda s: s.reply(chunks=[], bom=True), HEAD + in_chunks("\ufeff") + LAST_CHUNK),
     (
@@ -281,6 +293,12 @@ def test_a_cut_inside_a_chunk_needs_a_chunk() -> None:
         FaultyServer().cut(inside_chunk=True)
     with pytest.raises(ValueError, match="inside_chunk"):
         FaultyServer().cut("Hello", inside_chunk=True, framing="length")
+
+
+@pytest.mark.parametrize("length", ["exact", "none", 5])
+def test_a_finish_reason_needs_chunks(length: Any) -> None:
+    with pytest.raises(ValueError, match="finish_reason"):
+        FaultyServer().reply("Hello", length=length, finish_reason="length")
 
 
 @pytest.mark.parametrize("after", [None, "", "Hello"])
@@ -564,6 +582,16 @@ def test_a_request_is_recorded(server: FaultyServer) -> None:
     assert request == server.requests[0]
     assert isinstance(hash(request), int)
     assert "canary" not in repr(request) + repr(server)
+
+
+def test_a_request_has_its_messages_and_options(server: FaultyServer) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    fields = {"message": "Hi", "token": "canary", "hash": "1f", "messages": messages, "seed": 1}
+    httpx.post(server.base_url, json=fields)
+    post(server)
+    extended, plain = server.requests
+    assert (extended.messages, extended.options) == (messages, {"seed": 1})
+    assert (plain.messages, plain.options) == (None, {})
 
 
 def test_requests_is_a_copy(server: FaultyServer) -> None:

@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's h11 protocol with time limits, and without loggers of its own."""
+"""One HTTP connection: uvicorn's h11 protocol with time limits and trailers, without loggers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from http import HTTPStatus
 from typing import Any, Literal, cast
 
 import h11
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cromicle_sdk.server import response as _response
 from cromicle_sdk.server.errors import ErrorResponse
 from cromicle_sdk.server.observability import TRUNCATED
 from cromicle_sdk.server.response import is_truncation
+
+from .trailers import TrailersApp, TrailersConnection
 
 __all__ = ["Connection"]
 
@@ -33,7 +36,7 @@ MAX_PIPELINED_BYTES = 64 * 1024
 
 
 class Connection(H11Protocol):
-    """uvicorn's h11 protocol with time limits for requests, its own logger and no access log.
+    """uvicorn's h11 protocol with time limits for requests, trailers and its own logger.
 
     A request whose headers or body are not complete in time is answered with a 408 if a response
     can still be sent, and the connection is closed. A connection is also closed if the client
@@ -45,6 +48,9 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        connection = TrailersConnection()
+        self.conn: h11.Connection = connection
+        self.app: Any = TrailersApp(cast("ASGIApp", self.app), connection)
         self.access_log = False
         self.logger: logging.Logger = logging.getLogger("cromicle_sdk.server.http")
         self.logger.addFilter(_is_not_truncation)

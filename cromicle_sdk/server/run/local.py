@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 
 from starlette.types import ASGIApp
@@ -34,8 +35,9 @@ class LocalServer:
         print(server.base_url)      # http://127.0.0.1:49152, a free port
     ```
 
-    `backend`, `token` and `max_request_bytes` are the options of `create_app`; alternatively,
-    `app` is any ASGI app. `host` and `port` are the address to listen on; port 0 is any free port.
+    `backend`, `token`, `max_request_bytes` and `allow_options` are the options of `create_app`;
+    alternatively, `app` is any ASGI app. `host` and `port` are the address to listen on; port 0 is
+    any free port.
 
     The server has its own event loop, so blocking, asyncio and trio clients in the same process
     can connect to it. Stopping takes a fraction of a second and truncates replies in progress.
@@ -51,10 +53,17 @@ class LocalServer:
         app: ASGIApp | None = None,
         token: str | None = None,
         max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+        allow_options: bool | Iterable[str] = False,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self._app = resolve_app(backend, app, token=token, max_request_bytes=max_request_bytes)
+        self._app = resolve_app(
+            backend,
+            app,
+            token=token,
+            max_request_bytes=max_request_bytes,
+            allow_options=allow_options,
+        )
         check_host(host)
         check_count("port", port, minimum=0, maximum=65535)
         check_exposure(host, well_known_token=has_well_known_token(self._app))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
 from starlette.applications import Starlette
@@ -39,15 +39,16 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+    allow_options: bool | Iterable[str] = False,
     grace: float = GRACE_SECONDS,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
 
     `app_or_backend` is an app of `create_app`, which has its own token and limits, or a backend
-    (an echo by default), for which `token` and `max_request_bytes` are the options of
-    `create_app`. Port 0 is any free port. `on_ready` is called once with the base URL, as soon as
-    clients can connect.
+    (an echo by default), for which `token`, `max_request_bytes` and `allow_options` are the
+    options of `create_app`. Port 0 is any free port. `on_ready` is called once with the base URL,
+    as soon as clients can connect.
 
     After Ctrl-C no new connection is accepted. Replies in progress have `grace` seconds to
     complete, or until a second Ctrl-C; then they are truncated. SIGTERM does the same and then
@@ -61,10 +62,15 @@ def serve(
     Raises `ConfigurationError`, which names the invalid option, before anything else, and
     `OSError` if the address cannot be bound.
     """
-    if isinstance(app_or_backend, Starlette):
-        app = resolve_app(None, app_or_backend, token=token, max_request_bytes=max_request_bytes)
-    else:
-        app = resolve_app(app_or_backend, None, token=token, max_request_bytes=max_request_bytes)
+    given = (
+        (None, app_or_backend) if isinstance(app_or_backend, Starlette) else (app_or_backend, None)
+    )
+    app = resolve_app(
+        *given,
+        token=token,
+        max_request_bytes=max_request_bytes,
+        allow_options=allow_options,
+    )
     check_host(host)
     check_count("port", port, minimum=0, maximum=65535)
     check_exposure(host, well_known_token=has_well_known_token(app))

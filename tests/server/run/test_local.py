@@ -412,7 +412,7 @@ class TestStartAndStop:
     def test_a_process_that_never_calls_stop_exits_silently(self) -> None:
         code = "from cromicle_sdk.server import LocalServer; print(LocalServer().start().base_url)"
         ended = subprocess.run(
-            [sys.executable, "-W", "error", "-X", "dev", "-c", code],
+            [sys.executable, "-W", "error", "-c", code],
             capture_output=True,
             text=True,
             timeout=60,
@@ -483,7 +483,13 @@ class TestOptions:
         LocalServer(host="0.0.0.0", app=app)
 
     @pytest.mark.parametrize(
-        "options", [{"token": "t"}, {"max_request_bytes": 5}, {"backend": Gate()}]
+        "options",
+        [
+            {"token": "t"},
+            {"max_request_bytes": 5},
+            {"backend": Gate()},
+            {"allow_options": ["seed"]},
+        ],
     )
     def test_options_of_create_app_are_rejected_with_an_app(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match="create_app"):

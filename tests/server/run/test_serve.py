@@ -21,8 +21,9 @@ import anyio.to_thread
 import httpx
 import pytest
 
+from cromicle_sdk import Client, Reply
 from cromicle_sdk._core.errors import ConfigurationError
-from cromicle_sdk.server import TokenFile, create_app, serve
+from cromicle_sdk.server import BackendRequest, TokenFile, create_app, serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
 
@@ -89,6 +90,24 @@ def test_serve_returns_after_ctrl_c(served: list[Any], options: dict[str, Any], 
     serve_while(user, *served, **options)
     assert replies == ["hello"]
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_serve_takes_options_and_sends_the_finish_reason() -> None:
+    async def repeat(prompt: str, request: BackendRequest) -> AsyncIterator[str]:
+        for _ in range(request.options["times"]):
+            yield prompt
+        request.finish_reason = "length"
+
+    replies: list[Reply] = []
+
+    def user(base_url: str) -> None:
+        with Client(base_url=base_url, token="abc", extra_body={"times": 2}) as client:
+            replies.append(client.chat("hello"))
+        press_ctrl_c()
+
+    serve_while(user, repeat, allow_options=["times"])
+    (reply,) = replies
+    assert (reply.text, reply.finish_reason) == ("hellohello", "length")
 
 
 class Gate:
@@ -188,7 +207,7 @@ def test_the_process_exits_silently_on_a_signal(number: int, status: int) -> Non
         "serve(port=0, on_ready=lambda url: print(url, flush=True))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-X", "dev", "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,87 @@
+"""The ASGI extension `http.response.trailers`, which uvicorn's h11 protocol does not have."""
+
+from __future__ import annotations
+
+import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["TrailersApp", "TrailersConnection"]
+
+_EXTENSION = "http.response.trailers"
+
+
+class TrailersConnection(h11.Connection):
+    """h11's side of the server, whose next message ends with the trailers that were set for it."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER)
+        self._trailers: list[tuple[bytes, bytes]] = []
+
+    def set_trailers(self, trailers: list[tuple[bytes, bytes]]) -> None:
+        """Send these at the end of the response in progress."""
+        self._trailers = trailers
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """The bytes of an event: `send` of h11 joins them."""
+        if isinstance(event, h11.EndOfMessage) and self._trailers:
+            trailers, self._trailers = self._trailers, []
+            event = h11.EndOfMessage(headers=trailers)
+        return super().send_with_data_passthrough(event)
+
+
+class TrailersApp:
+    """Adds the extension for trailers to the scope of `app`, and implements it.
+
+    Only a chunked response has trailers (RFC 9112, section 7.1.2); those of any other response are
+    discarded, which its recipient may do as well (RFC 9110, section 6.5.1).
+    """
+
+    def __init__(self, app: ASGIApp, connection: TrailersConnection) -> None:
+        self._app = app
+        self._connection = connection
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["http_version"] != "1.1":
+            await self._app(scope, receive, send)
+            return
+        response = _Response(self._connection, send, is_head=scope["method"] == "HEAD")
+        scope["extensions"] = {_EXTENSION: {}}
+        await self._app(scope, receive, response.send)
+        await response.finish()
+
+
+class _Response:
+    """One response: holds back the end of its body until its trailers are known."""
+
+    def __init__(self, connection: TrailersConnection, send: Send, *, is_head: bool) -> None:
+        self._connection = connection
+        self._send = send
+        self._is_head = is_head
+        self._has_trailers = False
+        self._is_held = False
+        self._trailers: list[tuple[bytes, bytes]] = []
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == _EXTENSION:
+            self._trailers.extend(message.get("headers", ()))
+            if not message.get("more_trailers", False):
+                await self.finish()
+            return
+        if kind == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            has_body = not self._is_head and message["status"] not in (204, 304)
+            is_chunked = has_body and b"content-length" not in names
+            self._has_trailers = message.get("trailers", False) and is_chunked
+        elif self._has_trailers and not message.get("more_body", False):
+            self._is_held = True
+            message = {**message, "more_body": True}
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """Complete a response whose body is complete. Does nothing for any other."""
+        if not self._is_held:
+            return
+        self._is_held = self._has_trailers = False
+        self._connection.set_trailers(self._trailers)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,329 @@
+"""Waiting for a socket on asyncio and uvloop, where it may stay registered with the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import socket
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from cromicle_sdk._async.concurrency import CancelHandle, SocketReader
+from cromicle_sdk._http.sockets import ClosedByCaller
+
+LOOPS: dict[str, Callable[[], Any]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> Iterator[Any]:
+    loop = LOOPS[request.param]()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with near, far:
+        yield near, far
+
+
+def receive(reader: SocketReader, timeout: float | None = 20) -> Awaitable[bytes | OSError | None]:
+    return reader.receive(100, timeout, CancelHandle())
+
+
+def test_bytes_and_ends_are_seen(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        for text in (b"one", b"two"):
+            loop.call_soon(far.send, text)
+            assert await receive(reader) == text
+        loop.call_soon(far.close)
+        assert await receive(reader, None) == b""
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+@pytest.mark.parametrize("timeouts", [(20, 0.1), (0.1, 0.2), (0.1, 0.1)])
+def test_each_wait_has_its_own_timeout(
+    timeouts: tuple[float, float], loop: Any, pair: Pair
+) -> None:
+    near, far = pair
+    first, second = timeouts
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        assert await receive(reader, first)
+        started = time.monotonic()
+        assert not await receive(reader, second)
+        assert time.monotonic() - started > second - 0.01
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_wait_without_a_limit_outlasts_the_timer_of_the_one_before(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        assert await receive(reader, 0.05)
+        loop.call_later(0.2, far.send, b"y")
+        assert await receive(reader, None)
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_timer_may_end_when_nothing_waits(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        assert await receive(reader, 0.05)
+        await asyncio.sleep(0.1)
+        assert not await receive(reader, 0.05)
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_bytes_that_nothing_waits_for_do_not_keep_the_loop_busy(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        assert await receive(reader)
+        far.send(b"y")
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert not loop.remove_reader(near.fileno()), "it is still registered"
+        assert await receive(reader) == b"y"
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_the_loop_may_call_too_early_and_too_often(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+
+        def notify() -> None:
+            reader._notify()
+            far.send(b"x")
+            reader._notify()
+            far.send(b"y")
+            reader._notify()
+
+        loop.call_soon(notify)
+        assert [await receive(reader), await receive(reader)] == [b"x", b"y"]
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_an_error_comes_after_the_bytes(loop: Any) -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            near = socket.create_connection(listener.getsockname())
+            near.setblocking(False)
+            far, _ = listener.accept()
+            reader = SocketReader(near)
+            far.send(b"x")
+            assert await receive(reader) == b"x"
+            # What makes `close` send a reset.
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            loop.call_soon(far.close)
+            assert isinstance(await receive(reader), ConnectionResetError)
+            reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_close_ends_the_wait_and_frees_the_descriptor(loop: Any, pair: Pair) -> None:
+    near, _far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        number = near.fileno()
+        loop.call_later(0.05, reader.close)
+        with pytest.raises(ClosedByCaller):
+            await receive(reader)
+        assert near.fileno() == -1
+        assert not loop.remove_reader(number)
+
+    loop.run_until_complete(scenario())
+
+
+def test_another_thread_closes_it(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        assert await receive(reader)
+        number = near.fileno()
+        thread = threading.Thread(target=reader.close)
+        thread.start()
+        thread.join()
+        assert far.recv(1) == b"", "the peer sees the end at once"
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert near.fileno() == -1
+        assert not loop.remove_reader(number)
+
+    loop.run_until_complete(scenario())
+
+
+def test_another_thread_closes_it_as_its_loop_ends(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = pair
+    reader = SocketReader(near)
+
+    def call_soon_threadsafe(*arguments: object) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    async def scenario() -> None:
+        far.send(b"x")
+        assert await receive(reader)
+        thread = threading.Thread(target=reader.close)
+        thread.start()
+        thread.join()
+
+    loop = asyncio.SelectorEventLoop()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", call_soon_threadsafe)
+    loop.run_until_complete(scenario())
+    assert near.fileno() == -1
+    loop.close()
+
+
+@pytest.mark.parametrize("is_loop_closed", [False, True])
+def test_it_is_closed_after_its_loop_has_stopped(
+    is_loop_closed: bool, loop: Any, pair: Pair
+) -> None:
+    near, far = pair
+    reader = SocketReader(near)
+    far.send(b"x")
+    assert loop.run_until_complete(receive(reader))
+    if is_loop_closed:
+        loop.close()
+    reader.close()
+    assert near.fileno() == -1
+
+
+def test_a_child_process_that_closes_it_leaves_its_parent_waiting(pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        assert await receive(reader)
+        child = os.fork()
+        if not child:
+            reader.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        far.send(b"y")
+        assert await receive(reader)
+        reader.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_handle_ends_the_wait(loop: Any, pair: Pair) -> None:
+    near, _far = pair
+
+    async def scenario() -> None:
+        reader, handle = SocketReader(near), CancelHandle()
+        loop.call_later(0.05, handle.cancel)
+        with pytest.raises(ClosedByCaller):
+            await reader.receive(100, 20, handle)
+        with pytest.raises(ClosedByCaller):
+            await reader.receive(100, 20, handle)
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_task_that_is_cancelled_leaves_the_next_wait_alone(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        with anyio.move_on_after(0.05) as scope:
+            await receive(reader)
+        assert scope.cancelled_caught
+        far.send(b"x")
+        assert await receive(reader)
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
+def test_a_registered_socket_keeps_no_context_alive(pair: Pair) -> None:
+    near, far = pair
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("of a task")
+
+    class Value:
+        pass
+
+    async def task(reader: SocketReader) -> Any:
+        value = Value()
+        variable.set(value)
+        assert await receive(reader)
+        return weakref.ref(value)
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        far.send(b"x")
+        seen = await asyncio.create_task(task(reader))
+        await asyncio.sleep(0)  # the loop drops what ran last
+        gc.collect()
+        assert seen() is None
+        reader.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_loop_that_registers_no_sockets(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = pair
+
+    def add_reader(*arguments: object) -> None:
+        raise NotImplementedError
+
+    async def scenario() -> None:
+        # As asyncio's Proactor loop on Windows.
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+        reader = SocketReader(near)
+        for _ in range(2):
+            far.send(b"x")
+            assert await receive(reader)
+        assert not await receive(reader, 0.05)
+        reader.close()
+
+    anyio.run(scenario)
