@@ -68,8 +68,5 @@ class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
                 return await step()
         except ClosedByCaller as error:
             raise convert_error(httpcore.ReadError(str(error)), self._library) from error
-        except Exception as error:
-            raised = convert_error(error, self._library)
-            if raised is error:
-                raise
-            raise raised from error
+        except Exception as error:  # noqa: BLE001 - raised as one of the library's
+            raise convert_error(error, self._library)  # noqa: B904 - it has its cause

@@ -209,7 +209,7 @@ class ResponseObserver:
         self._redact = redact
         self._status = 0
         self._headers: Sequence[tuple[bytes, bytes]] = ()
-        self._http_version = b""
+        self._http_version: bytes = b""
 
     @property
     def head(self) -> Head | None:
@@ -228,14 +228,12 @@ class ResponseObserver:
 
     def observe(self, name: str, info: dict[str, Any]) -> None:
         """An event of httpcore's, which it is about to log at DEBUG from the same dict."""
-        version, _, event = name.partition(".")
-        value = info.get("return_value")
-        if event == "receive_response_headers.complete" and isinstance(value, tuple):
-            # HTTP/1.1 has its version in front, and the reason phrase in between.
-            *_, headers = value
-            self._status = next(part for part in value if isinstance(part, int))
-            self._headers = headers
-            self._http_version = b"HTTP/2" if version == "http2" else value[0]
+        value: Any = info.get("return_value") or ()
+        if name == "http11.receive_response_headers.complete" and len(value) == 4:
+            self._http_version, self._status, _, self._headers = value
+        elif name == "http2.receive_response_headers.complete" and len(value) == 2:
+            self._http_version = b"HTTP/2"
+            self._status, self._headers = value
         if self._redact is not None and _is_logged():
             _redact_trace(info, self._redact)
 

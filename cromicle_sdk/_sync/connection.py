@@ -129,6 +129,11 @@ class Connection:
             if self._is_closed and not self._users:
                 self._network.close()
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a task or thread is inside `use`."""
+        return bool(self._users)
+
     def close(self) -> None:
         """Release the socket, without waiting.
 

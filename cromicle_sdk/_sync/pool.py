@@ -4,7 +4,8 @@
 httpcore's pool is not used. Its bookkeeping is quadratic in the requests in flight, and on asyncio
 a cancelled request can lose its slot for good (httpcore issue 1093; httpcore2 2.16 has mended
 both). Nor does it notice bytes that follow a response, which would be read as the response to the
-next request. Here a connection belongs to one exchange or is idle.
+next request. Here a connection belongs to one exchange or is idle. A second response that arrives
+after the next request has gone out is that request's by HTTP/1.1 (RFC 9112, 9.2), here as anywhere.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Pool:
             return self._handle(request)
         try:
             return self._handle(convert_request(request), library)
-        except Exception as error:
-            raise convert_error(error, library) from error
+        except Exception as error:  # noqa: BLE001 - raised as one of the library's
+            raise convert_error(error, library)  # noqa: B904 - it has its cause
 
     def _handle(
         self, request: httpcore.Request, library: ModuleType = httpcore
@@ -350,7 +351,8 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        if self._chunks is not None:
+        # An iterator that another task or thread runs is for that one to finish: it is interrupted.
+        if self._chunks is not None and (connection is None or not connection.is_in_use):
             concurrency.finish_iterator(self._chunks)
             self._chunks = None
         slot, self._slot = self._slot, None
@@ -369,12 +371,11 @@ class Exchange:
             # Another task or thread may close the response meanwhile.
             with connection.use():
                 data = self.read()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised as one of the library's
             self.abandon()
-            raised = self._convert(error)
-            if raised is error:
-                raise
-            raise raised from error
+            if self._redact is None and isinstance(error, ClosedByCaller):
+                error = httpcore.ReadError(str(error))
+            raise convert_error(error, self._library)  # noqa: B904 - as above
         except BaseException:
             # Cancelled or interrupted: some of the body may be lost.
             self.abandon()
@@ -382,11 +383,6 @@ class Exchange:
         if not data:
             raise StopIteration
         return bytes(data)
-
-    def _convert(self, error: Exception) -> Exception:
-        if self._redact is None and isinstance(error, ClosedByCaller):
-            error = httpcore.ReadError(str(error))
-        return convert_error(error, self._library)
 
     def __del__(self) -> None:
         self.abandon()

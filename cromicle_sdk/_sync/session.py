@@ -206,6 +206,11 @@ class Attempt:
         return build_head(response)
 
     @property
+    def last_head(self) -> Head | None:
+        """The last head that has arrived, where it is known; that of a proxy's response, too."""
+        return None if self._exchange is None else self._exchange.observer.head
+
+    @property
     def is_end(self) -> bool:
         """Whether the body is known to have been read to its end."""
         return self._reads_exchange and self._exchange is not None and self._exchange.is_end

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import httpcore
+import httpcore2
 import httpx
 import pytest
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
@@ -446,7 +447,17 @@ def test_an_observer_that_loses_track_does_not_call_a_connection_clean() -> None
 
 def test_an_error_of_neither_library_is_not_converted() -> None:
     error = ValueError("mine")
+    for library in (httpcore, httpcore2):
+        assert libraries.convert_error(error, library) is error
+
+
+def test_an_error_is_converted_to_that_of_the_other_library() -> None:
+    error = httpcore.ReadError("no")
     assert libraries.convert_error(error, httpcore) is error
+    converted = libraries.convert_error(error, httpcore2)
+    assert type(converted) is httpcore2.ReadError
+    assert str(converted) == "no"
+    assert converted.__cause__ is error
 
 
 def test_an_idle_runtime_is_known_to_be_over(runtime: Runtime) -> None:

@@ -408,10 +408,19 @@ async def wait_until_all_others_wait(runtime: Runtime) -> None:
     time.sleep(0.2) if runtime.is_blocking else await anyio.wait_all_tasks_blocked()
 
 
+@pytest.mark.parametrize("is_reachable", [True, False], ids=["h11", "httpcore alone"])
 def test_a_response_is_closed_while_another_task_or_thread_reads_it(
-    library: Any, runtime: Runtime, faults: FaultyServer
+    is_reachable: bool,
+    library: Any,
+    runtime: Runtime,
+    faults: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     faults.stall(after="Hel")
+    if not is_reachable:
+        for side in ("async", "sync"):
+            monkeypatch.setattr(f"cromicle_sdk._{side}.connection.find_h11", lambda _: None)
+            monkeypatch.setattr(f"cromicle_sdk._{side}.network.is_h11_reachable", lambda: False)
 
     async def scenario() -> None:
         async with open_client(library, runtime, max_connections=1) as client:
