@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import socket
 import sys
 import threading
 from collections import OrderedDict, deque
@@ -17,8 +19,12 @@ from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import Client, CromicleError, Retry, Timeout
 from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._async import connection as async_connection
+from cromicle_sdk._async import network as async_network
 from cromicle_sdk._http import sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
+from cromicle_sdk._sync import connection as sync_connection
+from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk.testing import FaultyServer
 
 ONCE = Retry(attempts=1)
@@ -337,6 +343,31 @@ def test_a_connection_that_is_dropped_is_closed(runtime: Runtime, faults: Faulty
             gc.enable()
 
     runtime.run(scenario)
+
+
+def test_a_connection_that_an_interrupt_left_half_made_is_dropped_in_silence(
+    runtime: Runtime,
+) -> None:
+    module: Any = sync_connection if runtime.is_blocking else async_connection
+    kind = module.Connection if runtime.is_blocking else module.AsyncConnection
+    kind.__new__(kind)
+
+
+def test_a_forked_child_does_not_interrupt_the_connection_of_its_parent(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = sync_network if runtime.is_blocking else async_network
+    network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
+    near, far = socket.socketpair()
+    with near, far:
+        network._set_socket(near)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            network.interrupt()
+        near.send(b"still open")
+        assert far.recv(100) == b"still open"
+        network.interrupt()
+        assert far.recv(100) == b""
 
 
 def test_a_call_that_finds_its_client_closed_says_so(

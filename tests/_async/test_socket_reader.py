@@ -81,6 +81,27 @@ def test_each_wait_has_its_own_timeout(
     loop.run_until_complete(scenario())
 
 
+def test_what_arrives_with_a_cancellation_is_kept(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader = SocketReader(near)
+        task: Any = asyncio.ensure_future(receive(reader))
+        await asyncio.sleep(0)
+        far.send(b"one")
+        # As the event loop does just before something else cancels the task.
+        reader._notify()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await receive(reader) == b"one"
+        far.send(b"two")
+        assert await receive(reader) == b"two"
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
 def test_a_wait_without_a_limit_outlasts_the_timer_of_the_one_before(loop: Any, pair: Pair) -> None:
     near, far = pair
 
