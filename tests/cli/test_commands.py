@@ -923,6 +923,21 @@ class TestGateway:
             f"a:latest, models/b, {shown} and 12 more"
         )
 
+    @pytest.mark.parametrize(("names", "known"), [((), "none"), (("a", "b"), "a, b")])
+    def test_an_unknown_model(
+        self,
+        names: tuple[str, ...],
+        known: str,
+        server: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        answer_models(server, *names)
+        _, lines = self.start(server, monkeypatch, "--model", "m")
+        assert lines[1:] == [
+            "Model m",
+            f"Warning: the model server does not list m; it has {known}",
+        ]
+
     def test_the_only_model_is_used(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
