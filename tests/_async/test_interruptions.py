@@ -511,29 +511,51 @@ async def finish(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+class Busy:
+    """A socket that takes nothing at its first `send`, though it has room."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._is_first = True
+
+    def send(self, data: bytes) -> int:
+        if self._is_first:
+            self._is_first = False
+            raise BlockingIOError
+        return self._sock.send(data)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+
 def test_a_send_that_has_to_wait_goes_on(runtime: Runtime) -> None:
-    class Busy:
-        """A socket that takes nothing at its first `send`, though it has room."""
-
-        def __init__(self, sock: socket.socket) -> None:
-            self._sock = sock
-            self._is_first = True
-
-        def send(self, data: bytes) -> int:
-            if self._is_first:
-                self._is_first = False
-                raise BlockingIOError
-            return self._sock.send(data)
-
-        def fileno(self) -> int:
-            return self._sock.fileno()
-
     async def scenario() -> None:
         near, far = socket.socketpair()
         with near, far:
             near.setblocking(False)
             await finish(open_network(runtime, Busy(near)).send(b"prompt"))
             assert far.recv(100) == b"prompt"
+
+    runtime.run(scenario)
+
+
+def test_the_timeout_of_a_write_begins_with_it(runtime: Runtime) -> None:
+    """Not with the write before it: the next part of a body may take its time."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, Busy(near))
+            handle = network._use_call().cancel_handle
+            timeouts = CallTimeouts.for_request({"write": 5}, now=time.monotonic() - 10)
+            timeouts.enter("send", time.monotonic() - 10)
+            network.start_exchange(timeouts, handle, in_one_piece=False)
+            module: Any = sync_network if runtime.is_blocking else async_network
+            layer = module._TCP if runtime.is_blocking else module._AsyncTCP
+            await finish(network.open_stream(layer(network)).write(b"part"))
+            assert far.recv(100) == b"part"
+            assert (timeouts.left(time.monotonic()) or 0) > 0
 
     runtime.run(scenario)
 

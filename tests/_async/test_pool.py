@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from runtimes import ASYNC_RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import Client, CromicleError, Retry, Timeout
 from cromicle_sdk._async import concurrency as async_concurrency
@@ -94,9 +94,13 @@ SLOT_STEPS = {"__init__", "_acquire_slot", "_take", "abandon", "acquire", "fill"
 # Where it comes between a coroutine and its `await`.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+@pytest.mark.parametrize(
+    ("runtime", "is_kept"),
+    [*((runtime, True) for runtime in RUNTIMES), (RUNTIMES[0], False)],
+    ids=[*(f"{runtime.name}, kept connection" for runtime in RUNTIMES), "blocking, new connection"],
+)
 def test_an_interrupt_at_any_step_loses_no_slot(
-    is_kept: bool, runtime: Runtime, faults: FaultyServer
+    runtime: Runtime, is_kept: bool, faults: FaultyServer
 ) -> None:
     async def call_interrupted(number: int) -> bool:
         """Whether there were so many steps."""
@@ -112,6 +116,9 @@ def test_an_interrupt_at_any_step_loses_no_slot(
                     await client.chat("Hi")
             except Mine:
                 pass
+            for inner in open_pool(runtime, client)[1].values():
+                # Closed, it would be another thread's by now.
+                assert all(connection.is_reusable for connection in inner._idle), number
             assert (await client.chat("Hi")).text, number
         return interruption.has_come
 
