@@ -564,8 +564,10 @@ def test_a_read_after_an_upgrade_ends_when_it_is_closed(
         stream = response.extensions["network_stream"]
 
         async def read_it() -> None:
+            started = time.monotonic()
             with pytest.raises(core_of(library).ReadError, match="closed"):
                 await finish(stream.read(100))
+            assert time.monotonic() - started < 10
 
         async def close_it() -> None:
             await wait_until_all_others_wait(runtime)
@@ -590,6 +592,8 @@ def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> No
 
     def serve(connection: Connection) -> None:
         sock = switch_protocol(connection)
+        # What comes with the head, httpcore keeps.
+        assert sock.recv(2) == b"go"
         sock.sendall(sent)
         sock.recv(1)
 
@@ -602,6 +606,7 @@ def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> No
         async with open_client(httpx, runtime) as client:
             response = await send(client, "GET", url, headers=UPGRADE)
             stream = response.extensions["network_stream"]
+            await stream.write(b"go")
             received = b""
             count = 0
             with anyio.fail_after(20):
