@@ -197,11 +197,13 @@ def strip_library_frames(error: BaseException) -> BaseException:
     hold the request. The frames of a hook or a signal handler stay, and so do those of an exception
     that the caller was handling when it called.
     """
+    # Not this one's own frame, which holds the set.
     callers: set[FrameType] = set()
     frame = currentframe()
     while frame is not None:
-        callers.add(frame)
         frame = frame.f_back
+        if frame is not None:
+            callers.add(frame)
     seen: set[int] = set()
     related: list[BaseException | None] = [error]
     while related:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import socket
 import ssl
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -451,6 +453,30 @@ def test_the_frames_of_libraries_are_stripped(module: str) -> None:
             assert CANARY not in repr(frame.f_locals.get("held"))
             frame = frame.f_back
         step = step.tb_next
+
+
+def test_an_error_is_freed_without_the_cyclic_gc() -> None:
+    """With it goes what its frames hold: a slot, where an interrupt has left one there."""
+
+    class MyError(Exception):
+        pass
+
+    def fail() -> None:
+        raise MyError
+
+    def run() -> weakref.ref[BaseException]:
+        try:
+            in_library("httpx", fail)()
+        except MyError as error:
+            return weakref.ref(strip_library_frames(error))
+        raise AssertionError
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run()() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_hook_calls_keeps_its_frames() -> None:
