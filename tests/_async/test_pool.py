@@ -50,6 +50,8 @@ class Interruption:
 
     def __enter__(self) -> None:
         self._before = sys.gettrace()
+        # Python 3.12 looks for this when the tracer is set.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._tracers[0])
 
     def __exit__(self, *args: object) -> None:
@@ -61,6 +63,8 @@ class Interruption:
             or "cromicle_sdk" not in frame.f_code.co_filename
         ):
             return None
+        # In this order: Python 3.13 ignores the second without the first.
+        frame.f_trace = self._tracers[1]
         frame.f_trace_opcodes = True
         return self._tracers[1]
 
