@@ -42,6 +42,7 @@ MODULES: dict[str, set[str]] = {
     "_core.deadline": {"_core.errors", "_core.options"},
     # What both sides know of the network.
     "_http.sockets": set(),
+    "_http.slots": set(),
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
@@ -52,7 +53,7 @@ MODULES: dict[str, set[str]] = {
     },
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
     # The async side, which waits in `concurrency` alone. A call goes through it from below.
-    "_async.concurrency": {"_http.resolver", "_http.sockets"},
+    "_async.concurrency": {"_http.resolver", "_http.slots", "_http.sockets"},
     "_async.network": {
         *("_async.concurrency", "_core.deadline", "_http.framing", "_http.sockets"),
     },
@@ -60,12 +61,13 @@ MODULES: dict[str, set[str]] = {
         *("_async.concurrency", "_async.network", "_core.deadline"),
         *("_http.framing", "_http.proxies", "_http.sockets"),
     },
+    "_async.upgrade": {"_async.connection", "_http.libraries", "_http.sockets"},
     "_async.pool": {
-        *("_async.concurrency", "_async.connection", "_core.compat", "_core.deadline"),
-        *("_http.clients", "_http.framing", "_http.libraries", "_http.proxies", "_http.sockets"),
-        "_http.translate",
+        *("_async.concurrency", "_async.connection", "_async.upgrade"),
+        *("_core.compat", "_core.deadline", "_http.clients", "_http.framing", "_http.libraries"),
+        *("_http.proxies", "_http.slots", "_http.sockets", "_http.translate"),
     },
-    "_async.transport": {"_async.pool", "_core.options", "_http.proxies"},
+    "_async.transport": {"_async.pool", "_core.options", "_http.clients", "_http.proxies"},
     "_async.session": {
         *("_async.concurrency", "_async.pool", "_async.transport"),
         *("_core.deadline", "_core.options", "_core.request", "_core.response"),
@@ -123,8 +125,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "httpx2": {"_http.clients", "_async.transport", "_sync.transport"},
     "httpcore": {
         *("_http.framing", "_http.libraries", "_http.proxies"),
-        *("_async.connection", "_async.network", "_async.pool"),
-        *("_sync.connection", "_sync.network", "_sync.pool"),
+        *("_async.connection", "_async.network", "_async.pool", "_async.upgrade"),
+        *("_sync.connection", "_sync.network", "_sync.pool", "_sync.upgrade"),
     },
     "h11": {
         *("_http.framing", "_async.connection", "_async.pool"),

@@ -41,6 +41,7 @@ RULES = [
         ("an asynchronous iterator of", "an iterator of"),
         ("While another task or thread reads", "While another thread reads"),
         ("while one task waits for", "while one thread waits for"),
+        ("closed while another task reads it", "closed while another thread reads it"),
         ("requests in flight, for each event loop; further", "requests in flight; further"),
         (
             "One transport may be used on several event loops, and after a fork.",

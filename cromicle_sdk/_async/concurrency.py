@@ -10,20 +10,24 @@ import math
 import os
 import socket
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import repeat
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 import anyio
 import anyio.lowlevel
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
+from cromicle_sdk._http.slots import Slot
 from cromicle_sdk._http.sockets import (
     Address,
     ClosedByCaller,
     TimeLimitReached,
+    find_first,
     receive_now,
 )
 
@@ -412,57 +416,54 @@ async def checkpoint() -> None:
 class ConnectionLimiter:
     """How many exchanges may be under way in one event loop; further ones are queued.
 
-    `release` may be called by the garbage collector, at any point and from any thread.
+    A slot may come back from the garbage collector, at any point and from any thread.
     """
 
     def __init__(self, count: int) -> None:
-        self._free = count
-        self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
+        self._unused = repeat(None, count)
+        self._free: deque[Slot] = deque()
+        # What wakes each queued call, from first to last. Only the first one takes a slot.
+        self._queue: OrderedDict[Callable[[], object], None] = OrderedDict()
 
-    async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-        """Take a slot; False where none was free within `timeout` seconds.
+    async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
+        """Take a slot; None where none was free within `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
-        if self._free and not self._queue:
-            self._free -= 1
-            return True
-        waiter = anyio.Event()
-        self._queue[waiter] = None
+        if not self._queue and (slot := self._take()) is not None:
+            return slot
+        event = anyio.Event()
+        wake = partial(_run_soon, anyio.lowlevel.current_token(), event.set)
+        self._queue[wake] = None
 
         async def wait() -> None:
-            # A slot may have been released just before this call was queued.
-            self._wake()
-            while not (waiter.is_set() or cancel_handle.is_cancelled):
+            while not cancel_handle.is_cancelled:
+                if self._free and find_first(self._queue) is wake:
+                    return
                 with anyio.move_on_after(_POLL_SECONDS):
-                    await waiter.wait()
+                    await event.wait()
 
         try:
-            if await cancel_handle.run(wait, timeout):
-                return True
-        except BaseException:
-            self._leave(waiter)
-            raise
-        self._leave(waiter)
-        return False
+            return self._take() if await cancel_handle.run(wait, timeout) else None
+        finally:
+            del self._queue[wake]
+            self._wake_first()
 
-    def release(self) -> None:
-        """Return a slot: to the first in the queue, where there is one."""
-        self._free += 1
-        self._wake()
+    def put_back(self, slot: Slot) -> None:
+        self._free.append(slot)
+        self._wake_first()
 
-    def _leave(self, waiter: anyio.Event) -> None:
-        # `del` is atomic: a waiter that is no longer queued already owns a slot.
+    def _take(self) -> Slot | None:
         try:
-            del self._queue[waiter]
-        except KeyError:
-            self.release()
+            return self._free.popleft()
+        except IndexError:
+            slot = Slot(ref(self))
+            return slot if slot.fill(self._unused) else None
 
-    def _wake(self) -> None:
-        while self._free and self._queue:
-            self._free -= 1
-            waiter, _ = self._queue.popitem(last=False)
-            waiter.set()
+    def _wake_first(self) -> None:
+        wake = find_first(self._queue) if self._free else None
+        if wake is not None:
+            wake()
 
 
 def finish_iterator(chunks: AsyncIterator[bytes]) -> None:

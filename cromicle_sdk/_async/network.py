@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import httpcore
 
@@ -52,7 +52,9 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     """
 
     def __init__(self) -> None:
+        # What reads obey, and all else before the connection is ready; and what writes obey.
         self._call: _AsyncCall | None = None
+        self._write_call: _AsyncCall | None = None
         self._socket: socket.socket | None = None
         self._reader: concurrency.SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
@@ -63,16 +65,44 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._sent_at = 0.0
         self._is_request_unread = False
         self._is_closed = False
+        self._is_in_one_piece = False
+        self._is_upgraded = False
         self._process = os.getpid()
 
     def start_exchange(
-        self, timeouts: CallTimeouts, cancel_handle: concurrency.CancelHandle
+        self,
+        timeouts: CallTimeouts,
+        cancel_handle: concurrency.CancelHandle,
+        *,
+        in_one_piece: bool,
     ) -> None:
-        """Obey this call from now on."""
-        self._call = _AsyncCall(timeouts, cancel_handle)
+        """Obey this call from now on. `in_one_piece`: hold back what is written until it reads."""
+        self._call = self._write_call = _AsyncCall(timeouts, cancel_handle)
+        self._is_in_one_piece = in_one_piece
         self._has_received = False
         self._is_request_unread = False
         self._observer = None if is_h11_reachable() else FramingObserver()
+
+    def start_upgrade(self) -> None:
+        """The end of HTTP on this connection."""
+        self._is_upgraded = True
+
+    @property
+    def is_upgraded(self) -> bool:
+        return self._is_upgraded
+
+    @property
+    def is_in_one_piece(self) -> bool:
+        """Whether writes are held back until the next read."""
+        return self._is_in_one_piece
+
+    def limit_read(self, timeout: float | None) -> None:
+        """The next read may take so many seconds, whatever writes may take at the same time."""
+        self._call = self._use_call().with_limit("first_byte", timeout)
+
+    def limit_write(self, timeout: float | None) -> None:
+        """The next write may wait so many seconds at a time."""
+        self._write_call = self._use_call().with_limit("send", timeout)
 
     async def connect_tcp(
         self,
@@ -136,9 +166,16 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._is_closed = True
         # They refer to this object: break the cycle, so that it is freed without the cyclic GC.
         self._stream = None
-        self._call = None
+        self._call = self._write_call = None
         if self._reader is not None:
             self._reader.close()
+
+    def interrupt(self) -> None:
+        """End every wait for the socket, in any thread, and leave it open."""
+        # A forked child shares the connection with its parent, which may be reading it.
+        if self._socket is not None and self._process == os.getpid():
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     async def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
@@ -167,7 +204,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 self._notice_close(sock)
             # A server that is always ahead must not keep the loop from other tasks, nor a
             # cancellation from this one.
-            if not has_waited:
+            if not (has_waited or self._is_upgraded):
                 await concurrency.checkpoint()
                 call.cancel_handle.check()
             return received
@@ -175,6 +212,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        call = self._write_call or call
         # Bytes first: a view is what some fake sockets do not take.
         rest: bytes | memoryview = data
         while rest:
@@ -200,6 +238,10 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         if not self._has_received:
             since = time.monotonic() - self._sent_at
             self._is_request_unread = is_request_unread(sock, seconds_since_sent=since)
+
+    def begin_write(self) -> None:
+        """The next part of a body is there, which may have taken its time."""
+        self._use_call().timeouts.progress(time.monotonic())
 
     def begin_read(self) -> None:
         """A read begins: what was written has been sent."""
@@ -313,6 +355,13 @@ class _AsyncCall(NamedTuple):
     timeouts: CallTimeouts
     cancel_handle: concurrency.CancelHandle
 
+    def with_limit(self, phase: Literal["send", "first_byte"], timeout: float | None) -> _AsyncCall:
+        """The same for one read or write of no phase of HTTP's."""
+        now = time.monotonic()
+        timeouts = CallTimeouts.for_request({"write": timeout, "read": timeout}, now=now)
+        timeouts.enter(phase, now)
+        return self._replace(timeouts=timeouts)
+
 
 class _AsyncLayer(Protocol):
     @property
@@ -393,8 +442,8 @@ class _AsyncTLS:
 class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
     """What httpcore reads from and writes to.
 
-    Writes are held back until it reads, so that a request's head and body are sent together: one
-    packet instead of two for a short prompt.
+    Where the body is there as a whole, writes are held back until it reads, so that a request's
+    head and body are sent together: one packet instead of two for a short prompt.
     """
 
     def __init__(self, network: AsyncNetwork, layer: _AsyncLayer) -> None:
@@ -409,6 +458,11 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What httpcore parses without letting others run: a head, which may follow many of 1xx."""
+        if self._network.is_upgraded:
+            # Not after it has read: a cancellation would lose what has arrived.
+            await concurrency.checkpoint()
+            self._network.limit_read(timeout)
+            return await self._layer.receive(max_bytes)
         return await self.receive(min(max_bytes, HEAD_BYTES))
 
     async def receive(self, max_bytes: int) -> bytes:
@@ -424,9 +478,16 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._network.is_upgraded:
+            self._network.limit_write(timeout)
+            await self._layer.send(buffer)
+            return
         self._unsent.append(buffer)
         self._unsent_bytes += len(buffer)
-        if self._unsent_bytes > READ_BYTES:
+        if not self._network.is_in_one_piece:
+            self._network.begin_write()
+            await self._flush()
+        elif self._unsent_bytes > READ_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:
@@ -446,6 +507,9 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
         hostname = None if server_hostname is None else server_hostname.strip("[]")
+        if self._network.is_upgraded:
+            self._network.limit_read(timeout)
+            self._network.limit_write(timeout)
         layer = _AsyncTLS(self._layer, ssl_context, hostname)
         await layer.handshake()
         return self._network.open_stream(layer)

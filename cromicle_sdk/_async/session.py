@@ -16,6 +16,7 @@ from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 from cromicle_sdk._http.clients import (
     NoCookies,
+    build_extensions,
     build_head,
     build_http_request,
     check_http_client,
@@ -32,7 +33,7 @@ from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
 
 from . import concurrency
-from .pool import AsyncExchange
+from .pool import AsyncExchange, AsyncTrace
 from .transport import AsyncTransport
 
 __all__ = ["AsyncAttempt", "AsyncCall", "AsyncSession"]
@@ -164,8 +165,10 @@ class AsyncAttempt:
             call.timeouts.enter("first_byte", time.monotonic())
         exchange = AsyncExchange(call.timeouts, call.cancel_handle, request.redact)
         self._exchange = exchange
+        trace = AsyncTrace(exchange.observer)
+        extensions = build_extensions(exchange, trace, is_custom=self._is_custom)
         http_request = build_http_request(
-            self._http_client, request, call.timeout, call.timeouts, exchange
+            self._http_client, request, call.timeout, call.timeouts, extensions
         )
         redirect: Head | None = None
         try:
@@ -178,8 +181,11 @@ class AsyncAttempt:
         except Exception as error:
             # A hook that raises for a status has seen the response, which says more.
             self._response = find_response(error, http_request)
-            redirect = find_redirect(error, exchange.response)
+            redirect = find_redirect(error, exchange.observer.head)
             if self._response is None and redirect is None:
+                if isinstance(error, RuntimeError) and self._http_client.is_closed:
+                    # In the moment before it was asked to send.
+                    raise ClosedByCaller("its client is closed") from error
                 raise
         if self._response is None:
             assert redirect is not None
@@ -199,6 +205,11 @@ class AsyncAttempt:
         if self._is_custom:
             limit_reads(response, self._call.timeout, self._call.timeouts)
         return build_head(response)
+
+    @property
+    def last_head(self) -> Head | None:
+        """The last head that has arrived, where it is known; that of a proxy's response, too."""
+        return None if self._exchange is None else self._exchange.observer.head
 
     @property
     def is_end(self) -> bool:

@@ -14,7 +14,7 @@ from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
 from cromicle_sdk._http.sockets import TimeLimitReached
-from cromicle_sdk._http.translate import redact_error, strip_frames, translate_error
+from cromicle_sdk._http.translate import strip_frames, strip_library_frames, translate_error
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -169,17 +169,13 @@ class AsyncStream:
                 return await step()
             except CromicleError as error:
                 failure = error.with_traceback(None)
-            except Exception as error:
-                redact_error(error, self._request.redact)
-                translated = self._translate(error)
+            except BaseException as error:  # noqa: BLE001 - the caller's goes on, in any case
+                translated = self._translate(error) if isinstance(error, Exception) else None
                 if translated is None:
                     await self._fail()
-                    raise
+                    # It is the same error still, without the frames that hold the request.
+                    raise strip_library_frames(error)  # noqa: B904
                 failure, cause = translated, strip_frames(error)
-            except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
-                await self._fail()
-                # It is the same error still, without the frames that hold the request.
-                raise strip_frames(error)  # noqa: B904
             await self._recover(failure, cause)
 
     async def _open(self) -> AsyncCall:
@@ -247,8 +243,13 @@ class AsyncStream:
 
     def _translate(self, error: Exception) -> CromicleError | None:
         assert self._call is not None, "nothing fails before a call has started"
+        head = None if self._attempt is None else self._attempt.last_head
         translated = translate_error(
-            error, url=self._options.endpoint.url, timeouts=self._call.timeouts
+            error,
+            url=self._options.endpoint.url,
+            timeouts=self._call.timeouts,
+            redact=self._request.redact,
+            proxy_status=None if head is None else head.status_code,
         )
         if translated is None or self._decoder is None:
             return translated

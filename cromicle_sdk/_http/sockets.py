@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
+from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -17,8 +17,8 @@ __all__ = [
     "READ_BYTES",
     "Address",
     "ClosedByCaller",
-    "ProcessLock",
     "TimeLimitReached",
+    "find_first",
     "interleave_families",
     "is_from_system",
     "is_request_unread",
@@ -65,19 +65,6 @@ _KEEP_ALIVE = [
         if hasattr(socket, name)
     ),
 ]
-
-
-class ProcessLock:
-    """A lock that a fork does not leave locked: each process has one of its own."""
-
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.Lock] = {}
-
-    def __enter__(self) -> None:
-        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
-
-    def __exit__(self, *arguments: object) -> None:
-        self._locks[os.getpid()].release()
 
 
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
@@ -131,6 +118,7 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
         except BlockingIOError:
             return sock, False
     except BaseException:
+        # Also an interrupt: nobody else knows of this socket yet.
         sock.close()
         raise
     return sock, True
@@ -203,5 +191,14 @@ def snapshot(items: WeakSet[T]) -> list[T]:
     while True:
         try:
             return list(items)
+        except RuntimeError:
+            continue  # it changed while it was read
+
+
+def find_first(items: Iterable[T]) -> T | None:
+    """The first item of a collection that other threads change meanwhile; None without any."""
+    while True:
+        try:
+            return next(iter(items), None)
         except RuntimeError:
             continue  # it changed while it was read

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import repeat
 from queue import Empty, SimpleQueue
 from typing import TypeVar
+from weakref import ref
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
+from cromicle_sdk._http.slots import Slot
 from cromicle_sdk._http.sockets import (
     Address,
     ClosedByCaller,
@@ -261,29 +264,29 @@ def _get(queue: SimpleQueue[T], timeout: float) -> T:
 class ConnectionLimiter:
     """How many exchanges may be under way in one process; further ones are queued.
 
-    `release` may be called by the garbage collector, at any point and from any thread, even
-    inside `acquire`: a `SimpleQueue` is made for that, a lock would wait for itself.
+    A slot may come back from the garbage collector, at any point and from any thread, even inside
+    `acquire`: a `SimpleQueue` is made for that, a lock would wait for itself.
     """
 
     def __init__(self, count: int) -> None:
-        self._unused = iter(range(count))
-        self._free: SimpleQueue[None] = SimpleQueue()
+        self._unused = repeat(None, count)
+        self._free: SimpleQueue[Slot] = SimpleQueue()
 
-    def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-        """Take a slot; False where none was free within `timeout` seconds.
+    def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
+        """Take a slot; None where none was free within `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
         try:
-            self._free.get_nowait()
+            return self._free.get_nowait()
         except Empty:
-            if next(self._unused, None) is None:
-                return bool(_take(self._free, timeout, cancel_handle))
-        return True
+            slot = Slot(ref(self))
+        if slot.fill(self._unused):
+            return slot
+        return next(iter(_take(self._free, timeout, cancel_handle)), None)
 
-    def release(self) -> None:
-        """Return a slot: to the first in the queue, where there is one."""
-        self._free.put(None)
+    def put_back(self, slot: Slot) -> None:
+        self._free.put(slot)
 
 
 def finish_iterator(chunks: Iterator[bytes]) -> None:

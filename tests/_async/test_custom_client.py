@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 from starlette.testclient import TestClient
@@ -108,17 +109,24 @@ def test_an_exception_of_a_hook_passes_unchanged(
     runtime.run(scenario)
 
 
+@pytest.mark.parametrize("library", [None, httpx, httpx2], ids=["default", "httpx", "httpx2"])
 def test_a_redirect_whose_location_httpx_cannot_parse_is_a_redirect(
-    runtime: Runtime, faults: FaultyServer
+    library: Any, runtime: Runtime, faults: FaultyServer
 ) -> None:
     faults.redirect(307, location="http://[:::::]/")
 
     async def scenario() -> None:
-        async with runtime.client(base_url=faults.base_url) as client:
+        own: Any = None
+        if library is not None:
+            own = library.Client() if runtime.is_blocking else library.AsyncClient()
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
             error = await outcome(client.chat("Hi"))
             assert isinstance(error, RedirectError)
             assert error.location == "http://[:::::]/"
+            assert (error.status_code, error.attempts) == (307, 1)
         assert len(faults.requests) == 1
+        if own is not None:
+            own.close() if runtime.is_blocking else await own.aclose()
 
     runtime.run(scenario)
     faults.wait_until_closed()

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import httpcore
+import httpcore2
 import httpx
 import pytest
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
@@ -446,7 +447,17 @@ def test_an_observer_that_loses_track_does_not_call_a_connection_clean() -> None
 
 def test_an_error_of_neither_library_is_not_converted() -> None:
     error = ValueError("mine")
+    for library in (httpcore, httpcore2):
+        assert libraries.convert_error(error, library) is error
+
+
+def test_an_error_is_converted_to_that_of_the_other_library() -> None:
+    error = httpcore.ReadError("no")
     assert libraries.convert_error(error, httpcore) is error
+    converted = libraries.convert_error(error, httpcore2)
+    assert type(converted) is httpcore2.ReadError
+    assert str(converted) == "no"
+    assert converted.__cause__ is error
 
 
 def test_an_idle_runtime_is_known_to_be_over(runtime: Runtime) -> None:
@@ -485,7 +496,7 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     module: Any = sync_network if runtime.is_blocking else async_network
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
-    network.start_exchange(open_timeouts(left), concurrency.CancelHandle())
+    network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), in_one_piece=True)
     if sock is not None:
         network._set_socket(sock)
     return network
@@ -500,29 +511,51 @@ async def finish(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+class Busy:
+    """A socket that takes nothing at its first `send`, though it has room."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._is_first = True
+
+    def send(self, data: bytes) -> int:
+        if self._is_first:
+            self._is_first = False
+            raise BlockingIOError
+        return self._sock.send(data)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+
 def test_a_send_that_has_to_wait_goes_on(runtime: Runtime) -> None:
-    class Busy:
-        """A socket that takes nothing at its first `send`, though it has room."""
-
-        def __init__(self, sock: socket.socket) -> None:
-            self._sock = sock
-            self._is_first = True
-
-        def send(self, data: bytes) -> int:
-            if self._is_first:
-                self._is_first = False
-                raise BlockingIOError
-            return self._sock.send(data)
-
-        def fileno(self) -> int:
-            return self._sock.fileno()
-
     async def scenario() -> None:
         near, far = socket.socketpair()
         with near, far:
             near.setblocking(False)
             await finish(open_network(runtime, Busy(near)).send(b"prompt"))
             assert far.recv(100) == b"prompt"
+
+    runtime.run(scenario)
+
+
+def test_the_timeout_of_a_write_begins_with_it(runtime: Runtime) -> None:
+    """Not with the write before it: the next part of a body may take its time."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, Busy(near))
+            handle = network._use_call().cancel_handle
+            timeouts = CallTimeouts.for_request({"write": 5}, now=time.monotonic() - 10)
+            timeouts.enter("send", time.monotonic() - 10)
+            network.start_exchange(timeouts, handle, in_one_piece=False)
+            module: Any = sync_network if runtime.is_blocking else async_network
+            layer = module._TCP if runtime.is_blocking else module._AsyncTCP
+            await finish(network.open_stream(layer(network)).write(b"part"))
+            assert far.recv(100) == b"part"
+            assert (timeouts.left(time.monotonic()) or 0) > 0
 
     runtime.run(scenario)
 
@@ -693,21 +726,6 @@ def test_empty_chunks_of_a_custom_client_do_not_run_past_the_total(runtime: Runt
         await close(own)
 
     runtime.run(scenario)
-
-
-def test_a_lock_of_a_pool_that_was_held_at_a_fork_is_free_in_the_child(
-    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Client(base_url=faults.base_url) as client:
-        client.chat("Hi")
-        parent = os.getpid()
-        (transport,) = [client._session._http_client._transport]
-        pool = transport._pool
-        (process_pool,) = pool._process_pools.values()
-        with pool._lock, process_pool._lock, monkeypatch.context() as child:
-            child.setattr(os, "getpid", lambda: parent + 1)
-            assert client.chat("Hi").text
-            child.undo()
 
 
 def test_a_hook_that_does_not_find_its_file_is_not_the_network(

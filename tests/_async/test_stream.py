@@ -686,11 +686,11 @@ def test_a_slot_that_is_released_while_a_call_is_queued_is_its_own(
 
     async def scenario() -> None:
         limiter = async_concurrency.ConnectionLimiter(1)
-        await limiter.acquire(None, async_concurrency.CancelHandle())
+        slots = [await limiter.acquire(None, async_concurrency.CancelHandle())]
         make = anyio.Event
 
         def make_while_collecting() -> anyio.Event:
-            limiter.release()
+            slots.clear()
             return make()
 
         with monkeypatch.context() as patch:
@@ -722,19 +722,19 @@ def test_a_set_is_read_while_others_change_it() -> None:
 def test_a_slot_that_came_with_the_cancellation_is_passed_on(runtime: Runtime) -> None:
     async def scenario() -> None:
         limiter = async_concurrency.ConnectionLimiter(1)
-        await limiter.acquire(None, async_concurrency.CancelHandle())
+        slot = await limiter.acquire(None, async_concurrency.CancelHandle())
+        assert slot is not None
         scope = anyio.CancelScope()
 
         async def wait() -> None:
             with scope:
                 await limiter.acquire(None, async_concurrency.CancelHandle())
-                limiter.release()
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
-            limiter.release()
+            slot.release()
         assert await limiter.acquire(1, async_concurrency.CancelHandle())
 
     runtime.run(scenario)
