@@ -43,8 +43,8 @@ __all__ = [
     "wait_any_writable",
 ]
 
-# How often a call that waits for a slot or for the resolver polls, in seconds: the garbage
-# collector may have released a slot, or another thread cancelled the call, which wakes no loop.
+# How often a call that waits for a slot polls, in seconds: the garbage collector may have released
+# one in another thread, which wakes no loop.
 _POLL_SECONDS = 1.0
 
 # More than the chunks of one byte in what is read at a time.
@@ -81,12 +81,11 @@ def is_runtime_alive(runtime: Runtime) -> bool:
 class CancelHandle:
     """Cancels one call: its present wait and those to come.
 
-    `cancel` may be called by any task, thread or signal handler. In another event loop, a wait for
-    a socket sees it at once, and one for a slot or for the resolver when it next polls.
+    `cancel` may be called by any task, thread or signal handler: of another event loop, too.
     """
 
     __slots__ = (
-        *("__weakref__", "_future", "_process", "_scope", "_socket", "_thread"),
+        *("__weakref__", "_future", "_process", "_scope", "_socket", "_thread", "_token"),
         "is_cancelled",
     )
 
@@ -98,6 +97,8 @@ class CancelHandle:
         self._scope: anyio.CancelScope | None = None
         self._socket: socket.socket | None = None
         self._thread = 0
+        # Of the event loop that waits for something else than a socket.
+        self._token: object = None
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -109,11 +110,19 @@ class CancelHandle:
         # A scope belongs to its event loop, and so to one thread.
         if scope is not None and self._thread == threading.get_ident():
             scope.cancel()
-        # A forked child shares the connection with its parent, which may be reading it.
-        elif sock is not None and self._process == os.getpid():
-            # Nothing waits for a socket that is not connected any more.
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        # A forked child shares the connection and the event loop with its parent.
+        elif self._process == os.getpid():
+            if sock is not None:
+                # Nothing waits for a socket that is not connected any more.
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            if self._token is not None:
+                _run_soon(self._token, self._cancel_scope)
+
+    def _cancel_scope(self) -> None:
+        # It may be over meanwhile, and another one have begun.
+        if self._scope is not None:
+            self._scope.cancel()
 
     def check(self) -> None:
         """Raise `ClosedByCaller` after `cancel`."""
@@ -127,6 +136,7 @@ class CancelHandle:
 
     async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
         """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
+        self._token = anyio.lowlevel.current_token()
         return await self._run(wait, timeout, None)
 
     async def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
@@ -159,15 +169,22 @@ class CancelHandle:
         sock: socket.socket | None,
     ) -> bool:
         self._socket = sock
-        self.check()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._thread = threading.get_ident()
+        # The outermost scope is the one to cancel: of a custom client, which may go on to wait for
+        # something else.
+        is_outermost = self._scope is None
         with anyio.CancelScope(deadline=deadline) as scope:
-            self._scope = scope
+            if is_outermost:
+                self._scope = scope
             try:
+                # Not before: `cancel` in another thread finds the scope, or this finds its mark.
+                self.check()
                 await wait()
             finally:
-                self._scope = self._socket = None
+                self._socket = None
+                if is_outermost:
+                    self._scope = None
         self.check()
         return not scope.cancelled_caught
 
@@ -349,13 +366,7 @@ async def resolve(
         return look_up(host, port)
     done = anyio.Event()
     lookup.add_callback(partial(_run_soon, anyio.lowlevel.current_token(), done.set))
-
-    async def wait() -> None:
-        while not (done.is_set() or cancel_handle.is_cancelled):
-            with anyio.move_on_after(_POLL_SECONDS):
-                await done.wait()
-
-    return lookup.result() if await cancel_handle.run(wait, timeout) else None
+    return lookup.result() if await cancel_handle.run(done.wait, timeout) else None
 
 
 def _run_soon(token: object, function: Callable[[], object]) -> None:
