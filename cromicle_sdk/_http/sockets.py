@@ -14,6 +14,7 @@ __all__ = [
     "ATTEMPT_DELAY_SECONDS",
     "HEAD_BYTES",
     "IDLE_SECONDS",
+    "LAST_CLEANUP_SECONDS",
     "READ_BYTES",
     "Address",
     "ClosedByCaller",
@@ -45,6 +46,10 @@ READ_BYTES = 64 * 1024
 # The same up to the end of a head. A server may send 1xx responses without end (RFC 9110, 15.2),
 # and h11 takes 8 us for one of 18 bytes: other tasks wait for 2 ms, not for the 30 ms of 64 KiB.
 HEAD_BYTES = 4 * 1024
+
+# How long the code of a custom client may take to end, in seconds, once its call has no time left or
+# was closed. It does so twice, for the body and for the response, and a call must end in 250 ms.
+LAST_CLEANUP_SECONDS = 0.1
 
 # RFC 8305, 5: "Connection Attempt Delay", the recommended value in seconds.
 ATTEMPT_DELAY_SECONDS = 0.25

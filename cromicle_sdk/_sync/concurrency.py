@@ -30,6 +30,7 @@ __all__ = [
     "Runtime",
     "SocketReader",
     "checkpoint",
+    "close_iterator",
     "current_runtime",
     "finish_iterator",
     "is_runtime_alive",
@@ -92,9 +93,10 @@ class CancelHandle:
             raise ClosedByCaller("it was closed while it was under way")
 
     def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
-        """Run somebody else's code, which sees neither a cancellation nor the timeout.
+        """Run a wait of a custom client's, which neither a cancellation nor the timeout ends.
 
-        False where it ended after `timeout` seconds. Raises `ClosedByCaller`.
+        False where it has taken longer than `timeout` seconds. Raises `ClosedByCaller` where
+        `cancel` was called meanwhile.
         """
         self.check()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -283,14 +285,21 @@ class ConnectionLimiter:
 
 
 def finish_iterator(chunks: Iterator[bytes]) -> None:
-    """Finish an iterator whose connection is closed."""
-    # A generator has `close`; an iterator of a custom client may have nothing to close.
+    """Close an iterator of httpcore's, whose connection is closed."""
+    close_iterator(chunks, 0, is_nested=True)
+
+
+def close_iterator(chunks: Iterator[bytes], seconds: float, *, is_nested: bool) -> None:
+    """End an iterator before its end: close it where it is one to close, a generator, in any time.
+
+    Those that it holds are closed with it.
+    """
     getattr(chunks, "close", list)()
 
 
 @contextmanager
-def shield() -> Generator[None]:
-    """Let a clean-up finish: nothing cancels blocking code."""
+def shield(seconds: float) -> Generator[None]:
+    """Let a clean-up finish: nothing cancels blocking code, after any time."""
     yield
 
 
@@ -306,7 +315,10 @@ def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: Ca
 def limit_waits(
     run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: CancelHandle
 ) -> T:
-    """As `time_limit`; the caller looks at the clock afterwards. Raises `ClosedByCaller`."""
+    """Run one step of a custom client's iterator, whose limit the caller looks at before the next.
+
+    Raises `ClosedByCaller` where `cancel` was called before it or meanwhile.
+    """
     cancel_handle.check()
     result = run()
     cancel_handle.check()

@@ -669,8 +669,6 @@ def test_a_server_that_is_always_ahead_does_not_run_past_a_timeout(runtime: Runt
     runtime.run(scenario)
 
 
-# A generator without an end cannot be run to its end, and trio warns of that.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_empty_chunks_of_a_custom_client_do_not_run_past_the_total(runtime: Runtime) -> None:
     async def empty_chunks() -> AsyncIterator[bytes]:
         while True:
