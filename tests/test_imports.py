@@ -103,7 +103,7 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils"),
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
-    *("math", "os"),
+    *("math", "operator", "os"),
     *("platform", "random", "re", "typing", "urllib.parse"),
 }
 

@@ -35,12 +35,20 @@ def answer(upstream: FaultyServer, *events: str | bytes, **options: Any) -> None
     upstream.reply(chunks=events, content_type=EVENTS, **options)
 
 
+def answer_models(upstream: FaultyServer, *names: str) -> None:
+    """Respond to the next request with a list of models."""
+    models = [{"id": name, "object": "model"} for name in names]
+    upstream.reply(json.dumps({"object": "list", "data": models}), content_type="application/json")
+
+
 def answer_texts(upstream: FaultyServer, *texts: str, **options: Any) -> None:
     """Respond to the next request with a complete stream of these texts."""
     answer(upstream, *say(*texts), STOP, DONE, **options)
 
 
-def serve_gateway(upstream: FaultyServer, **options: Any) -> LocalServer:
+def serve_gateway(
+    upstream: FaultyServer, model: str | list[str] | None = "a-model", **options: Any
+) -> LocalServer:
     """A gateway in front of the upstream, with the well-known token."""
-    backend = openai_backend(f"{upstream.base_url}/v1", "a-model", **options)
+    backend = openai_backend(f"{upstream.base_url}/v1", model, **options)
     return LocalServer(app=create_app(backend))

@@ -24,8 +24,9 @@ CromicleError
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 __all__ = [
     "APIConnectionError",
@@ -229,6 +230,7 @@ class APIStatusError(CromicleError):
     `status_code`, `headers`, `body` (its first 64 KiB, as text) and `request_id` (the header
     `x-request-id`, or None) are those of the response. `retry_after` is the number of seconds
     that the header `retry-after` asks to wait before the next request, None if there is none.
+    `code` is the server's own word for the error, None if there is none.
     """
 
     def __init__(
@@ -252,6 +254,22 @@ class APIStatusError(CromicleError):
     def request_id(self) -> str | None:
         """The header `x-request-id`, which the operators of the server can look up; or None."""
         return self.headers.get("x-request-id")
+
+    @property
+    def code(self) -> str | None:
+        """The code in the body, `{"error": {"code": …}}`, as the servers of this package send it.
+
+        For example "context_length_exceeded" or "upstream_denied"; None for any other body.
+        """
+        try:
+            content: object = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        for name in ("error", "code"):
+            if not isinstance(content, dict):
+                return None
+            content = cast("dict[str, object]", content).get(name)
+        return content if isinstance(content, str) else None
 
 
 class BadRequestError(APIStatusError):

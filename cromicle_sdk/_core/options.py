@@ -36,6 +36,7 @@ __all__ = [
     "check_text",
     "check_timeout",
     "check_token",
+    "find_header_problem",
     "find_token",
 ]
 
@@ -422,21 +423,32 @@ def _check_headers(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
-    for name, text in cast("Mapping[object, object]", value).items():
-        if not isinstance(name, str) or not _HEADER_NAME.match(name):
-            raise _invalid_headers(f"{name!r} is not a header name")
-        lowered = name.lower()
-        if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
-            raise _invalid_headers(f"{name} is set by the protocol and cannot be overridden")
-        if lowered in checked:
+    for name, text in cast("Mapping[str, str]", value).items():
+        problem = find_header_problem(name, text)
+        if problem is not None:
+            raise _invalid_headers(problem)
+        if name.lower() in checked:
             raise _invalid_headers(f"{name} is given twice")
-        if not isinstance(text, str) or not _HEADER_VALUE.match(text):
-            raise _invalid_headers(
-                f"the value of {name} must be a str of visible ASCII characters, "
-                "with spaces and tabs inside only"
-            )
-        checked[lowered] = text
+        checked[name.lower()] = text
     return checked
+
+
+def find_header_problem(name: object, value: object) -> str | None:
+    """Why a request cannot have this header, or None. The answer never quotes the value.
+
+    Nothing is raised from here: the value may be a secret.
+    """
+    if not isinstance(name, str) or not _HEADER_NAME.match(name):
+        return f"{name!r} is not a header name"
+    lowered = name.lower()
+    if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
+        return f"{name} is set by the protocol and cannot be overridden"
+    if not isinstance(value, str) or not _HEADER_VALUE.match(value):
+        return (
+            f"the value of {name} must be a str of visible ASCII characters, "
+            "with spaces and tabs inside only"
+        )
+    return None
 
 
 def _invalid_headers(problem: str) -> ConfigurationError:

@@ -23,15 +23,18 @@ __all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
 
 @dataclass(frozen=True)
 class Request:
-    """A POST request. Its repr shows the endpoint, and neither headers nor body."""
+    """A request. Its repr shows the endpoint, and neither headers nor body."""
 
     endpoint: Endpoint
     fixed_headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     body: bytes = field(repr=False)
     secrets: tuple[Secret, ...] = field(repr=False)
+    method: str = "POST"
 
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        if self.method == "GET":
+            return self.fixed_headers
         return (*self.fixed_headers, (b"content-length", b"%d" % len(self.body)))
 
     def redact(self, text: str) -> str:

@@ -68,7 +68,33 @@ _ADVICE = {
     413: "Send a shorter prompt.",
     422: "If it is a Cromicle endpoint, check that client and server have the same token.",
     429: "Wait before the next request.",
+    503: "Try again later.",
+    504: "Try again later.",
 }
+
+_TOO_LONG = "The conversation is too long for the model: send a shorter one."
+_REJECTED = "The model server rejected the prompt or an option of it: change it."
+_ASK_OPERATOR = "A retry does not help: tell who runs the server."
+# By the codes of this package's servers, which say more than the status.
+_ADVICE_BY_CODE = {
+    "bad_request": "The body is not valid: check the fields of it.",
+    "content_filter": "A content filter rejected the prompt: change it.",
+    "content_policy_violation": "A content filter rejected the prompt: change it.",
+    "context_length_exceeded": _TOO_LONG,
+    "hash_mismatch": "Check that client and server have the same token.",
+    "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
+    "string_above_max_length": _TOO_LONG,
+    "unknown_field": "Leave that field out, or ask who runs the server to allow it.",
+    "upstream_denied": _ASK_OPERATOR,
+    "upstream_redirected": _ASK_OPERATOR,
+}
+# The other codes that a gateway has for these statuses are those of its model server.
+_OF_GATEWAY = frozenset(
+    {
+        *("invalid_prompt", "invalid_request_error", "unsupported_parameter"),
+        *("unsupported_value", "upstream_refused"),
+    }
+)
 
 _SERVER_FAILED = "The server failed; try again later, or tell who runs it."
 _REDIRECTED = (
@@ -319,14 +345,21 @@ class ResponseDecoder:
         return parse_finish_reason(self._redact(values[0].decode("latin-1")))
 
     def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
-        # One search instead of one for each name and value: nearly always there is no secret.
+        # One search instead of one for each name and value, of which a head may have 20,000.
         everything = "\n".join([text for pair in pairs for text in pair])
-        if self._redact(everything) == everything:
+        redacted = self._redact(everything)
+        if redacted == everything:
             return sent
-        return Headers(
-            (name if name in _READ_BY_NAME else self._redact(name), self._redact(value))
-            for name, value in sent.items()
+        texts = redacted.split("\n")
+        if len(texts) != 2 * len(pairs):
+            # An echo spans several headers, or there are too many of them: keep what is needed.
+            kept = ((name, sent[name]) for name in sorted(_READ_BY_NAME) if name in sent)
+            return Headers((name, self._redact(value)) for name, value in kept)
+        names = (
+            name if name.lower() in _READ_BY_NAME else text
+            for (name, _), text in zip(pairs, texts[::2], strict=True)
         )
+        return Headers(zip(names, texts[1::2], strict=True))
 
     def _check_strictly(self, head: Head, sent: Headers) -> None:
         if head.status_code != 200:
@@ -406,26 +439,24 @@ class ResponseDecoder:
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
     ) -> APIStatusError:
-        said = shorten(self._redact(_excerpt(body, self._headers.get("content-type", "")))).rstrip(
-            "."
-        )
+        # Only its beginning is shown.
+        excerpt = _excerpt(body, self._headers.get("content-type", ""))[:_REDACTION_MARGIN]
+        said = shorten(self._redact(excerpt)).rstrip(".")
         problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
-        hint = _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
         if 300 <= status_code < 400:
             problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."
-            hint = _REDIRECTED
         if retry_after is not None:
             problem += f" It asks to wait {retry_after:g} s."
-            hint = "" if status_code == 429 else hint
-        return status_error_class(status_code)(
+        error = status_error_class(status_code)(
             problem,
             status_code=status_code,
             headers=self._headers,
             body=body,
             retry_after=retry_after,
             attempts=self._attempt,
-            hint=hint,
         )
+        error.hint = _choose_hint(error)
+        return error
 
     def _unexpected(self, problem: str, body: str = "") -> UnexpectedContentError:
         return UnexpectedContentError(
@@ -467,6 +498,20 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
 def parse_finish_reason(value: object) -> str | None:
     """A finish reason as a server sends it; None for anything but one short word."""
     return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
+
+
+def _choose_hint(error: APIStatusError) -> str:
+    """What to do next after a status that is not a success."""
+    status_code, code = error.status_code, error.code
+    if 300 <= status_code < 400:
+        return _REDIRECTED
+    if code in _ADVICE_BY_CODE:
+        return _ADVICE_BY_CODE[code]
+    if code in _OF_GATEWAY:
+        return _ASK_OPERATOR if status_code >= 500 else _REJECTED
+    if error.retry_after is not None and (status_code in (408, 429) or status_code >= 500):
+        return "Retry after that time."
+    return _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
 
 
 # A server sends few, and each takes 5 us to read.

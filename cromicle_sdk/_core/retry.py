@@ -22,6 +22,10 @@ __all__ = ["Attempts", "Decision", "RetryBudget"]
 # of CDNs (520 to 529).
 _FINAL_SERVER_ERRORS = frozenset({501, 505})
 
+# The codes of a gateway whose operator has to act first: its model server does not accept it, has
+# no such model, or is elsewhere.
+_FINAL_CODES = frozenset({"upstream_denied", "upstream_redirected", "upstream_refused"})
+
 _OUT_OF_BUDGET = "It was not retried, because the budget of the client is used up (retry.budget)."
 
 
@@ -119,6 +123,8 @@ class Attempts:
     def _is_retried(self, error: CromicleError) -> bool:
         if isinstance(error, APIStatusError):
             code = error.status_code
+            if code == 502 and error.code in _FINAL_CODES:
+                return False
             is_server_error = 500 <= code < 600 and code not in _FINAL_SERVER_ERRORS
             return is_server_error or code in (408, 429)
         if isinstance(error, APITimeoutError):

@@ -112,7 +112,7 @@ def build_http_request(
     total_left = timeouts.total_left(time.monotonic())
     is_logged = any(logger.isEnabledFor(logging.DEBUG) for logger in _HTTPCORE_LOGGERS)
     built = client.build_request(
-        "POST",
+        request.method,
         request.endpoint.url,
         headers=request.headers,
         content=request.body,

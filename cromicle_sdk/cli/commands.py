@@ -22,8 +22,8 @@ from .ask import (
 from .errors import errors_for_the_shell
 from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
 from .output import report
+from .serve import ALL_OPTIONS, Service, check_combination, serve_in_foreground
 from .serve import FLAGS as SERVE_FLAGS
-from .serve import Service, check_combination, serve_in_foreground
 
 __all__ = ["cromicle"]
 
@@ -202,7 +202,14 @@ Examples:
     help="The OpenAI-compatible model server; its URL usually ends in /v1."
     "  [default: none, the server echoes]",
 )
-@click.option("--model", metavar="NAME", help="The model that the model server runs.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="The model that the model server runs; may be given several times, the default first: a"
+    " caller may name one of them.  [default: its only one]",
+)
 @click.option(
     "--upstream-key",
     envvar="CROMICLE_UPSTREAM_KEY",
@@ -211,17 +218,59 @@ Examples:
     " processes; prefer $CROMICLE_UPSTREAM_KEY.  [default: $CROMICLE_UPSTREAM_KEY, else none]",
 )
 @click.option(
+    "--upstream-header",
+    "upstream_headers",
+    multiple=True,
+    callback=parse_headers,
+    metavar="NAME:VALUE",
+    help="An additional header for the model server; may be given several times. Other users of"
+    " this machine can see it in the list of processes.",
+)
+@click.option(
     "--upstream-timeout",
     type=parse_limit,
     metavar="SECONDS",
     help="The time limit for a connection to the model server, for its first bytes, and between"
     " two reads.  [default: 5, 300 and 120; 600 for a whole response]",
 )
-@click.option("--system", metavar="TEXT", help="A system message before each prompt.")
+@click.option(
+    "--system",
+    metavar="TEXT",
+    help="A system message before each prompt, and before the messages that a caller sends.",
+)
 @click.option(
     "--parse-roles",
     is_flag=True,
-    help="Send a prompt that consists of several messages as these, not as one user message.",
+    help="Send a prompt that consists of several messages as these, not as one user message. Text"
+    " of a caller can then forge a role; messages that callers send with their roles cannot.",
+)
+@click.option(
+    "--temperature", type=float, metavar="NUMBER", help="The temperature of each request."
+)
+@click.option("--max-tokens", type=int, metavar="N", help="The most tokens that a reply may have.")
+@click.option("--top-p", type=float, metavar="NUMBER", help="The top_p of each request.")
+@click.option("--seed", type=int, metavar="N", help="The seed of each request.")
+@click.option(
+    "--stop",
+    multiple=True,
+    metavar="TEXT",
+    help="A text at which the model ends its reply; may be given several times.",
+)
+@click.option(
+    "--body",
+    "extra_body",
+    multiple=True,
+    callback=parse_fields,
+    metavar="NAME=JSON",
+    help="Any other field of each request, such as top_k=40; may be given several times.",
+)
+@click.option(
+    "--allow-options",
+    is_flag=False,
+    flag_value=ALL_OPTIONS,
+    metavar="[NAME,...]",
+    help="Let callers choose temperature, top_p, max_tokens, stop, seed, presence_penalty,"
+    " frequency_penalty and reasoning_effort, or only those of these names.",
 )
 @click.option(
     "--delay",
@@ -276,11 +325,14 @@ def serve(
     access_log: bool,
     token: str | None,
     upstream_key: str | None,
+    upstream_headers: Mapping[str, str],
     **options: Any,
 ) -> None:
     """Run a server until Ctrl-C: an echo, or a gateway in front of a model server.
 
-    Once the server listens, its address and an example are printed on stderr, then its log.
+    A gateway looks up the models of the model server once, and warns of those that it does not
+    list. Once the server listens, its address and an example are printed on stderr, for a gateway
+    also the model server and its model, then the log.
     Ctrl-C (exit code 130) and SIGTERM wait for unfinished replies, for --grace seconds at most; a
     second Ctrl-C ends the server at once.
     """
@@ -288,6 +340,7 @@ def serve(
     service = Service(
         token=None if token is None else Secret(token),
         upstream_key=None if upstream_key is None else Secret(upstream_key),
+        upstream_headers={name: Secret(value) for name, value in upstream_headers.items()},
         **options,
     )
     with errors_for_the_shell(SERVE_FLAGS):

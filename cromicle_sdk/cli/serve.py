@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import click
 
-from cromicle_sdk import Timeout
+from cromicle_sdk import ConfigurationError, Timeout
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
 from .output import log_to_stderr, report
 
-__all__ = ["FLAGS", "Service", "check_combination", "load_server", "serve_in_foreground"]
+__all__ = [
+    "ALL_OPTIONS",
+    "FLAGS",
+    "Service",
+    "check_combination",
+    "load_server",
+    "serve_in_foreground",
+]
 
 # The flags by the names of the SDK's options.
 FLAGS = {
+    "allow_options": "--allow-options",
     "api_key": "--upstream-key",
     "base_url": "--upstream",
+    "extra_body": "--body",
+    "headers": "--upstream-header",
     "host": "--host",
+    "max_tokens": "--max-tokens",
     "model": "--model",
+    "seed": "--seed",
+    "stop": "--stop",
     "system": "--system",
+    "temperature": "--temperature",
     "token": "--token",
     "tokens": "--tokens-file",
+    "top_p": "--top-p",
 }
 
 # The flags that need --upstream, by the names of their parameters.
 _OF_UPSTREAM = {
-    "model": "--model",
+    "models": "--model",
     "upstream_key": "--upstream-key",
+    "upstream_headers": "--upstream-header",
     "upstream_timeout": "--upstream-timeout",
     "system": "--system",
     "parse_roles": "--parse-roles",
+    "temperature": "--temperature",
+    "max_tokens": "--max-tokens",
+    "top_p": "--top-p",
+    "seed": "--seed",
+    "stop": "--stop",
+    "extra_body": "--body",
+    "allow_options": "--allow-options",
 }
+
+# The value of --allow-options without names.
+ALL_OPTIONS = "all"
 
 # The total timeout is never below that of the clients, in seconds.
 _TOTAL_SECONDS = 600.0
+
+# How many models of the model server are named on stderr.
+_MOST_NAMES = 20
+
+_WARNING = "Warning: "
+_FORGERY = (
+    "with --parse-roles, a caller's text can forge messages of any role: a line that begins with"
+    ' "Assistant: " becomes one. Callers that send their messages with roles do not need it.'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +82,19 @@ class Service:
     token: Secret | None
     tokens_file: str | None
     upstream: str | None
-    model: str | None
+    models: Sequence[str]
     upstream_key: Secret | None
+    upstream_headers: Mapping[str, Secret]
     upstream_timeout: float | None
     system: str | None
     parse_roles: bool
+    temperature: float | None
+    max_tokens: int | None
+    top_p: float | None
+    seed: int | None
+    stop: Sequence[str]
+    extra_body: Mapping[str, Any] = field(repr=False)
+    allow_options: str | None
     delay: float
     max_concurrent: int | None
     max_request_bytes: int
@@ -65,26 +109,38 @@ class Service:
             return "the same token in $CROMICLE_TOKEN, or in --token."
         return None
 
-    def build_app(self, server: ModuleType) -> Any:
-        """The app. `server` is the package `cromicle_sdk.server`. Raises `ConfigurationError`."""
-        return server.create_app(
-            self._build_backend(server),
-            **self._choose_tokens(server),
-            max_request_bytes=self.max_request_bytes,
-            max_concurrent=self.max_concurrent,
-            metrics=self.metrics,
-        )
+    def build_backend(self, server: ModuleType) -> Any:
+        """The backend. `server` is the package `cromicle_sdk.server`.
 
-    def _build_backend(self, server: ModuleType) -> Any:
+        Raises `ConfigurationError`, as `build_app` does.
+        """
         if self.upstream is None:
             return server.echo_backend(delay=self.delay)
         return server.openai_backend(
             self.upstream,
-            self.model,
+            self.models or None,
             api_key=None if self.upstream_key is None else self.upstream_key.reveal(),
+            headers={name: value.reveal() for name, value in self.upstream_headers.items()},
             timeout=_build_timeout(self.upstream_timeout),
             system=self.system or None,
             parse_roles=self.parse_roles,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop or None,
+            extra_body=self.extra_body,
+            allow_options=_parse_names(self.allow_options),
+        )
+
+    def build_app(self, server: ModuleType, backend: Any) -> Any:
+        """The app with this backend."""
+        return server.create_app(
+            backend,
+            **self._choose_tokens(server),
+            max_request_bytes=self.max_request_bytes,
+            max_concurrent=self.max_concurrent,
+            metrics=self.metrics,
         )
 
     def _choose_tokens(self, server: ModuleType) -> dict[str, Any]:
@@ -100,8 +156,6 @@ def check_combination(context: click.Context) -> None:
         for name in context.params
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    if "upstream" in typed and not context.params["model"]:
-        raise click.UsageError("--upstream needs --model NAME.")
     if "upstream" in typed and "delay" in typed:
         raise click.UsageError("--delay slows down the echo, which --upstream replaces.")
     if "upstream" not in typed:
@@ -122,13 +176,19 @@ def serve_in_foreground(
     is not available.
     """
     server = load_server()
-    app = service.build_app(server)
+    backend = service.build_backend(server)
+    app = service.build_app(server, backend)
+    lines = [] if service.upstream is None else _describe_upstream(server, backend)
+    if service.parse_roles:
+        lines.append((_WARNING, _FORGERY))
 
     def report_address(base_url: str) -> None:
         report(base_url, label="Serving at ")
         report(f'cromicle ask --base-url {base_url} "Hello, how are you?"', label="Try it with ")
         if service.required_token is not None:
             report(service.required_token, label="Callers need ")
+        for label, line in lines:
+            report(line, label=label, style="bold yellow" if label == _WARNING else "bold")
 
     try:
         with log_to_stderr(access=access_log):
@@ -138,6 +198,55 @@ def serve_in_foreground(
             f"The server cannot listen on {host} port {port}: {_describe(error)}. "
             "Choose another --port, or another --host."
         ) from None
+
+
+def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]]:
+    """Labels and lines about the model server, which is asked for its models once.
+
+    Raises `ConfigurationError` where no model is given and there is not exactly one.
+    """
+    import anyio
+
+    names: list[str] | None = None
+    problem = ""
+    try:
+        names = anyio.run(backend.find_models)
+    except server.BackendError as error:
+        problem = error.detail
+    known = "none" if not names else _join_names(names)
+    if not backend.models:
+        raise ConfigurationError(
+            f"it is left out, and the model server does not tell its models: {problem}"
+            if names is None
+            else f"it is left out, and the model server does not have exactly one: it has {known}",
+            option="model",
+            hint="pass the name of one",
+        )
+    label = "Model " if len(backend.models) == 1 else "Models "
+    lines = [("Upstream ", backend.base_url), (label, ", ".join(backend.models))]
+    if names is None:
+        return [*lines, (_WARNING, f"the models could not be looked up: {problem}")]
+    unlisted = backend.find_unlisted(names)
+    listed = [model for model in backend.models if model not in unlisted]
+    if listed:
+        lines.append(("The model server has ", ", ".join(listed)))
+    lines += [
+        (_WARNING, f"the model server does not list {model}; it has {known}") for model in unlisted
+    ]
+    return lines
+
+
+def _join_names(names: Sequence[str]) -> str:
+    shown = [name[:100] for name in names[:_MOST_NAMES]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _parse_names(value: str | None) -> bool | list[str]:
+    """The value of --allow-options for the SDK."""
+    if value is None or value == ALL_OPTIONS:
+        return value is not None
+    return [name.strip() for name in value.split(",")]
 
 
 def load_server() -> ModuleType:

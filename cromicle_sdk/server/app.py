@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -45,8 +46,9 @@ def create_app(
     the extension `http.response.trailers`, as those of `serve` and `LocalServer` do. A request may
     also have `messages`, which must be those that its prompt is formatted from.
 
-    `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. The
-    app may be mounted under any path of another ASGI app and needs no lifespan.
+    `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. If
+    the backend has a method `describe_health`, the mapping that it returns is the field `upstream`
+    of the former. The app may be mounted under any path of another ASGI app and needs no lifespan.
 
     - `token`: the token that clients must send; defaults to `$CROMICLE_TOKEN`, then to `abc`, as
       in the clients. Alternatively, `tokens` is an iterable of accepted tokens or a `TokenFile`.
@@ -55,6 +57,7 @@ def create_app(
     - `allow_options`: the names of the JSON fields that a request may have beside the protocol's,
       as the clients send them by `extra_body`; True for any name. `backend` receives them as
       `request.options`, so it must take a `BackendRequest`. Any other field is a 400 that names it.
+      The default is the attribute `allow_options` of the backend, where it has one.
     - `metrics`: add `GET /metrics` in the format of Prometheus, readable without a token: requests
       by path, status and end; requests in progress; seconds to the first text and to the end;
       characters. Metrics contain no text, token or prompt.
@@ -85,6 +88,8 @@ def create_app(
     check_count("max_request_bytes", max_request_bytes)
     if max_concurrent is not None:
         check_count("max_concurrent", max_concurrent)
+    if allow_options is False:
+        allow_options = getattr(backend, "allow_options", False)
     allowed = check_allow_options(allow_options)
     with_request = takes_request(backend)
     if allowed != frozenset() and not with_request:
@@ -119,7 +124,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/chat", chat, methods=["POST"]),
-            *_build_public_routes(registry, allowed),
+            *_build_public_routes(registry, allowed, getattr(backend, "describe_health", None)),
         ],
         middleware=[
             Middleware(ResponseHeadersMiddleware),
@@ -177,13 +182,16 @@ def has_well_known_token(app: ASGIApp) -> bool:
 
 
 def _build_public_routes(
-    metrics: Metrics | None, allow_options: frozenset[str] | None
+    metrics: Metrics | None,
+    allow_options: frozenset[str] | None,
+    describe_upstream: Callable[[], Mapping[str, Any]] | None,
 ) -> list[Route]:
     """The routes that need no token."""
     description = build_openapi(metrics=metrics is not None, allow_options=allow_options)
 
     async def get_health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        upstream = {} if describe_upstream is None else {"upstream": describe_upstream()}
+        return JSONResponse({"status": "ok", **upstream})
 
     async def get_description(request: Request) -> Response:
         # The mount point is known only once a request has been received.

@@ -68,7 +68,20 @@ def build_openapi(
 _HEALTH = {
     "type": "object",
     "required": ["status"],
-    "properties": {"status": {"const": "ok"}},
+    "properties": {
+        "status": {"const": "ok"},
+        "upstream": {
+            "type": "object",
+            "description": "What the model server was last seen to do.",
+            "properties": {
+                "last_result": {
+                    "type": ["string", "null"],
+                    "description": "ok, or the code of an error; null before the first response.",
+                },
+                "seconds_ago": {"type": ["number", "null"]},
+            },
+        },
+    },
 }
 
 _CHAT: dict[str, Any] = {

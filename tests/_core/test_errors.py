@@ -148,6 +148,26 @@ def test_errors_differ_by_each_fact(kind: type[CromicleError]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ('{"error": {"code": "upstream_denied", "message": "x"}}', "upstream_denied"),
+        ('{"error": {"code": 400}}', None),
+        ('{"error": {"message": "x"}}', None),
+        ('{"error": "x"}', None),
+        ('{"code": "x"}', None),
+        ('["error"]', None),
+        ("<html>", None),
+        ("", None),
+        ("[" * 100_000, None),
+        ("9" * 5000, None),
+    ],
+)
+def test_the_code_of_a_status_error_is_that_of_its_body(body: str, code: str | None) -> None:
+    error = APIStatusError("x", status_code=502, headers=HEADERS, body=body)
+    assert error.code == code
+
+
+@pytest.mark.parametrize(
     ("problem", "hint", "text"),
     [
         ("it is empty", "", "it is empty"),

@@ -686,7 +686,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             429,
             [(b"retry-after", b"1.5")],
             b"",
-            "answered 429 Too Many Requests. It asks to wait 1.5 s.",
+            "answered 429 Too Many Requests. It asks to wait 1.5 s. Retry after that time.",
         ),
         (
             302,
@@ -728,6 +728,43 @@ def test_messages(
     strict: bool,
 ) -> None:
     assert str(status_error(status_code, body, *headers, strict=strict)) == f"{URL} {message}"
+
+
+@pytest.mark.parametrize(
+    ("status_code", "code", "retry_after", "hint"),
+    [
+        (400, None, None, "check that base_url is a Cromicle endpoint"),
+        (400, "bad_request", None, "check the fields"),
+        (400, "unknown_field", None, "Leave that field out"),
+        (400, "context_length_exceeded", None, "The conversation is too long for the model"),
+        (413, "context_length_exceeded", None, "The conversation is too long for the model"),
+        (400, "content_filter", None, "A content filter rejected the prompt"),
+        (400, "upstream_refused", None, "The model server rejected the prompt or an option"),
+        (422, "invalid_request_error", None, "The model server rejected the prompt or an option"),
+        (422, "hash_mismatch", None, "the same token"),
+        (413, "request_too_large", None, "Send a shorter prompt"),
+        (502, "upstream_denied", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_refused", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_redirected", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_failed", None, FAILED),
+        (502, "upstream_failed", "7", "Retry after that time."),
+        (503, "upstream_loading", "5", "Retry after that time."),
+        (503, "server_busy", "1", "Retry after that time."),
+        (503, None, None, "Try again later."),
+        (504, "upstream_timeout", None, "Try again later."),
+        (408, None, "3", "Retry after that time."),
+        (403, None, "3", "not allowed"),
+    ],
+)
+def test_the_hint_fits_what_the_server_says(
+    status_code: int, code: str | None, retry_after: str | None, hint: str
+) -> None:
+    body = b"" if code is None else json.dumps({"error": {"code": code, "message": "x"}}).encode()
+    headers = [] if retry_after is None else [(b"retry-after", retry_after.encode())]
+    error = status_error(status_code, body, *headers)
+    assert error.code == code
+    assert hint in error.hint
+    assert ("asks to wait" in error.problem) == (retry_after is not None)
 
 
 @pytest.mark.parametrize(
@@ -838,6 +875,44 @@ def test_an_echo_in_a_header_is_hidden() -> None:
     decoder = build_decoder(redact=redact())
     receive_head(decoder, headers=[*CHUNKED, (b"x-token", f"{CANARY}".encode())])
     assert decoder.headers["x-token"] == "[redacted]"
+
+
+def test_an_echo_among_very_many_headers_takes_one_search() -> None:
+    many = [(b"%x" % number, b"%d" % number) for number in range(12_000)]
+    find = redact(token := f"-{CANARY}")
+    searched: list[str] = []
+
+    def search(text: str) -> str:
+        searched.append(text)
+        return find(text)
+
+    error = status_error(400, b"", *many, (b"x", token.encode()), redact=search)
+    assert error.headers["x"] == "[redacted]"
+    assert error.headers["2edf"] == "11999"
+    assert len(error.headers) == 12_001
+    assert len(searched) < 5
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"x-one", b"sk-canary"), (b"123456", b"2")],
+        [(b"x-%d" % number, b"sk-canary%0a123456") for number in range(1001)],
+    ],
+    ids=["one over two headers", "too many to locate"],
+)
+def test_of_an_echo_that_is_not_in_one_header_nothing_is_kept(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
+    token = "sk-canary\n123456"
+    facts = [(b"X-Request-Id", b"7"), (b"content-type", b"text/html"), (b"x-other", b"1")]
+    error = status_error(400, b"", *headers, *facts, redact=redact(token))
+    assert dict(error.headers) == {"content-type": "text/html", "x-request-id": "7"}
+
+
+def test_an_echo_in_the_name_of_a_header_is_hidden() -> None:
+    error = status_error(400, b"", (b"X-Canary-4711", b"1"), redact=redact("Canary-4711"))
+    assert dict(error.headers) == {"x-[redacted]": "1"}
 
 
 def test_an_echo_in_a_page_is_hidden() -> None:

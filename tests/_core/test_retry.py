@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 
@@ -31,9 +32,11 @@ from cromicle_sdk._core.retry import Attempts, RetryBudget
 RETRIED_STATUSES = {408, 429, *range(500, 600)} - {501, 505}
 
 
-def status_error(status_code: int, retry_after: float | None = None) -> APIStatusError:
+def status_error(
+    status_code: int, retry_after: float | None = None, body: str = ""
+) -> APIStatusError:
     return status_error_class(status_code)(
-        "x", status_code=status_code, headers=Headers(), body="", retry_after=retry_after
+        "x", status_code=status_code, headers=Headers(), body=body, retry_after=retry_after
     )
 
 
@@ -97,6 +100,31 @@ def test_retried_statuses(whole: bool) -> None:
     for status_code in range(100, 1000):
         wait = build_attempts(whole=whole).decide(status_error(status_code), time_left=600).wait
         assert (wait is not None) == (status_code in RETRIED_STATUSES), status_code
+
+
+@pytest.mark.parametrize(
+    ("status_code", "code", "is_retried"),
+    [
+        (502, "upstream_denied", False),
+        (502, "upstream_redirected", False),
+        (502, "upstream_refused", False),
+        (502, "upstream_failed", True),
+        (502, "upstream_invalid", True),
+        (502, "upstream_unreachable", True),
+        (503, "upstream_refused", True),
+        (429, "upstream_busy", True),
+        (400, "context_length_exceeded", False),
+        (413, "upstream_refused", False),
+        (422, "upstream_refused", False),
+    ],
+)
+@pytest.mark.parametrize("retry_after", [None, 1.0])
+def test_a_502_that_will_not_pass_is_final(
+    status_code: int, code: str, is_retried: bool, retry_after: float | None
+) -> None:
+    body = json.dumps({"error": {"code": code, "message": "x"}})
+    error = status_error(status_code, retry_after, body)
+    assert (build_attempts().decide(error, time_left=600).wait is not None) == is_retried
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
+import httpx
 import pytest
+from upstreams import answer_models, answer_texts
 
 from cromicle_sdk import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
+    BadRequestError,
     Client,
     ConfigurationError,
+    Conversation,
     CromicleError,
     Headers,
     IncompleteReplyError,
@@ -297,8 +301,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--host", "0.0.0.0"], "--token of your own"),
         (["serve", "--host", ""], ": expected a host name or an IP address"),
         (["serve", "--token", ""], "--token: it is empty"),
-        (["serve", "--upstream", "http://h"], "--upstream needs --model NAME"),
-        (["serve", "--upstream", "http://h", "--model", ""], "--upstream needs --model NAME"),
+        (["serve", "--upstream", "http://h", "--model", ""], "--model: expected a str with at le"),
         (["serve", "--upstream", "h:1", "--model", "m"], "--upstream: it must begin with http"),
         (["serve", "--upstream", "http://s3cret@", "--model", "m"], "--upstream: it has no host"),
         (
@@ -315,6 +318,42 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--upstream-timeout", "5"], "--upstream-timeout is for a model server"),
         (["serve", "--system", "S"], "--system is for a model server"),
         (["serve", "--parse-roles"], "--parse-roles is for a model server"),
+        (["serve", "--temperature", "1"], "--temperature is for a model server"),
+        (["serve", "--body", "a=1"], "--body is for a model server"),
+        (["serve", "--stop", "x"], "--stop is for a model server"),
+        (["serve", "--allow-options"], "--allow-options is for a model server"),
+        (["serve", "--upstream-header", "a:s3cret"], "--upstream-header is for a model server"),
+        *(
+            (["serve", "--upstream", "http://h", "--model", "m", *arguments], problem)
+            for arguments, problem in [
+                (["--model", "m"], "--model: 'm' is given twice"),
+                (["--temperature", "hot"], "'--temperature'"),
+                (["--temperature", "nan"], "--temperature: expected a number, 0 or more"),
+                (["--max-tokens", "0"], "--max-tokens: expected a whole number, 1 or more"),
+                (["--top-p", "1.5"], "--top-p: expected a number from 0 to 1"),
+                (["--seed", "1" * 30], "--seed: expected a whole number of 64 bits"),
+                (["--stop", ""], "--stop: expected a text, or a list of texts"),
+                (["--body", "a"], "'--body': number 1 is not of the form NAME=JSON"),
+                (["--body", "a=s3cret"], "'--body': the value of a is not JSON"),
+                (["--body", "model=1"], "--body: the gateway sets the field 'model' itself"),
+                (["--body", "stream=false"], "--body: the gateway sets the field 'stream'"),
+                (["--body", "n=2"], "--body: the gateway sets the field 'n'"),
+                (["--body", "a=NaN"], "--body: the field 'a' is not JSON"),
+                (["--body", 'top_p="s3cret"'], "--body: the field 'top_p' must be a number"),
+                (["--seed", "1", "--body", "seed=2"], "--body: the field 'seed' is given twice"),
+                (["--allow-options", "seed,tools"], "--allow-options: 'tools' is not an option"),
+                (["--allow-options", ""], "--allow-options: '' is not an option of callers"),
+                (["--upstream-header", "s3cret"], "'--upstream-header': number 1 is not of the"),
+                (["--upstream-header", "host:s3cret"], "--upstream-header: host is set by the"),
+                (["--upstream-header", "a b:s3cret"], "--upstream-header: 'a b' is not a header"),
+                (["--upstream-header", "a:s3cret\n\n\xe9"], "--upstream-header: the value of a"),
+                (["--upstream-header", "a:1", "--upstream-header", "A:2"], "A is given twice"),
+                (
+                    ["--upstream-key", "s3cret", "--upstream-header", "Authorization:s3cret"],
+                    "--upstream-header: pass authorization here or as",
+                ),
+            ]
+        ),
         (["serve", "--token", "s3cret", "--tokens-file", "f"], "exclude each other"),
         (
             ["serve", "--tokens-file", "/no/such/file"],
@@ -646,15 +685,16 @@ def serve_beside(
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def print_line(line: str, *, label: str = "") -> None:
+    def print_line(line: str, *, label: str = "", style: str = "") -> None:
         lines.append(label + line)
-        if not threads:
+        if label == "Serving at ":
             threads.append(threading.Thread(target=work, args=(line,)))
             threads[0].start()
 
     monkeypatch.setattr(_serve, "report", print_line)
     code = run(["serve", "--port", "0", *arguments])
-    threads[0].join()
+    for thread in threads:
+        thread.join()
     return code, lines
 
 
@@ -691,11 +731,19 @@ DEFAULTS: dict[str, Any] = {
     "token": None,
     "tokens_file": None,
     "upstream": None,
-    "model": None,
+    "models": (),
     "upstream_key": None,
+    "upstream_headers": {},
     "upstream_timeout": None,
     "system": None,
     "parse_roles": False,
+    "temperature": None,
+    "max_tokens": None,
+    "top_p": None,
+    "seed": None,
+    "stop": (),
+    "extra_body": {},
+    "allow_options": None,
     "delay": 0.0,
     "max_concurrent": None,
     "max_request_bytes": 1024 * 1024,
@@ -717,7 +765,7 @@ RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_
             ["--upstream", "http://h/v1", "--model", "m", "--upstream-key", "k", "--parse-roles"],
             {
                 "upstream": "http://h/v1",
-                "model": "m",
+                "models": ("m",),
                 "upstream_key": Secret("k"),
                 "parse_roles": True,
             },
@@ -725,7 +773,43 @@ RUN: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "grace": 5.0, "access_
         ),
         (
             ["--upstream=http://h", "--model=m", "--upstream-timeout=9", "--system", "Rhyme."],
-            {"upstream": "http://h", "model": "m", "upstream_timeout": 9.0, "system": "Rhyme."},
+            {
+                "upstream": "http://h",
+                "models": ("m",),
+                "upstream_timeout": 9.0,
+                "system": "Rhyme.",
+            },
+            {},
+        ),
+        (
+            [
+                *(
+                    "--upstream=http://h",
+                    "--model=a",
+                    "--model=b",
+                    "--upstream-header",
+                    "x-a: mine",
+                ),
+                *("--temperature=0", "--max-tokens=9", "--top-p=0.5", "--seed=-1", "--stop=x"),
+                *("--stop=y", '--body=format={"a": [1]}', "--body=top_k=4", "--allow-options"),
+            ],
+            {
+                "upstream": "http://h",
+                "models": ("a", "b"),
+                "upstream_headers": {"x-a": Secret("mine")},
+                "temperature": 0.0,
+                "max_tokens": 9,
+                "top_p": 0.5,
+                "seed": -1,
+                "stop": ("x", "y"),
+                "extra_body": {"format": {"a": [1]}, "top_k": 4},
+                "allow_options": "all",
+            },
+            {},
+        ),
+        (
+            ["--upstream=http://h", "--model=m", "--allow-options", "seed,stop"],
+            {"upstream": "http://h", "models": ("m",), "allow_options": "seed,stop"},
             {},
         ),
         (
@@ -790,9 +874,172 @@ def test_the_timeout_of_the_upstream(
         return server.echo_backend()
 
     monkeypatch.setattr(server, "openai_backend", build)
-    options = {"upstream": "http://h", "model": "m", "upstream_timeout": seconds}
-    Service(**{**DEFAULTS, **options}).build_app(server)
+    options = {"upstream": "http://h", "models": ("m",), "upstream_timeout": seconds}
+    Service(**{**DEFAULTS, **options}).build_backend(server)
     assert made == [timeout]
+
+
+class TestGateway:
+    """What `serve` says of the model server, which it asks for its models once."""
+
+    @staticmethod
+    def start(
+        server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *arguments: str
+    ) -> tuple[int, list[str]]:
+        """The exit code, and the lines on stderr after the address and an example."""
+        url = server.base_url.replace("://", "://user:s3cret@")
+        arguments = ("--upstream", f"{url}/v1", *arguments)
+
+        def user(base_url: str) -> None:
+            # It is answered once all lines are printed.
+            assert httpx.get(f"{base_url}/health").is_success
+
+        code, lines = serve_beside(user, monkeypatch, *arguments)
+        assert not lines or lines[0].startswith("Serving at ")
+        return code, lines[2:]
+
+    def test_a_known_model(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        answer_models(server, "a", "m")
+        code, lines = self.start(server, monkeypatch, "--model", "m", "--upstream-header", "x:yy")
+        assert code == 130
+        address = f"Upstream {server.base_url}/v1"
+        assert lines == [address, "Model m", "The model server has m"]
+        (request,) = server.requests
+        assert (request.method, request.path, request.body) == ("GET", "/v1/models", b"")
+        assert request.headers["authorization"].startswith("Basic ")
+        assert request.headers["x"] == "yy"
+        assert not {"content-length", "content-type", "transfer-encoding"} & set(request.headers)
+
+    def test_several_models_of_which_one_is_unknown(
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer_models(server, "a:latest", "models/b", *(f"m{i}" for i in range(30)))
+        arguments = [f"--model={name}" for name in ("a", "b", "c")]
+        _, lines = self.start(server, monkeypatch, *arguments)
+        assert lines[1:3] == ["Models a, b, c", "The model server has a, b"]
+        shown = ", ".join(f"m{i}" for i in range(18))
+        assert lines[3] == (
+            "Warning: the model server does not list c; it has "
+            f"a:latest, models/b, {shown} and 12 more"
+        )
+
+    @pytest.mark.parametrize(("names", "known"), [((), "none"), (("a", "b"), "a, b")])
+    def test_an_unknown_model(
+        self,
+        names: tuple[str, ...],
+        known: str,
+        server: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        answer_models(server, *names)
+        _, lines = self.start(server, monkeypatch, "--model", "m")
+        assert lines[1:] == [
+            "Model m",
+            f"Warning: the model server does not list m; it has {known}",
+        ]
+
+    def test_the_only_model_is_used(
+        self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer_models(server, "the-only-one")
+        _, lines = self.start(server, monkeypatch)
+        assert lines[1] == "Model the-only-one"
+
+    @pytest.mark.parametrize(
+        ("names", "problem"),
+        [
+            (("a", "b"), "does not have exactly one: it has a, b; pass the name of one"),
+            ((), "does not have exactly one: it has none"),
+            (None, "--model: it is left out, and the model server does not tell its models: http"),
+        ],
+    )
+    def test_a_model_that_cannot_be_chosen(
+        self,
+        names: tuple[str, ...] | None,
+        problem: str,
+        server: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+        capsysbinary: Capture,
+    ) -> None:
+        if names is None:
+            server.fail(404)
+        else:
+            answer_models(server, *names)
+        assert self.start(server, monkeypatch)[0] == 2
+        said = capsysbinary.readouterr().err.decode()
+        assert problem in said
+        assert "s3cret" not in said
+
+    @pytest.mark.parametrize(
+        ("behave", "problem"),
+        [
+            (lambda server: server.fail(404, body="s3cret"), "responded with 404"),
+            (lambda server: server.fail(401), "refuses the key of this gateway"),
+            (lambda server: server.redirect(302, location="http://s3cret"), "not followed"),
+            (lambda server: server.reply("<html>s3cret</html>"), "did not respond with a list"),
+            (lambda server: server.cut(), "disconnected"),
+            (lambda server: server.stop(), "Connection refused"),
+        ],
+    )
+    def test_a_list_that_cannot_be_read_is_a_warning(
+        self,
+        behave: Callable[[FaultyServer], object],
+        problem: str,
+        server: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        behave(server)
+        code, lines = self.start(server, monkeypatch, "--model", "m")
+        assert code == 130
+        assert lines[2].startswith("Warning: the models could not be looked up: ")
+        assert problem in lines[2]
+        assert "s3cret" not in "".join(lines)
+
+    @pytest.mark.parametrize("flag", [["--allow-options"], ["--allow-options", "seed, max_tokens"]])
+    def test_options_of_the_operator_and_of_callers_reach_the_model(
+        self, flag: list[str], server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer_models(server, "a", "b")
+        answer_texts(server, "ok")
+        replies: list[str] = []
+        health: list[Any] = []
+
+        def user(base_url: str) -> None:
+            health.append(httpx.get(f"{base_url}/health").json()["upstream"]["last_result"])
+            with Client(base_url=base_url, token="abc", send_messages=True) as client:
+                messages = Conversation(system="Sing.").user("Hi")
+                extra_body = {"model": "b", "seed": 2, "max_tokens": 9}
+                replies.append(client.chat(messages, extra_body=extra_body).text)
+                with pytest.raises(BadRequestError, match="'tools'"):
+                    client.chat("Hi", extra_body={"tools": []})
+
+        arguments = [
+            *("--upstream", server.base_url, "--model", "a", "--model", "b", "--system", "Rhyme."),
+            *("--seed", "1", "--temperature", "0", "--stop", "x", "--body", "top_k=4", *flag),
+        ]
+        code, _ = serve_beside(user, monkeypatch, *arguments)
+        assert (code, replies, health) == (130, ["ok"], ["ok"])
+        assert server.requests[1].json == {
+            "model": "b",
+            "messages": [
+                {"role": "system", "content": "Rhyme."},
+                {"role": "system", "content": "Sing."},
+                {"role": "user", "content": "Hi"},
+            ],
+            "stream": True,
+            "seed": 2,
+            "temperature": 0,
+            "stop": ["x"],
+            "top_k": 4,
+            "max_tokens": 9,
+        }
+        assert len(server.requests) == 2
+
+    def test_parse_roles_warns(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        answer_models(server, "m")
+        _, lines = self.start(server, monkeypatch, "--parse-roles")
+        assert lines[3].startswith("Warning: ")
+        assert "can forge messages of any role" in lines[3]
 
 
 def test_serve_reports_that_it_cannot_listen(capsysbinary: Capture) -> None:

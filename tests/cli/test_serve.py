@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from upstreams import KEY, answer, answer_texts, say
+from upstreams import KEY, answer, answer_models, answer_texts, say
 
 from cromicle_sdk import (
     AuthenticationError,
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends by sign
 
 PATIENCE = 20.0
 ONCE = Retry(attempts=1)
-COMMAND = [sys.executable, "-W", "error", "-X", "dev", "-m", "cromicle_sdk", "serve"]
+COMMAND = [sys.executable, "-W", "error", "-m", "cromicle_sdk", "serve"]
 SHARED = ["--port", "0"]
 
 
@@ -90,11 +90,14 @@ def serve(*arguments: str, **environment: str) -> Generator[Command]:
 
 @pytest.fixture
 def upstream() -> Iterator[FaultyServer]:
+    """A model server that has listed its models when the test's own script begins."""
     with FaultyServer() as server:
+        answer_models(server, "m")
         yield server
 
 
 def gateway(upstream: FaultyServer, *arguments: str) -> list[str]:
+    """The arguments for a gateway; the model server is asked for its models first."""
     return [*SHARED, "--upstream", f"{upstream.base_url}/v1", "--model", "m", *arguments]
 
 
@@ -108,12 +111,12 @@ def test_a_prompt_goes_to_the_model_server(upstream: FaultyServer) -> None:
         line = command.wait_for(f"request={reply.request_id}")
         said = command.end()
     assert reply.text == "Grüße 🎉"
-    assert upstream.requests[0].json == {
+    assert upstream.requests[1].json == {
         "model": "m",
         "messages": [{"role": "system", "content": "Rhyme."}, *turns],
         "stream": True,
     }
-    assert upstream.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert upstream.requests[1].headers["authorization"] == f"Bearer {KEY}"
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO method=POST path=/chat status=200 bytes=12 "
         r"first_text=0\.\d{4} duration=0\.\d{4} end=complete request=[0-9a-f]{32}\n",
@@ -143,7 +146,7 @@ def test_without_an_access_log_nothing_is_logged(upstream: FaultyServer) -> None
         with command.connect() as client:
             client.chat("Hi")
         command.end()
-    assert len(command.lines) == 2
+    assert len(command.lines) == 5
 
 
 def test_sigterm_waits_for_unfinished_replies(upstream: FaultyServer) -> None:

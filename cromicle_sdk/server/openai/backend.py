@@ -7,9 +7,9 @@ import logging
 import math
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 
@@ -23,16 +23,25 @@ from cromicle_sdk._core.options import (
     check_timeout,
 )
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk.server.backends import Backend, BackendError
+from cromicle_sdk.server.backends import BackendError, BackendRequest
 
 from .client import Call, Upstream
 from .completion import Completion
+from .models import UpstreamHealth, is_listed
+from .options import (
+    check_allowed,
+    check_caller_options,
+    check_fields,
+    check_headers,
+    check_models,
+    hide_headers,
+)
 from .prompt import parse_prompt
 
 if TYPE_CHECKING:
     from cromicle_sdk._http.proxies import ProxyOption
 
-__all__ = ["openai_backend"]
+__all__ = ["OpenAIBackend", "openai_backend"]
 
 # How long the rest of a response may take once the model server has given its finish reason, in
 # seconds. `[DONE]` and usage follow at once, or not at all.
@@ -42,28 +51,153 @@ GRACE_SECONDS = 2.0
 _KEY = re.compile(r"[\x21-\x7e]+\Z")
 
 
+class OpenAIBackend:
+    """The backend that `openai_backend` returns."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        models: tuple[str, ...],
+        fields: Mapping[str, Any],
+        system: str | None,
+        parse_roles: bool,
+        allow_options: frozenset[str],
+    ) -> None:
+        self._upstream = upstream
+        self._models = models
+        self._fields = fields
+        self._system = system
+        self._parse_roles = parse_roles
+        self._health = UpstreamHealth()
+        self.allow_options: frozenset[str] = allow_options
+
+    @property
+    def base_url(self) -> str:
+        """The base URL of the model server, without userinfo."""
+        return self._upstream.base_url
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that callers may choose from, the default first; none if not known yet."""
+        return self._models
+
+    def describe_health(self) -> dict[str, Any]:
+        """What the model server was last seen to do, for `GET /health`."""
+        return self._health.describe()
+
+    async def find_models(self) -> list[str]:
+        """Ask the model server for the names of its models, once and for 5 seconds at most.
+
+        If the backend has no model, the only one in the list is used from now on. Raises
+        `BackendError` if the model server does not respond with a list.
+        """
+        try:
+            names = await self._upstream.list_models()
+        except BackendError as error:
+            self._health.record(error)
+            raise
+        self._health.record(None)
+        if not self._models and len(names) == 1:
+            self._models = tuple(names)
+        return names
+
+    def find_unlisted(self, names: list[str]) -> list[str]:
+        """Those of `models` that the model server does not have, by the names that it lists."""
+        return [model for model in self._models if not is_listed(model, names)]
+
+    async def __call__(
+        self, prompt: str, request: BackendRequest | None = None
+    ) -> AsyncIterator[str]:
+        request = request or BackendRequest()
+        if not self._models:
+            await self.find_models()
+        body = self._build_body(prompt, request)
+        call = self._upstream.start(body)
+        completion = Completion()
+        try:
+            await call.send()
+            async with aclosing(_read_chunks(call, completion)) as chunks:
+                async for chunk in chunks:
+                    self._health.record(None)
+                    yield chunk
+            self._health.record(None)
+            request.finish_reason = completion.finish_reason
+            _log_end(completion, request.id)
+            # `[DONE]` comes before the end of the body.
+            await call.finish(wait=completion.is_done)
+        except BackendError as error:
+            self._health.record(error)
+            raise
+        finally:
+            call.abandon()
+
+    def _build_body(self, prompt: str, request: BackendRequest) -> bytes:
+        if not self._models:
+            raise BackendError(
+                502,
+                "upstream_refused",
+                "the gateway has no model",
+                detail="the model server does not have exactly one model: pass `model`",
+            )
+        content = {
+            "model": self._models[0],
+            "messages": self._build_messages(prompt, request.messages),
+            "stream": True,
+            **self._fields,
+            **check_caller_options(request.options, self._models),
+        }
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _build_messages(self, prompt: str, sent: list[Message] | None) -> list[Message]:
+        own = [] if self._system is None else [Message(role="system", content=self._system)]
+        if sent is None and self._parse_roles:
+            sent = parse_prompt(prompt, system=not own)
+        return own + (sent or [Message(role="user", content=prompt)])
+
+
 def openai_backend(
     base_url: str,
-    model: str,
+    model: str | Sequence[str] | None = None,
     *,
     api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     timeout: float | Timeout | None = DEFAULT_TIMEOUT,
     system: str | None = None,
     parse_roles: bool = False,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    allow_options: bool | Iterable[str] = False,
     proxy: ProxyOption | None = None,
     verify: Literal[True] | ssl.SSLContext = True,
-) -> Backend:
+) -> OpenAIBackend:
     """A backend that streams the replies of `model` from an OpenAI-compatible model server.
 
     Each prompt is one `POST {base_url}/chat/completions` with `stream: true`; each delta is yielded
-    as it arrives. `base_url` usually ends in `/v1`. The prompt is sent as one user message. With
-    `parse_roles`, a prompt that `format_prompt` built is sent as its messages, if it parses
-    completely. `system`, if given, is a message before them.
+    as it arrives. `base_url` usually ends in `/v1`. Messages that the caller sent with their roles
+    are sent as they are; any other prompt is one user message. `system`, if given, is a message
+    before them; a system message of the caller's own comes after it.
 
+    - `model`: the model, or several that callers may choose from by the field `model`, the default
+      first. None for the only one that the model server has, which is looked up at first use.
     - `api_key`: sent as `Authorization: Bearer …`, and never shown.
+    - `headers`: additional headers; their values are never shown either.
     - `timeout`: as for the clients: seconds for every phase but `total`, which remains 600; or a
       `Timeout`; None for no limit. `stall` is the time from one read to the next, so comments
       that keep the stream alive reset it.
+    - `parse_roles`: a prompt that `format_prompt` built is sent as its messages, if it parses
+      completely. Text of the caller's may then forge a role, so with `system` no line of a prompt
+      is taken for a message of the system.
+    - `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields of each request; `extra_body`:
+      any others, by name.
+    - `allow_options`: which fields callers may send by `extra_body` of a client, instead of those
+      above: True for `temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `presence_penalty`,
+      `frequency_penalty` and `reasoning_effort`, or some of these names. Any other field is a 400
+      that names it.
     - `proxy`, `verify`: as for the clients; `proxy` defaults to that of the environment, which is
       never used for loopback addresses.
 
@@ -74,13 +208,15 @@ def openai_backend(
     - 429 and 503, with `Retry-After`: it limits the rate of requests, is overloaded, or is still
       loading the model.
     - 502: it is unreachable, fails, or sends an invalid response. The codes `upstream_denied`,
-      `upstream_redirected` and `upstream_refused` mean that the operator has to act.
+      `upstream_redirected` and `upstream_refused` mean that the operator has to act; the clients
+      do not retry them.
     - 504: it does not respond in time.
 
     A later error truncates the reply. So does everything that may hold text or an error and is not
     understood: a reply is complete only if it has all of the text and the model server has said
-    that it is over, by `[DONE]` or by a finish reason. Requests are not retried, redirects are not
-    followed, and cookies are not kept.
+    that it is over, by `[DONE]` or by a finish reason. The finish reason is that of the request:
+    `stop`, `length`, `content_filter`, `tool_calls` or None. Requests are not retried, redirects
+    are not followed, and cookies are not kept.
 
     If the caller disconnects, the request to the model server is closed immediately; if it reads
     slowly, so does the gateway. More than 1,000 calls at once are queued, within `timeout.total`.
@@ -89,48 +225,62 @@ def openai_backend(
     Raises `ConfigurationError`, which names the invalid option.
     """
     key = None if api_key is None else Secret(api_key)
+    hidden = hide_headers(headers)
     # An error about another option passes through this frame, whose locals may be printed.
-    del api_key
+    del api_key, headers
     _check_key(key)
-    check_text("model", model)
+    own_headers = check_headers(hidden)
+    if key is not None and "authorization" in own_headers:
+        raise ConfigurationError(
+            "pass authorization here or as api_key, not both", option="headers"
+        )
+    models = check_models(model)
     if system is not None:
         check_text("system", system)
     check_flag("parse_roles", parse_roles)
+    given = {
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop,
+    }
+    fields = check_fields(given, extra_body)
+    allowed = check_allowed(allow_options)
     upstream = Upstream(
-        base_url, key=key, timeout=check_timeout(timeout), proxy=proxy, verify=verify
+        base_url,
+        key=key,
+        headers=own_headers,
+        timeout=check_timeout(timeout),
+        proxy=proxy,
+        verify=verify,
     )
-
-    async def answer(prompt: str) -> AsyncIterator[str]:
-        messages = _build_messages(prompt, system, parse_roles=parse_roles)
-        call = upstream.start(_build_body(model, messages))
-        completion = Completion()
-        try:
-            await call.send()
-            async with aclosing(_read_chunks(call, completion)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            _log_end(completion)
-            # `[DONE]` comes before the end of the body.
-            await call.finish(wait=completion.is_done)
-        finally:
-            call.abandon()
-
-    return answer
+    return OpenAIBackend(
+        upstream,
+        models=models,
+        fields=fields,
+        system=system,
+        parse_roles=parse_roles,
+        allow_options=allowed,
+    )
 
 
 async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str, None]:
     """The text of the completion in a response, none of it empty."""
     deadline = math.inf
+    received = 0
     while not completion.is_done:
         data = await _read_before(deadline, call, completion)
         texts = completion.receive_data(data) if data else completion.receive_eof()
         for text in texts:
-            deadline = math.inf
             yield text
         if not data:
             return
-        if completion.is_finished and deadline == math.inf:
+        if not completion.is_finished:
+            deadline = math.inf
+        elif deadline == math.inf or completion.received > received:
             deadline = anyio.current_time() + GRACE_SECONDS
+        received = completion.received
 
 
 async def _read_before(deadline: float, call: Call, completion: Completion) -> bytes | bytearray:
@@ -138,6 +288,9 @@ async def _read_before(deadline: float, call: Call, completion: Completion) -> b
 
     Once the completion is finished, the deadline and errors of the network are such ends as well.
     """
+    # A read that finds bytes need not wait, and is then not cancelled.
+    if anyio.current_time() >= deadline:
+        return b""
     try:
         with anyio.CancelScope(deadline=deadline):
             return await call.read()
@@ -147,12 +300,13 @@ async def _read_before(deadline: float, call: Call, completion: Completion) -> b
     return b""
 
 
-def _log_end(completion: Completion) -> None:
+def _log_end(completion: Completion, request_id: str) -> None:
     logger = logging.getLogger("cromicle_sdk.server")
+    reason = completion.finish_reason or "no finish reason"
     if completion.is_empty:
-        logger.warning("the model sent no text: %s", completion.finish_reason or "no finish reason")
+        logger.warning("the model sent no text: %s (request %s)", reason, request_id)
     elif completion.finish_reason in ("length", "content_filter"):
-        logger.warning("the model ended its reply early: %s", completion.finish_reason)
+        logger.warning("the model ended its reply early: %s (request %s)", reason, request_id)
 
 
 def _check_key(key: Secret | None) -> None:
@@ -166,14 +320,3 @@ def _is_key(key: Secret) -> bool:
     # Nothing is raised from here: the text is the key in clear.
     text = cast("object", key.reveal())
     return isinstance(text, str) and _KEY.match(text) is not None
-
-
-def _build_messages(prompt: str, system: str | None, *, parse_roles: bool) -> list[Message]:
-    parsed = parse_prompt(prompt) if parse_roles else None
-    messages = parsed or [Message(role="user", content=prompt)]
-    return messages if system is None else [Message(role="system", content=system), *messages]
-
-
-def _build_body(model: str, messages: list[Message]) -> bytes:
-    content = {"model": model, "messages": messages, "stream": True}
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 
 from .errors import build_invalid_error
 
-__all__ = ["Choices", "Part"]
+__all__ = ["UNKNOWN_REASON", "Choices", "Part"]
+
+# A finish reason that is none of the known ones: the answer is not whole.
+UNKNOWN_REASON = "unknown"
+
+# What a model sends that had more to say. A later reason of the others is the proxy's own.
+_EARLY = ("length", "content_filter")
+_USUAL = ("stop", "tool_calls")
 
 # So many new indexes, one after the other, are no parallel answers but one in tokens.
 _ENOUGH_INDEXES = 3
@@ -37,15 +44,17 @@ class Choices:
         self._started: set[int] = set()
         self._held: list[tuple[int, str]] = []
         self._reasons: dict[int, str] = {}
+        self._resumed: set[int] = set()
+        self._received = 0
         self._is_parallel = False
         self._is_single = False
         self._has_text = False
         self._has_dropped = False
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the server has given a reason for the end of the answer."""
-        return not self._held and self.finish_reason is not None
+    def received(self) -> int:
+        """The number of texts that are, or may be, part of the answer."""
+        return self._received
 
     @property
     def finish_reason(self) -> str | None:
@@ -74,8 +83,7 @@ class Choices:
             if part.text:
                 texts += self._receive_text(index, part.text)
             if part.finish_reason is not None:
-                self._reasons.pop(index, None)
-                self._reasons[index] = part.finish_reason
+                self._receive_reason(index, part.finish_reason)
         return texts
 
     def receive_eof(self) -> list[str]:
@@ -88,11 +96,19 @@ class Choices:
             raise build_invalid_error("it sent text in another choice than the first")
         return self._release()
 
+    def _receive_reason(self, index: int, reason: str) -> None:
+        before = self._reasons.pop(index, None)
+        is_early = before in _EARLY and reason in _USUAL and index not in self._resumed
+        self._reasons[index] = before if before is not None and is_early else reason
+        self._resumed.discard(index)
+
     def _receive_text(self, index: int, text: str) -> list[str]:
+        self._resumed.add(index)
         if self._is_single:
             if index < self._last:
                 raise build_invalid_error("it sent several answers that cannot be told apart")
             self._last = index
+            self._received += 1
             return [text]
         if index == self._answer:
             if self._held:
@@ -102,6 +118,7 @@ class Choices:
                 each: reason for each, reason in self._reasons.items() if each == index
             }
             self._has_text = True
+            self._received += 1
             return [text]
         if not self._is_parallel:
             return self._hold(index, text)
@@ -110,6 +127,7 @@ class Choices:
 
     def _hold(self, index: int, text: str) -> list[str]:
         self._held.append((index, text))
+        self._received += 1
         indexes = [index for index, _ in self._held]
         if len(set(indexes)) < _ENOUGH_INDEXES or indexes != sorted(indexes):
             return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -30,6 +30,7 @@ from .errors import (
     parse_error,
     parse_wait,
 )
+from .models import parse_models
 
 if TYPE_CHECKING:
     from cromicle_sdk._http.proxies import ProxyOption
@@ -47,6 +48,16 @@ ERROR_SECONDS = 2.0
 
 # Longer than any error in JSON.
 _MAX_ERROR_BYTES = 64 * 1024
+
+# How long the list of models may take in all, in seconds. It is short, and a server waits for it
+# before it listens.
+LIST_SECONDS = 5.0
+
+# OpenRouter lists hundreds of models, with descriptions, in a megabyte.
+_MAX_LIST_BYTES = 16 * 1024 * 1024
+
+# A shorter value of a header may be part of an ordinary word.
+_SHORTEST_SECRET = 6
 
 # A compressed body would delay the text, and is not requested. Other values, such as "none" and
 # "utf-8", are mistakes of the server, and the body shows what it is.
@@ -67,6 +78,7 @@ class Upstream:
         base_url: str,
         *,
         key: Secret | None,
+        headers: Mapping[str, Secret],
         timeout: Timeout,
         proxy: ProxyOption | None,
         verify: Literal[True] | ssl.SSLContext,
@@ -82,18 +94,47 @@ class Upstream:
             Route.find(self._endpoint, proxy=options.proxy, verify=options.verify),
             options.max_connections,
         )
-        self._key = key
-        self._headers = _build_headers(self._endpoint, key)
+        self._headers = _build_headers(self._endpoint, key, headers)
+        long = [each for each in headers.values() if len(each.reveal()) >= _SHORTEST_SECRET]
+        self._secrets = (*long, *(() if key is None else (key,)))
+
+    @property
+    def base_url(self) -> str:
+        """The base URL, without userinfo."""
+        return self._endpoint.url.removesuffix("/chat/completions")
 
     def start(self, body: bytes) -> Call:
         """A call that is not sent yet. Call `abandon` in the end."""
         request = Request(
-            endpoint=self._endpoint,
-            fixed_headers=self._headers,
-            body=body,
-            secrets=() if self._key is None else (self._key,),
+            endpoint=self._endpoint, fixed_headers=self._headers, body=body, secrets=self._secrets
         )
         return Call(self._session, request, self._timeout)
+
+    async def list_models(self) -> list[str]:
+        """The names of the models, by one `GET {base_url}/models`.
+
+        Raises `BackendError`. Its connection is not kept.
+        """
+        path = self._endpoint.path.removesuffix("/chat/completions")
+        request = Request(
+            endpoint=replace(self._endpoint, path=f"{path}/models"),
+            fixed_headers=tuple(each for each in self._headers if each[0] != b"content-type"),
+            body=b"",
+            secrets=self._secrets,
+            method="GET",
+        )
+        call = Call(self._session, request, _limit(self._timeout, LIST_SECONDS))
+        try:
+            await call.send()
+            body = bytearray()
+            while len(body) < _MAX_LIST_BYTES and (data := await call.read()):
+                body += data
+        finally:
+            call.abandon()
+        names = parse_models(body)
+        if names is None:
+            raise build_invalid_error(f"{request.endpoint.url} did not respond with a list")
+        return names
 
 
 class Call:
@@ -166,7 +207,21 @@ class Call:
         raise failure
 
 
-def _build_headers(endpoint: Endpoint, key: Secret | None) -> tuple[tuple[bytes, bytes], ...]:
+def _limit(timeout: Timeout, seconds: float) -> Timeout:
+    """The timeout with no limit above `seconds`."""
+    phases = ("connect", "first_byte", "stall", "total", "pool")
+    given = {phase: getattr(timeout, phase) for phase in phases}
+    return Timeout(
+        **{
+            phase: seconds if limit is None else min(limit, seconds)
+            for phase, limit in given.items()
+        }
+    )
+
+
+def _build_headers(
+    endpoint: Endpoint, key: Secret | None, own: Mapping[str, Secret]
+) -> tuple[tuple[bytes, bytes], ...]:
     headers = {
         "host": endpoint.netloc,
         "accept": "text/event-stream",
@@ -177,4 +232,5 @@ def _build_headers(endpoint: Endpoint, key: Secret | None) -> tuple[tuple[bytes,
     authorization = endpoint.authorization if key is None else Secret(f"Bearer {key.reveal()}")
     if authorization is not None:
         headers["authorization"] = authorization.reveal()
+    headers.update((name, value.reveal()) for name, value in own.items())
     return tuple((name.encode(), value.encode()) for name, value in headers.items())

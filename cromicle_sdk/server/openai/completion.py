@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from cromicle_sdk.server.backends import BackendError
 
-from .choices import Choices, Part
+from .choices import UNKNOWN_REASON, Choices, Part
 from .errors import build_invalid_error, build_reported_error, parse_error
 from .fields import check_unread, is_failure, is_heartbeat
 from .sse import MAX_EVENT_BYTES, Event, EventParser
@@ -24,30 +24,35 @@ __all__ = ["Completion"]
 
 _DONE = "[DONE]"
 
-# Why an answer ends, in lower case: the model has said all, or it had more to say. Any other
-# reason, such as "error" or "timeout", means that the answer is not whole.
+# Why an answer ends, in lower case and in snake case: the model has said all, or it had more to
+# say. Any other reason, such as "error" or "timeout", means that the answer is not whole.
 _FINISH_REASONS: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("complete", "completed", "done", "end", "end_turn", "endoftext", "eos", "eos_token"),
-            *("finish_reason_stop", "finished", "normal", "stop", "stop_sequence", "stop_token"),
+            *("complete", "completed", "done", "end", "end_of_text", "end_of_turn", "end_turn"),
+            *("endoftext", "eos", "eos_found", "eos_token", "finish", "finish_reason_stop"),
+            *("finished", "message_stop", "normal", "stop", "stop_sequence", "stop_token"),
+            *("stopped",),
         ),
         "stop",
     ),
     **dict.fromkeys(("function_call", "tool_call", "tool_calls", "tool_use"), "tool_calls"),
     **dict.fromkeys(
         (
-            *("length", "max_length", "max_new_tokens", "max_output_tokens", "max_tokens"),
-            *("finish_reason_max_tokens", "model_context_window_exceeded", "model_length"),
+            *("length", "length_limit", "max_completion_tokens", "max_length", "max_new_tokens"),
+            *("max_output_tokens", "max_tokens", "max_tokens_reached", "token_limit"),
+            *("finish_reason_length", "finish_reason_max_tokens", "model_context_window_exceeded"),
             *("context_length", "context_length_exceeded", "context_window_exceeded"),
+            *("model_length", "truncated"),
         ),
         "length",
     ),
     **dict.fromkeys(
         (
-            *("blocklist", "content_filter", "content_filtered", "finish_reason_safety"),
-            *("guardrail_intervened", "image_safety", "prohibited_content", "recitation"),
-            *("refusal", "safety", "sensitive", "spii"),
+            *("blocked", "blocklist", "content_filter", "content_filtered", "content_policy"),
+            *("content_policy_violation", "finish_reason_safety", "guardrail_intervened"),
+            *("image_safety", "moderation", "prohibited_content", "recitation", "refusal"),
+            *("safety", "sensitive", "spii"),
         ),
         "content_filter",
     ),
@@ -61,15 +66,24 @@ _EMPTY = ("", "null", "{}", "[]", '""')
 _TEXT_PARTS = ("text", "output_text", None)
 _OTHER_PARTS = ("thinking", "reasoning", "reference")
 
-_READ_IN_EVENT = frozenset({"choices"})
-_READ_IN_CHOICE = frozenset({"delta", "index", "message", "text"})
-_READ_IN_DELTA = frozenset({"content", "refusal", "role"})
+# Usually a field of the choice; some servers have it beside the choices, or in the delta.
+_REASON_NAMES = ("finish_reason", "finishReason")
+
+_READ_IN_EVENT = frozenset({"choices", *_REASON_NAMES})
+_READ_IN_CHOICE = frozenset({"delta", "index", "message", "text", *_REASON_NAMES})
+_READ_IN_DELTA = frozenset({"content", "refusal", "role", *_REASON_NAMES})
 _READ_IN_PART = frozenset({"refusal", "text"})
+_NONE: frozenset[str] = frozenset()
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # A byte order mark and white space, which say nothing about the format.
-_PREFIX = b"\xef\xbb\xbf \t\r\n"
+_SPACE = b" \t\r\n"
+_PREFIX = b"\xef\xbb\xbf" + _SPACE
+
+# How much is parsed in all in order to find out whether JSON has arrived completely. Nearly
+# always the first time is the last.
+_MAX_TRIED_BYTES = 4 * MAX_EVENT_BYTES
 
 
 class Completion:
@@ -84,9 +98,13 @@ class Completion:
     def __init__(self) -> None:
         self._body = bytearray()
         self._is_json = False
+        self._is_json_whole = False
+        self._is_end_pending = False
+        self._tried_bytes = 0
         self._events: EventParser | None = None
         self._choices = Choices()
         self._is_done = False
+        self._is_form_ignored = False
         self._has_delta = False
         self._half = ""
         self._length = 0
@@ -99,13 +117,22 @@ class Completion:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the server has said why the answer ended; usage or `[DONE]` may follow."""
-        return self._is_done or self._choices.is_finished
+        """Whether the server has said why the answer ended; usage or `[DONE]` may follow.
+
+        This includes an event that has arrived without the empty line after it.
+        """
+        is_ended = self._choices.finish_reason is not None or self._is_end_pending
+        return self._is_done or self._is_json_whole or is_ended
+
+    @property
+    def received(self) -> int:
+        """The number of texts of the answer so far, those that are held back included."""
+        return self._choices.received
 
     @property
     def finish_reason(self) -> str | None:
         """`stop`, `length`, `content_filter` or `tool_calls`; None where the server gives none."""
-        return _FINISH_REASONS.get(self._choices.finish_reason or "")
+        return self._choices.finish_reason
 
     @property
     def is_empty(self) -> bool:
@@ -114,18 +141,21 @@ class Completion:
 
     def receive_data(self, data: bytes | bytearray) -> Iterator[str]:
         """Yield the texts that these bytes complete, none of them empty."""
-        if self._events is None:
+        if self._events is None and not self._is_json:
             self._body += data
-            if len(self._body) > MAX_EVENT_BYTES:
-                raise build_invalid_error(f"it sent more than {MAX_EVENT_BYTES} bytes of JSON")
-            if not self._is_json:
-                first = bytes(self._body.lstrip(_PREFIX)[:1])
-                self._is_json = first in (b"{", b"[")
-                if first and not self._is_json:
-                    self._events = EventParser()
-                    data, self._body = self._body, bytearray()
+            first = bytes(self._body.lstrip(_PREFIX)[:1])
+            self._is_json = first in (b"{", b"[")
+            if first and not self._is_json:
+                self._events = EventParser()
+            if first:
+                data, self._body = self._body, bytearray()
         if self._events is not None:
             yield from self._receive_events(self._events.receive_data(data))
+            self._is_end_pending = _ends_in_brace(data) and self._is_end(self._events.pending)
+        elif self._is_json:
+            yield from self._receive_json(data)
+        elif len(self._body) > MAX_EVENT_BYTES:
+            raise build_invalid_error(f"it sent {MAX_EVENT_BYTES} bytes without an event")
 
     def receive_eof(self) -> Iterator[str]:
         """Yield the text that is left. Raises `BackendError` if the completion is not whole."""
@@ -134,11 +164,42 @@ class Completion:
         if self._events is not None:
             yield from self._receive_events(self._events.receive_eof())
         elif self._is_json:
-            yield from self._receive_fields(_parse_object(self._body), "message", is_whole=True)
+            if not self._is_json_whole:
+                yield from self._receive_whole(_parse_json(self._body))
             self._is_done = True
         yield from self._end()
         if not self._is_done and self._choices.finish_reason is None:
             raise build_invalid_error("its response ended without a finish_reason")
+
+    def _receive_json(self, data: bytes | bytearray) -> Iterator[str]:
+        if self._is_json_whole:
+            if data.strip(_SPACE):
+                raise build_invalid_error("it sent more than one JSON object")
+            return
+        self._body += data
+        if len(self._body) > MAX_EVENT_BYTES:
+            raise build_invalid_error(f"it sent more than {MAX_EVENT_BYTES} bytes of JSON")
+        if _ends_in_brace(data) and self._may_try(len(self._body)):
+            value = _parse_json(self._body)
+            if value is not None:
+                self._is_json_whole = True
+                self._body.clear()
+                yield from self._receive_whole(value)
+
+    def _receive_whole(self, value: object) -> Iterator[str]:
+        _check_list(value)
+        yield from self._receive_fields(_check_object(value), "message", is_whole=True)
+
+    def _may_try(self, size: int) -> bool:
+        self._tried_bytes += size
+        return self._tried_bytes <= _MAX_TRIED_BYTES
+
+    def _is_end(self, event: Event | None) -> bool:
+        """Whether an event without an empty line after it is the end of the answer."""
+        if event is None or not self._may_try(len(event.data)):
+            return False
+        last = event.data.rpartition("\n")[2].strip()
+        return _is_done(last) or _has_finish_reason(_parse_json(last))
 
     def _receive_events(self, events: Iterator[Event]) -> Iterator[str]:
         for event in events:
@@ -150,43 +211,52 @@ class Completion:
     def _receive_event(self, name: str, data: str) -> Iterator[str]:
         if is_failure(name):
             raise build_reported_error(parse_error(data.encode()))
-        if data.upper() == _DONE:
+        if _is_done(data):
             self._is_done = True
         elif data in _EMPTY or is_heartbeat(data) or (is_heartbeat(name) and not _is_json(data)):
             return
+        elif data.startswith("data:"):
+            # Some proxies add the name of the field to lines that have it.
+            yield from self._receive_event(name, data.removeprefix("data:").strip())
         elif "\n" in data and not _is_json(data):
             # Some servers leave out the empty line between two events.
             for line in data.split("\n"):
                 if not self._is_done:
                     yield from self._receive_event(name, line.strip())
         else:
-            yield from self._receive_fields(_parse_object(data), name, is_whole=False)
+            fields = _check_object(_parse_json(data))
+            yield from self._receive_fields(fields, name, is_whole=False)
 
     def _receive_fields(
         self, fields: dict[str, object], kind: str, *, is_whole: bool
     ) -> Iterator[str]:
-        check_unread(fields, read=_READ_IN_EVENT, kind=kind)
+        self._check_unread(fields, _READ_IN_EVENT, kind)
         choices = fields.get("choices")
         if choices and not isinstance(choices, list):
             raise build_invalid_error("it sent choices that are not a list")
         if is_whole and not choices:
             raise build_invalid_error("it sent a JSON object without choices")
         parts = [self._read_choice(each) for each in cast("list[object]", choices or []) if each]
+        reason = _read_finish_reason(fields)
+        if reason is not None:
+            parts.append(Part(None, finish_reason=reason))
         yield from self._emit(self._choices.receive(parts))
-        reason = self._choices.finish_reason
-        if reason is not None and reason not in _FINISH_REASONS:
+        if self._choices.finish_reason == UNKNOWN_REASON:
             raise build_invalid_error("it ended its answer with an unknown finish_reason")
 
     def _read_choice(self, choice: object) -> Part:
         if not isinstance(choice, dict):
             raise build_invalid_error("it sent a choice that is not an object")
         fields = cast("dict[str, object]", choice)
-        check_unread(fields, read=_READ_IN_CHOICE)
+        self._check_unread(fields, _READ_IN_CHOICE)
         delta, message = _get_object(fields, "delta"), _get_object(fields, "message")
-        text = _read_text(delta)
+        text = self._read_text(delta)
         self._has_delta = self._has_delta or bool(text)
-        whole = _read_text(message)
+        whole = self._read_text(message)
         if whole and not self._has_delta:
+            # Each of the messages may be the next text, or all of the text so far.
+            if self._is_beginning(whole):
+                raise build_invalid_error("it sent a message that repeats its text")
             text = whole
         elif whole and whole != text and not self._is_sent(text, whole):
             raise build_invalid_error("it sent a message that differs from its deltas")
@@ -196,15 +266,30 @@ class Completion:
         return Part(
             index=_read_index(fields.get("index")),
             text=text,
-            finish_reason=_read_finish_reason(fields.get("finish_reason")),
+            finish_reason=_read_finish_reason(fields, delta, message),
             has_role=bool(delta.get("role") or message.get("role")),
         )
+
+    def _read_text(self, delta: dict[str, object]) -> str:
+        """The content of a delta or a message, and the refusal that may stand in its place."""
+        self._check_unread(delta, _READ_IN_DELTA)
+        return _read_content(delta.get("content")) + _read_content(delta.get("refusal"))
+
+    def _check_unread(
+        self, fields: dict[str, object], read: frozenset[str], kind: str = "message"
+    ) -> None:
+        self._is_form_ignored |= check_unread(fields, read=read, kind=kind)
+
+    def _is_beginning(self, whole: str) -> bool:
+        """Whether `whole` begins with all text so far."""
+        beginning = whole[: self._length]
+        return not self.is_empty and self._digest.digest() == _hash(beginning)
 
     def _is_sent(self, text: str, whole: str) -> bool:
         """Whether `whole` is all text so far and `text` after it."""
         digest = self._digest.copy()
         digest.update(_encode(text))
-        return digest.digest() == hashlib.sha256(_encode(whole)).digest()
+        return digest.digest() == _hash(whole)
 
     def _emit(self, texts: list[str]) -> Iterator[str]:
         for text in texts:
@@ -218,6 +303,8 @@ class Completion:
         yield from self._emit(self._choices.receive_eof())
         if self._half:
             raise _half_character()
+        if self.is_empty and self._is_form_ignored:
+            raise build_invalid_error("it sent no text, and an unknown field that may hold it")
 
     def _join_surrogates(self, text: str) -> str:
         """The text with its surrogate pairs as characters.
@@ -245,27 +332,64 @@ def _encode(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(_encode(text)).digest()
+
+
 def _encode_utf16(text: str) -> bytes:
     return text.encode("utf-16-le", errors="surrogatepass")
 
 
+def _ends_in_brace(data: bytes | bytearray) -> bool:
+    """Whether JSON may end here, or `[DONE]`."""
+    return data[-16:].rstrip(_SPACE).endswith((b"}", b"]"))
+
+
+def _is_done(data: str) -> bool:
+    return data.strip('"').upper() == _DONE
+
+
 def _is_json(data: str) -> bool:
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return _parse_json(data) is not None
 
 
-def _parse_object(data: str | bytes | bytearray) -> dict[str, object]:
+def _parse_json(data: str | bytes | bytearray) -> object:
+    """The value, None if the data is not JSON.
+
+    Raises `BackendError` where a value may hold text and its name is given twice.
+    """
     try:
         # Decoded here, because `json.loads` also accepts bytes in UTF-16 and UTF-32.
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        value: Any = json.loads(text)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
-        value = None
+        return None
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        # Of two values with the same name the last one is read, and the first may hold text.
+        for name, value in pairs:
+            if value and built[name] != value:
+                check_unread({name: value}, read=_NONE)
+                if name in _REASON_NAMES:
+                    raise ValueError("two finish reasons")
+    return built
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_build_object)
+
+
+def _check_list(value: object) -> None:
+    """Raise the error in a list, as Gemini sends one."""
+    for each in cast("list[object]", value) if isinstance(value, list) else []:
+        if isinstance(each, dict):
+            check_unread(cast("dict[str, object]", each), read=_READ_IN_EVENT)
+
+
+def _check_object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        # Raised here, so that the ValueError, which holds the data, is not its context.
         raise build_invalid_error("it sent data that is not a JSON object")
     return cast("dict[str, object]", value)
 
@@ -283,20 +407,30 @@ def _read_index(index: object) -> int | None:
     return index
 
 
-def _read_finish_reason(reason: object) -> str | None:
-    """The reason in lower case, None for none."""
-    if reason is None or reason is False:
-        return None
-    if not isinstance(reason, str):
-        return "not a word"
-    lowered = reason.strip().lower()
-    return None if lowered in _NO_REASON else lowered
+def _read_finish_reason(*objects: dict[str, object]) -> str | None:
+    """The first reason in these objects: one of the known ones, or `UNKNOWN_REASON`."""
+    for fields in objects:
+        for name in _REASON_NAMES:
+            reason = fields.get(name)
+            if reason is None or reason is False:
+                continue
+            if not isinstance(reason, str):
+                return UNKNOWN_REASON
+            words = reason.strip().lower().replace("-", "_").replace(" ", "_")
+            if words not in _NO_REASON:
+                return _FINISH_REASONS.get(words, UNKNOWN_REASON)
+    return None
 
 
-def _read_text(delta: dict[str, object]) -> str:
-    """The content of a delta or a message, and the refusal that may stand in its place."""
-    check_unread(delta, read=_READ_IN_DELTA)
-    return _read_content(delta.get("content")) + _read_content(delta.get("refusal"))
+def _has_finish_reason(value: object) -> bool:
+    """Whether the JSON of an event has a reason, where one may be."""
+    if not isinstance(value, dict):
+        return False
+    fields = cast("dict[str, object]", value)
+    choices = fields.get("choices")
+    objects = [fields, *(cast("list[object]", choices) if isinstance(choices, list) else [])]
+    found = [cast("dict[str, object]", each) for each in objects if isinstance(each, dict)]
+    return _read_finish_reason(*found) is not None
 
 
 def _read_content(content: object) -> str:

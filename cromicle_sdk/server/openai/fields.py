@@ -3,14 +3,14 @@
 Model servers add fields and events of their own: usage, billing, heartbeats, metadata. Those are
 ignored. A field that may hold a part of the answer or an error is not, because ignoring it would
 make an incomplete reply look complete. Which is which is decided by names, and for unknown names
-by the value: text is written in words, metadata in numbers and identifiers.
+by the value: a number, or a string of a form that text does not have.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Collection
+import re
 from typing import cast
 
 from .errors import build_invalid_error, build_reported_error, read_error
@@ -23,22 +23,50 @@ _NOT_ANSWER = frozenset(
         "__verbose",  # llama.cpp, for debugging
         "annotations",
         "audio",
+        "bot_usage",
+        "citation_metadata",
         "citations",
+        "content_filter",  # Zhipu: the severity of each role's text
         "content_filter_offsets",
         "content_filter_result",
         "content_filter_results",
+        "context",  # Azure, On Your Data
+        "copilot_references",
+        "debug_output",  # xAI
+        "documents",
+        "encrypted_content",
+        "executed_tools",  # Groq
         "finish_details",
+        "follow_up_questions",
         "function_call",
+        "groundingmetadata",
+        "grounding_metadata",
         "images",
         "logprobs",
         "matched_stop",
+        "moderation",
+        "moderation_results",
+        "note",  # Hunyuan: a disclaimer
+        "prompt",
         "prompt_filter_results",
         "prompt_logprobs",
+        "prompt_text",
         "references",
         "related_questions",
+        "safety_ratings",
+        "safetyratings",
+        "search_queries",
         "search_results",
+        "sources",
+        "tool_call",
         "tool_calls",
+        "tool_results",
         "usage",
+        "usagemetadata",
+        "usage_breakdown",
+        "warning",
+        "warnings",
+        "web_search",
     }
 )
 # Parts of the names of fields that hold thoughts, or why the answer ended.
@@ -47,19 +75,44 @@ _NOT_ANSWER_PARTS = ("reason", "think", "thought")
 # Labels: never text, also inside of a field that may be.
 _LABELS = frozenset(
     {
+        "created",
         "created_at",
         "date",
         "fingerprint",
         "id",
         "model",
         "name",
-        "object",
+        "obfuscation",  # OpenAI, and the next two: random characters that hide the size of a token
+        "p",
+        "padding",
         "provider",
         "role",
         "service_tier",
         "system_fingerprint",
         "timestamp",
-        "type",
+    }
+)
+# The last words of names whose values are identifiers, codes and addresses, if of one word each.
+_LABEL_WORDS = frozenset(
+    {
+        *("cid", "etag", "guid", "hash", "id", "key", "nonce", "cursor", "oid", "pid", "rid"),
+        *("checksum", "digest", "fingerprint", "sha256", "sid", "signature", "uid", "uuid"),
+        *("session", "span", "trace", "traceparent", "request"),
+        *("at", "created", "date", "duration", "elapsed", "eta", "expires", "latency", "ms"),
+        *("seconds", "time", "timestamp", "timezone", "ts", "updated"),
+        *("country", "locale", "location", "region", "zone", "datacenter", "cluster", "colo"),
+        *("device", "gpu", "host", "hostname", "instance", "ip", "node", "pod", "replica"),
+        *("server", "shard", "worker", "lang", "language"),
+        *("arch", "architecture", "backend", "build", "deployment", "engine", "family", "model"),
+        *("dtype", "encoding", "format", "precision", "quant", "quantization", "tokenizer"),
+        *("provider", "release", "revision", "service", "vendor", "version"),
+        *("algorithm", "category", "channel", "effort", "level", "method", "mode", "policy"),
+        *("priority", "protocol", "schema", "severity", "strategy", "tier", "plan", "code"),
+        *("cost", "count", "credits", "currency", "flag", "index", "length", "limit", "number"),
+        *("percent", "price", "rank", "rate", "ratio", "score", "seed", "seq", "size", "total"),
+        *("unit", "name", "role", "author", "client", "org", "organization", "owner"),
+        *("account", "app", "project", "team", "tenant", "user"),
+        *("domain", "endpoint", "href", "link", "mime", "mimetype", "path", "uri", "url"),
     }
 )
 
@@ -68,73 +121,98 @@ _METADATA = frozenset(
     {
         "billing",
         "cost",
+        "debug",
+        "debug_info",
         "meta",
-        "metadata",
-        "metrics",
-        "provider_specific_fields",
-        "stats",
-        "statistics",
-        "timings",
+        "model_info",  # LM Studio
+        "provider_specific_fields",  # LiteLLM
+        "runtime",  # LM Studio
     }
 )
-_METADATA_PREFIXES = ("_", "x_", "x-")
+_METADATA_PREFIXES = ("_", "x_", "x-", "amazon-bedrock-")
+_METADATA_WORDS = frozenset({"metadata", "metrics", "stats", "statistics", "timings"})
 # What an event without a choice may call itself, as its name, `type`, `object` or `event`.
-_METADATA_KINDS = _METADATA | {
-    "heartbeat",
-    "keep-alive",
-    "keepalive",
-    "keep_alive",
-    "ping",
-    "usage",
-}
 _HEARTBEATS = frozenset({"heartbeat", "keep-alive", "keepalive", "keep_alive", "ping"})
+_METADATA_KINDS = _METADATA | _METADATA_WORDS | _HEARTBEATS | {"usage"}
 
 # Names of text in the APIs of model servers, and of the message of an error.
-_TEXT_NAMES = frozenset(
+_TEXT = frozenset(
     {
-        "answer",
         "body",
         "candidates",
         "choice",
         "choices",
         "chunk",
-        "completion",
-        "content",
         "contents",
         "delta",
         "detail",
-        "generated_text",
         "generation",
         "generations",
-        "message",
         "messages",
-        "msg",
-        "output",
-        "output_text",
         "outputs",
         "parts",
         "refusal",
-        "reply",
-        "response",
         "result",
         "results",
-        "text",
         "token",
         "transcript",
     }
 )
-
-_ERROR_NAMES = frozenset(
-    {"err", "errmsg", "error", "error_code", "error_message", "error_msg", "errors", "exception"}
+_TEXT_WORDS = frozenset(
+    {"answer", "completion", "content", "message", "msg", "output", "reply", "response", "text"}
 )
-_KIND_NAMES = ("type", "object", "event", "status")
+# A number under these names may be a token of the answer.
+_TEXT_OF_NUMBERS = frozenset({"content", "generated_text", "output_text", "text"})
+# Beside a code or a flag, these say in words that nothing has failed.
+_STATUS_TEXTS = ("detail", "message", "msg", "result")
+
+_ERRORS = frozenset({"block_reason", "blockreason", "blocked", "errcode"})
+_ERROR_WORDS = frozenset(
+    {
+        *("err", "errmsg", "errno", "error", "errors", "exception", "exceptions"),
+        *("abort", "aborted", "canceled", "cancelled", "fail", "failed", "failure", "fault"),
+        *("incomplete", "interrupted"),
+    }
+)
+_KINDS = frozenset({"type", "object", "event", "status"})
+_KIND_WORDS = _KINDS | {"kind", "phase", "stage", "state"}
+_CODES = frozenset(
+    {
+        *("code", "http_code", "http_status_code", "httpstatuscode", "ret", "ret_code"),
+        *("retcode", "return_code", "response_code", "result_code", "status_code", "statuscode"),
+    }
+)
+_SUCCESS_WORDS = frozenset({"ok", "success", "successful"})
+
 # The `object` of nearly every event.
 _COMMON_KINDS = ("chat.completion.chunk", "chat.completion")
-_FAILED_KINDS = ("error", "exception", "fail", "abort")
+_FAILED_KINDS = (
+    *("abort", "cancel", "crash", "denied", "disconnect", "error", "exception", "expire", "fail"),
+    *("incomplete", "interrupt", "overload", "reject", "throttl", "timed out", "timed_out"),
+    *("timeout", "unavailable"),
+)
 # What a status says that is not an error: `{"code": 0, "message": "Success"}`.
-_SUCCESS = ("", "0", "ok", "success", "succeeded")
+_SUCCESS = ("", "0", "ok", "success", "succeeded", "successful")
+_NO_ERROR = (*_SUCCESS, "false", "none", "null")
+_YES = (*_SUCCESS[2:], "1", "true", "yes")
 
 _LONGEST_CACHED_NAME = 64
+
+# The words of a name: `createdAt`, `created_at` and `HTTPStatusCode` have two, two and three.
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+[0-9]*")
+
+# Forms that text does not have. The long ones are hashes, signatures and base64; the shorter of
+# them have letters and digits.
+_OPAQUE = re.compile(
+    r"""
+    [0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
+    | [0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{4,20}(?:Z|[+-][0-9]{2}:?[0-9]{2})?
+    | (?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/_=-]{16,}
+    | [A-Za-z0-9+/_=-]{64,}
+    | (?:https?|data):[!-~]+
+    """,
+    re.VERBOSE,
+)
 
 
 class _Role(enum.Enum):
@@ -142,7 +220,9 @@ class _Role(enum.Enum):
 
     SKIPPED = enum.auto()
     LABEL = enum.auto()
+    WORD = enum.auto()
     KIND = enum.auto()
+    STATE = enum.auto()
     CODE = enum.auto()
     SUCCESS = enum.auto()
     ERROR = enum.auto()
@@ -151,11 +231,19 @@ class _Role(enum.Enum):
     OTHER = enum.auto()
 
 
-def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str = "message") -> None:
+# What is not an error under the last two names is none.
+_ANY_TEXT = (_Role.LABEL, _Role.KIND, _Role.ERROR)
+# Those of the last two that are no error are a number, or a word for success.
+_ONE_WORD = (_Role.WORD, _Role.STATE, _Role.CODE, _Role.SUCCESS)
+
+
+def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str = "message") -> bool:
     """Raise `BackendError` if a field that is not one of `read` may hold text or an error.
 
-    `kind` is the name of the event that the fields are those of.
+    `kind` is the name of the event that the fields are those of. Returns True if a value is only
+    known by its form not to be text: it may be, where the answer has no other.
     """
+    is_form_ignored = is_unclear = False
     # Objects, and whether they are inside of a field of text or of metadata.
     pending = [(fields, False, False)]
     while pending:
@@ -163,24 +251,35 @@ def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str =
         for name, value in inner.items():
             if value is None or (inner is fields and name in read):
                 continue
-            role = _find_role(name) if len(name) <= _LONGEST_CACHED_NAME else _classify(name)
+            role = _find_role(name)
+            if role is _Role.SKIPPED:
+                continue
             if _is_error(role, value):
                 raise build_reported_error(read_error(inner))
-            if role is _Role.SKIPPED or isinstance(value, (int, float)):
+            if isinstance(value, (int, float)):
+                is_number = not isinstance(value, bool)
+                is_unclear |= is_number and name.lower() in _TEXT_OF_NUMBERS
                 continue
-            is_label = role is _Role.LABEL or role is _Role.KIND
-            if is_label and isinstance(value, str):
+            if role in _ANY_TEXT and isinstance(value, str):
                 continue
             in_text = is_text or role is _Role.TEXT
             in_metadata = is_metadata or role is _Role.METADATA
             objects, strings = _flatten(value)
             pending += [(each, in_text, in_metadata) for each in objects]
-            if is_label or all(map(_is_empty, strings)):
+            if not strings or _is_understood(role, strings):
                 continue
-            if in_text or not (
-                in_metadata or all(map(_is_identifier, strings)) or _is_metadata_event(fields, kind)
-            ):
-                raise build_invalid_error("it sent an unknown field that may hold text")
+            if in_text:
+                is_unclear |= not _is_status_text(name, strings, inner)
+            elif in_metadata or _is_metadata_event(fields, kind):
+                continue
+            elif all(map(_is_opaque, strings)):
+                is_form_ignored = True
+            else:
+                is_unclear = True
+    # Raised once it is clear that there is no error, which says more.
+    if is_unclear:
+        raise build_invalid_error("it sent an unknown field that may hold text")
+    return is_form_ignored
 
 
 def is_heartbeat(word: str) -> bool:
@@ -194,58 +293,77 @@ def is_failure(word: str) -> bool:
     return any(part in lowered for part in _FAILED_KINDS)
 
 
-@functools.lru_cache(maxsize=1024)
 def _find_role(name: str) -> _Role:
-    # Servers send the same few names in every event.
-    return _classify(name)
+    # Servers send the same few names in every event; a long one is no name.
+    return _classify_cached(name) if len(name) <= _LONGEST_CACHED_NAME else _classify(name)
 
 
 def _classify(name: str) -> _Role:
     lowered = name.lower()
-    if lowered in _NOT_ANSWER or any(part in lowered for part in _NOT_ANSWER_PARTS):
+    words = [word.lower() for word in _WORDS.findall(name)] or [""]
+    last = words[-1]
+    if lowered in _NOT_ANSWER:
         return _Role.SKIPPED
-    if lowered in _LABELS:
-        return _Role.KIND if lowered in _KIND_NAMES else _Role.LABEL
-    for role, names in _ROLES.items():
-        if lowered in names:
+    if lowered in _ERRORS or not _ERROR_WORDS.isdisjoint(words):
+        return _Role.ERROR
+    if any(part in lowered for part in _NOT_ANSWER_PARTS):
+        return _Role.SKIPPED
+    if lowered.startswith(_METADATA_PREFIXES) and last not in _TEXT_WORDS:
+        return _Role.METADATA
+    for role, names, last_words in _ROLES:
+        # The plural of a label is a list of labels.
+        if lowered in names or last in last_words or last.removesuffix("s") in last_words:
             return role
-    return _Role.METADATA if lowered.startswith(_METADATA_PREFIXES) else _Role.OTHER
+    return _Role.OTHER
 
 
-_ROLES: dict[_Role, Collection[str]] = {
-    _Role.KIND: _KIND_NAMES,
-    _Role.CODE: ("code", "status_code"),
-    _Role.SUCCESS: ("ok", "success"),
-    _Role.ERROR: _ERROR_NAMES,
-    _Role.METADATA: _METADATA,
-    _Role.TEXT: _TEXT_NAMES,
-}
+_classify_cached = functools.lru_cache(maxsize=1024)(_classify)
+
+_NONE: frozenset[str] = frozenset()
+# By exact names, in lower case, or by the last word of the name.
+_ROLES: tuple[tuple[_Role, frozenset[str], frozenset[str]], ...] = (
+    (_Role.KIND, _KINDS, _NONE),
+    (_Role.CODE, _CODES, _NONE),
+    (_Role.LABEL, _LABELS, _NONE),
+    (_Role.METADATA, _METADATA, _METADATA_WORDS),
+    (_Role.TEXT, _TEXT, _TEXT_WORDS),
+    (_Role.SUCCESS, _NONE, _SUCCESS_WORDS),
+    (_Role.STATE, _NONE, _KIND_WORDS),
+    (_Role.WORD, _NONE, _LABEL_WORDS),
+)
 
 
 def _is_error(role: _Role, value: object) -> bool:
     """Whether a field reports an error. Servers also send null, false, 0 or "" for none."""
     if role is _Role.ERROR:
         if isinstance(value, str):
-            return value.lower() not in _SUCCESS
+            return value.lower() not in _NO_ERROR
         return value is not False and value != 0 and value != []
-    if role is _Role.KIND:
+    if role is _Role.KIND or role is _Role.STATE:
         if isinstance(value, str):
             return value not in _COMMON_KINDS and is_failure(value)
         return type(value) is int and 400 <= value <= 599
     if role is _Role.CODE:
+        if isinstance(value, str):
+            return value.lower() not in _SUCCESS and not re.fullmatch("[123][0-9]{2}", value)
         return type(value) is int and value != 0 and not 100 <= value < 400
-    return role is _Role.SUCCESS and value is False
+    if role is _Role.SUCCESS:
+        return value is False or (isinstance(value, str) and value.lower() not in _YES)
+    return False
 
 
 def _flatten(value: object) -> tuple[list[dict[str, object]], list[str]]:
-    """The objects and the strings that are a value, or are in a list that is a value."""
+    """The objects and the strings that are a value, or are in a list that is a value.
+
+    Empty strings hold nothing, and are left out.
+    """
     objects: list[dict[str, object]] = []
     strings: list[str] = []
     pending = [value]
     while pending:
         each = pending.pop()
         if isinstance(each, str):
-            strings.append(each)
+            strings += [each] if each else []
         elif isinstance(each, dict):
             objects.append(cast("dict[str, object]", each))
         elif isinstance(each, list):
@@ -254,14 +372,27 @@ def _flatten(value: object) -> tuple[list[dict[str, object]], list[str]]:
 
 
 def _is_metadata_event(fields: dict[str, object], kind: str) -> bool:
-    kinds = [kind, *(fields.get(name) for name in _KIND_NAMES)]
+    kinds = [kind, *(fields.get(name) for name in _KINDS)]
     return any(isinstance(each, str) and each.lower() in _METADATA_KINDS for each in kinds)
 
 
-def _is_empty(value: str) -> bool:
-    return value.lower() in _SUCCESS
+def _is_status_text(name: str, strings: list[str], inner: dict[str, object]) -> bool:
+    """Whether it is the text of a status that says that nothing has failed."""
+    return (
+        name.lower().endswith(_STATUS_TEXTS)
+        and all(each.lower() in _SUCCESS for each in strings)
+        and any(_find_role(each) in (_Role.CODE, _Role.SUCCESS) for each in inner)
+    )
 
 
-def _is_identifier(value: str) -> bool:
+def _is_understood(role: _Role, strings: list[str]) -> bool:
+    return role in _ANY_TEXT or (role in _ONE_WORD and all(map(_is_word, strings)))
+
+
+def _is_word(value: str) -> bool:
     """Whether it has no white space and is ASCII, as identifiers, dates, URLs and base64 are."""
     return value.isascii() and value.split(None, 1) == [value]
+
+
+def _is_opaque(value: str) -> bool:
+    return _OPAQUE.fullmatch(value) is not None

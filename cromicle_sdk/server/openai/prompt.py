@@ -13,12 +13,16 @@ __all__ = ["parse_prompt"]
 _ROLE_LINE = re.compile(r"^(System|Developer|User|Assistant): ", re.MULTILINE)
 
 
-def parse_prompt(prompt: str) -> list[Message] | None:
+# Beside a message of the operator, which no text of a caller may contradict.
+_ROLE_LINE_OF_CALLER = re.compile(r"^(User|Assistant): ", re.MULTILINE)
+
+
+def parse_prompt(prompt: str, *, system: bool = True) -> list[Message] | None:
     """The messages that `format_prompt` formats as exactly this prompt; None if there are none.
 
     The prompt must start with a line `Role: …`, end with the line `Assistant:`, and hold at least
     two messages, because a single message is formatted without its role. The roles are System,
-    Developer, User and Assistant.
+    Developer, User and Assistant; without `system`, the lines of the first two are text.
 
     A prompt does not mark where a message ends, so a content with such a line is parsed as two
     messages. Formatted again, they are the same prompt, byte for byte.
@@ -26,7 +30,7 @@ def parse_prompt(prompt: str) -> list[Message] | None:
     if not prompt.endswith(PROMPT_END):
         return None
     text = prompt.removesuffix(PROMPT_END)
-    lines = list(_ROLE_LINE.finditer(text))
+    lines = list((_ROLE_LINE if system else _ROLE_LINE_OF_CALLER).finditer(text))
     if len(lines) < 2 or lines[0].start() != 0:
         return None
     ends = [line.start() - 1 for line in lines[1:]] + [len(text)]

@@ -53,6 +53,15 @@ class EventParser:
         self._data: list[str] = []
         self._pending_bytes = 0
 
+    @property
+    def pending(self) -> Event | None:
+        """The event that has arrived without the empty line after it, None if there is none."""
+        if not self._data and not self._line.tell():
+            return None
+        name, _, value = self._line.getvalue().partition(":")
+        data = [*self._data, value.removeprefix(" ")] if name == "data" else self._data
+        return Event(self._name or "message", "\n".join(data))
+
     def receive_data(self, data: bytes | bytearray) -> Iterator[Event]:
         """Yield the events that these bytes complete."""
         self._pending_bytes += len(data)

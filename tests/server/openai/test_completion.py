@@ -83,6 +83,8 @@ class TestText:
             ([HI, DONE], "Hi"),
             ([HI, " [DONE] "], "Hi"),
             ([HI, "[done]"], "Hi"),
+            ([HI, '"[DONE]"'], "Hi"),
+            (["data: " + json.dumps(HI), "data: [DONE]"], "Hi"),
             ([HI, "", STOP], "Hi"),
             ([HI, {"choices": [], "usage": {"total_tokens": 9}}, DONE], "Hi"),
             ([{"choices": [{"delta": {"content": "no index"}}]}, DONE], "no index"),
@@ -136,6 +138,10 @@ class TestText:
             [choice({"content": "H"}, message={"content": "H"}),
              choice({"content": "i"}, message={"content": "i"}), DONE],
             [choice({"content": "Hi"}, message={"content": ""}), DONE],
+            # Foundry Local has both in each event.
+            [choice({"content": ""}, message={"content": ""}),
+             choice({"content": "H"}, message={"content": "H"}),
+             choice({"content": "i"}, message={"content": "i"}), STOP, DONE],
             # Together repeats the text of a delta beside it.
             [choice({"content": "H"}, text="H"), choice({"content": "i"}, text="i"), STOP],
             [choice({"content": "Hi"}, text=""), STOP],
@@ -264,7 +270,27 @@ IGNORED: list[Any] = [
     {"base_resp": {"status_code": 0, "status_msg": ""}},
     {"error": None, "errors": [], "error_code": 0, "error_msg": "", "exception": False},
     {"status": "in_progress", "progress": 0.5},
-    {"obfuscation": "aB3xYz"},
+    {"obfuscation": "ZGF"},
+    {"amazon-bedrock-guardrailAction": "NONE", "amazon-bedrock-trace": {"guardrail": {"a": "b c"}}},
+    {"p": "abcdef"},
+    {"note": "以上内容为AI生成"},
+    {"cost": "0"},
+    {"CreatedAt": "2025-10-06", "Successful": True, "HttpStatusCode": 0, "HeaderValues": None},
+    {"extend_fields": {"traceId": "abc", "requestId": "def"}},
+    {"region": "EU", "currency": "USD", "supported_formats": ["gguf", "mlx"]},
+    {"unheard_of": "0b6c2a52-6f0f-4c1e-9d56-3f0a8e9c7b11"},
+    {"unheard_of": "2026-11-26T10:00:00.123Z"},
+    {"unheard_of": "req_011CSHoEeqs5C35K2UUqR7Fy"},
+    {"unheard_of": "data:image/png;base64,AAAA"},
+    {"unheard_of": [1, 2.5, True, None, [], {}, ""]},
+    {"code": "200", "status_msg": "success", "ok": "true"},
+    {"error": "none", "failed": 0, "cancelled": False, "incomplete_details": None},
+    {"warnings": [{"code": "deprecated", "message": "Use another model."}]},
+    {"model_info": {"arch": "llama", "format": "a format of two words"}},
+    {"prompt": ["Tell me", "a story"], "search_queries": ["the weather"]},
+    {"finish_reason": None},
+    choice({"finish_reason": ""}, context={"citations": [{"content": "a source"}]}),
+    '{"model": "a", "model": "b", "choices": [], "choices": []}',
     {"ping": 1763942400},
     {"search_results": [{"title": "A page", "text": "with a text"}], "citations": ["http://a"]},
     choice({"reasoning": "a thought", "reasoning_details": [{"text": "a thought"}]}),
@@ -322,6 +348,34 @@ MAY_HOLD_TEXT: list[Any] = [
     {"type": "ping", "content": SECRET},
     {"metadata": {"text": SECRET}},
     {"unheard_of": f"a {SECRET}"},
+    {"unheard_of": SECRET},
+    {"unheard_of": "OK"},
+    {"unheard_of": "42"},
+    {"unheard_of": ["s3", "cret"]},
+    {"unheard_of": [[{"deeper": SECRET}]]},
+    {"x" * 100: SECRET},
+    {"\u00e9": SECRET},
+    {"value": SECRET},
+    {"response": "OK"},
+    {"message": "Success"},
+    {"code": 0, "message": f"a {SECRET}"},
+    {"code": 0, "data": "Success"},
+    {"content": 42},
+    {"generatedText": SECRET},
+    {"assistant_message": SECRET},
+    {"metadata": {"final_answer": SECRET}},
+    {"x_vendor": {"content": SECRET}},
+    {"x_text": SECRET},
+    {"region": f"a {SECRET}"},
+    {"state": f"a {SECRET}"},
+    choice({"value": SECRET}),
+    choice({"content": "", "piece": SECRET}),
+    choice({}, chunk=SECRET),
+    choice({"content": [{"type": "text", "text": "x", "more": SECRET}]}),
+    '{"choices": [{"delta": {"content": "s3cret"}}], "choices": []}',
+    '{"choices": [{"delta": {"content": "s3cret", "content": null}}]}',
+    '{"choices": [{"delta": {}, "finish_reason": "error", "finish_reason": "stop"}]}',
+    '{"choices": []}{"choices": [{"delta": {"content": "s3cret"}}]}',
     {"unheard_of": {"deeper": [f" {SECRET}"]}},
     {"unheard_of": "é"},
     {"detail": SECRET},
@@ -380,6 +434,25 @@ REPORTED: list[tuple[Any, int, str]] = [
     ({"status": "failed"}, 502, "upstream_failed"),
     ({"status": 500}, 502, "upstream_failed"),
     ({"error_msg": SECRET}, 502, "upstream_failed"),
+    ({"errorMessage": SECRET}, 502, "upstream_failed"),
+    ({"lastError": {"text": SECRET}}, 502, "upstream_failed"),
+    ({"failure": SECRET}, 502, "upstream_failed"),
+    ({"blockReason": "SAFETY"}, 502, "upstream_failed"),
+    ({"cancelled": True}, 502, "upstream_failed"),
+    ({"incomplete_details": {"reason": SECRET}}, 502, "upstream_failed"),
+    ({"status": "timeout"}, 502, "upstream_failed"),
+    ({"task_state": "CANCELLED"}, 502, "upstream_failed"),
+    ({"type": "response.incomplete", "response": {}}, 502, "upstream_failed"),
+    ({"code": "InvalidParameter", "request_id": "r"}, 502, "upstream_failed"),
+    ({"ret": -1, "data": None}, 502, "upstream_failed"),
+    ({"ok": False}, 502, "upstream_failed"),
+    ({"success": "false"}, 502, "upstream_failed"),
+    ({"message": SECRET, "code": 429}, 429, "upstream_busy"),
+    ({"detail": "Rate limit", "status": 429}, 429, "upstream_busy"),
+    (choice({"error": {"code": 429}}), 429, "upstream_busy"),
+    (choice({"content": [{"type": "text", "text": "", "error": SECRET}]}), 502, "upstream_failed"),
+    (b"event: timeout\ndata: {}\n\n", 502, "upstream_failed"),
+    (b"event: cancelled\n\n", 502, "upstream_failed"),
     ({"exception": SECRET}, 502, "upstream_failed"),
     ({"error": {"code": 429, "message": SECRET}}, 429, "upstream_busy"),
     ({"error": {"code": "429", "message": SECRET}}, 429, "upstream_busy"),
@@ -427,6 +500,10 @@ def test_a_reported_error_is_what_it_says(event: Any, status: int, code: str) ->
         (json.dumps(whole("x")).encode("utf-16-le"), 502, "upstream_invalid"),
         (json.dumps(whole("x")).encode() * 2, 502, "upstream_invalid"),
         (json.dumps(whole("x", "error")).encode(), 502, "upstream_invalid"),
+        (json.dumps(whole("x")).encode() + b"\n{}", 502, "upstream_invalid"),
+        (b'[{"choices": [{"message": {"content": "s3cret"}}]}]', 502, "upstream_invalid"),
+        (b'[null, {"error": {"code": 429}}]', 429, "upstream_busy"),
+        (b'{"choices": [{"message": {}}], "finish_reason": "error"}', 502, "upstream_invalid"),
         (b'{"error": {"code": 429}}', 429, "upstream_busy"),
         (b'{"error": {"message": "prompt is too long"}}', 400, "context_length_exceeded"),
         (b'{"object": "error", "message": "s3cret", "code": 400}', 400, "upstream_refused"),
@@ -457,6 +534,8 @@ def test_a_body_that_is_not_a_completion(body: bytes, status: int, code: str) ->
         ("content_filter", "content_filter"),
         ("SAFETY", "content_filter"),
         ("sensitive", "content_filter"),
+        ("max-tokens", "length"),
+        ("content filter", "content_filter"),
     ],
 )
 def test_a_known_finish_reason_ends_the_completion(reason: str, shown: str) -> None:
@@ -476,6 +555,57 @@ def test_any_other_finish_reason_is_an_error_after_the_text(reason: Any) -> None
     text, error = fail(build_events(HI, choice({"content": "!"}, reason), DONE))
     assert text == "Hi!"
     assert "unknown finish_reason" in error.detail
+
+
+@pytest.mark.parametrize("name", ["finish_reason", "finishReason"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda fields: fields,
+        lambda fields: {"choices": [], **fields},
+        lambda fields: {"choices": [fields]},
+        lambda fields: choice(fields, None),
+        lambda fields: {"choices": [{"message": fields}]},
+    ],
+    ids=["event", "beside choices", "choice", "delta", "message"],
+)
+def test_a_finish_reason_counts_in_each_place(place: Any, name: str) -> None:
+    _, completion = receive(build_events(HI, place({name: "length"}), DONE))
+    assert completion.finish_reason == "length"
+    assert "finish_reason" in fail(build_events(HI, place({name: "error"}), DONE))[1].detail
+
+
+@pytest.mark.parametrize(
+    ("reasons", "shown"),
+    [
+        (["length", "stop"], "length"),
+        (["content_filter", None, "stop"], "content_filter"),
+        (["stop", "length"], "length"),
+        (["length", "content_filter"], "content_filter"),
+        (["length", "x", "stop"], "stop"),
+        (["length", "x"], "length"),
+    ],
+)
+def test_an_early_end_is_not_hidden_by_a_later_stop(reasons: list[Any], shown: str) -> None:
+    """Proxies add a `stop` of their own."""
+    events = [choice({"content": "x"} if each == "x" else {}, each if each != "x" else None)
+              for each in reasons]  # fmt: skip
+    assert receive(build_events(HI, *events, DONE))[1].finish_reason == shown
+
+
+@pytest.mark.parametrize(
+    "messages", [["H", "Hi"], ["Hi", "Hi"], ["H", "i", "Hi, you"], ["Hi", None, "Hi"]]
+)
+def test_messages_that_may_repeat_their_text_are_an_error(messages: list[Any]) -> None:
+    _, error = fail(build_events(*(whole(each, None) for each in messages), STOP, DONE))
+    assert "repeats its text" in error.detail
+
+
+@pytest.mark.parametrize("unread", ["0b6c2a52-6f0f-4c1e-9d56-3f0a8e9c7b11", "https://s3cret"])
+def test_what_may_be_the_only_text_is_an_error(unread: str) -> None:
+    """A model that was asked for an identifier or an address has no other answer."""
+    body = build_events(choice({"unheard_of": unread}), STOP, DONE)
+    assert "sent no text" in fail(body)[1].detail
 
 
 @pytest.mark.parametrize("reason", [None, "", "null", "none", False])
@@ -503,6 +633,64 @@ def test_a_stream_that_breaks_off_is_an_error(body: bytes) -> None:
     assert fail(body)[1].code == "upstream_invalid"
 
 
+@pytest.mark.parametrize(
+    ("pending", "is_finished"),
+    [
+        (b"data: " + json.dumps(STOP).encode(), True),
+        (b"data: " + json.dumps(STOP).encode() + b"\n", True),
+        (b"data: " + json.dumps(STOP).encode() + b"\r\n", True),
+        (b"event: message\ndata: " + json.dumps({"finish_reason": "length"}).encode(), True),
+        (b"data: " + json.dumps(HI).encode() + b"\ndata: [DONE]", True),
+        (b"data: [DONE]", True),
+        (b"data: [DONE]\n", True),
+        (b"data: " + json.dumps(HI).encode(), False),
+        (b"data: " + json.dumps(STOP).encode()[:-1], False),
+        (b"data: " + json.dumps(STOP).encode()[:-2], False),
+        (b"data: []", False),
+        (b"data: {}", False),
+        (b'data: {"choices": {}}', False),
+        (b'data: {"choices": [null, []]}', False),
+        (b"event: {}", False),
+        (b"id: {}", False),
+    ],
+)
+def test_an_end_without_an_empty_line_after_it(pending: bytes, is_finished: bool) -> None:
+    completion = Completion()
+    assert list(completion.receive_data(build_events(HI) + pending)) == ["Hi"]
+    assert completion.is_finished is is_finished
+    if is_finished:
+        list(completion.receive_eof())
+
+
+def test_an_end_that_goes_on_is_none() -> None:
+    completion = Completion()
+    list(completion.receive_data(b"data: [DONE]"))
+    assert completion.is_finished
+    with pytest.raises(BackendError):
+        list(completion.receive_data(b"s3cret\n\n"))
+
+
+def test_one_json_object_is_finished_before_the_end_of_the_body() -> None:
+    data = json.dumps(whole("} x {", None)).encode()
+    completion = Completion()
+    parts = [data[: data.index(b"}") + 1], data[data.index(b"}") + 1 :], b" \n"]
+    texts = [(list(completion.receive_data(part)), completion.is_finished) for part in parts]
+    assert texts == [([], False), (["} x {"], True), ([], True)]
+    with pytest.raises(BackendError, match="invalid response"):
+        list(completion.receive_data(b"x"))
+
+
+def test_json_is_not_parsed_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_completion, "_MAX_TRIED_BYTES", 1000)
+    completion = Completion()
+    list(completion.receive_data(b'{"choices": [{"message": {"content": "'))
+    for _ in range(100):
+        list(completion.receive_data(b"{}" * 10))
+    list(completion.receive_data(b'"}}]}'))
+    assert not completion.is_finished
+    assert list(completion.receive_eof()) == ["{}" * 1000]
+
+
 def test_is_done_and_is_finished() -> None:
     completion = Completion()
     states: list[tuple[bool, bool]] = []
@@ -514,7 +702,7 @@ def test_is_done_and_is_finished() -> None:
     assert list(completion.receive_eof()) == []
 
 
-@pytest.mark.parametrize("start", [b"{", b" \n"])
+@pytest.mark.parametrize("start", [b"{", b" \n", b'["'])
 def test_json_is_limited(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_completion, "MAX_EVENT_BYTES", 1000)
     completion = Completion()

@@ -1,40 +1,28 @@
-"""The gateway in front of LiteLLM's proxy, through the command, with every client.
-
-LiteLLM is installed once into a virtual environment, `.venv-litellm` in the repository, because
-its pinned dependencies conflict with those of the tests.
-"""
+"""The gateway in front of LiteLLM's proxy, through the command, with every client."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import secrets
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
+from model_servers import (
+    NEEDS_SIGNALS,
+    find_port,
+    install,
+    run,
+    serve_gateway,
+    wait_for_status,
+)
 from runtimes import Runtime
 
 from cromicle_sdk import APIStatusError, Client, Retry
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals"),
-]
-
-ROOT = Path(__file__).parents[3]
-ENVIRONMENT = ROOT / ".venv-litellm"
-# Seconds. The installation takes a minute, the start about ten seconds.
-PATIENCE = 300.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), NEEDS_SIGNALS]
 
 TEXTS = {
     "plain": "Hello, how are you? I am a model that says the same every time.",
@@ -51,54 +39,9 @@ class Proxy:
     key: str = field(repr=False)
 
 
-def install() -> Path:
-    """The command of LiteLLM, which is installed if it is not yet."""
-    ready = ENVIRONMENT / "installed"
-    if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", "litellm[proxy]>=1.80"]
-        subprocess.run(pip, check=True)
-        ready.touch()
-    return ENVIRONMENT / "bin" / "litellm"
-
-
-@contextlib.contextmanager
-def run(command: list[str], log: Path, **environment: str) -> Generator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            cwd=log.parent,
-        )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
-
-
-def find_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url).is_success:
-                return
-        time.sleep(0.1)
-    pytest.fail(log.read_text(errors="replace"))
-
-
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    litellm = install()
+    litellm = install("litellm", "litellm[proxy]>=1.80") / "litellm"
     folder = tmp_path_factory.mktemp("litellm")
     key = f"sk-{secrets.token_hex(32)}"
     models = [
@@ -117,21 +60,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     command = [str(litellm), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
     with run(command, log, LITELLM_LOCAL_MODEL_COST_MAP="True") as process:
         base_url = f"http://127.0.0.1:{port}"
-        wait_until_it_answers(f"{base_url}/health/liveliness", process, log)
+        wait_for_status(f"{base_url}/health/liveliness", process, log)
         yield Proxy(f"{base_url}/v1", key)
-
-
-@contextlib.contextmanager
-def serve_gateway(proxy: Proxy, model: str, folder: Path, key: str | None = None) -> Generator[str]:
-    """`cromicle serve` in front of the proxy; the base URL."""
-    port, log = find_port(), folder / "log"
-    command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", str(port)]
-    command += ["--upstream", proxy.base_url, "--model", model]
-    with run(command, log, CROMICLE_UPSTREAM_KEY=key or proxy.key) as process:
-        base_url = f"http://127.0.0.1:{port}"
-        wait_until_it_answers(f"{base_url}/health", process, log)
-        yield base_url
-    assert proxy.key not in log.read_text()
 
 
 @pytest.fixture(scope="module", params=list(TEXTS))
@@ -142,8 +72,9 @@ def model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(proxy: Proxy, model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_gateway(proxy, model, tmp_path_factory.mktemp("gateway")) as base_url:
-        yield base_url
+    folder = tmp_path_factory.mktemp("gateway")
+    with serve_gateway(proxy.base_url, folder, "--model", model, key=proxy.key) as gateway:
+        yield gateway.base_url
 
 
 def test_the_reply_is_the_text_of_the_model(gateway: str, model: str, runtime: Runtime) -> None:
@@ -175,9 +106,10 @@ def test_the_openai_package_receives_the_same_text(proxy: Proxy, gateway: str, m
 def test_its_errors_are_passed_on(
     proxy: Proxy, model_name: str, key: str | None, words: str, tmp_path: Path
 ) -> None:
+    options = ("--model", model_name)
     with (
-        serve_gateway(proxy, model_name, tmp_path, key) as base_url,
-        Client(base_url=base_url, token="abc", retry=Retry(attempts=1)) as client,
+        serve_gateway(proxy.base_url, tmp_path, *options, key=key or proxy.key) as gateway,
+        Client(base_url=gateway.base_url, token="abc", retry=Retry(attempts=1)) as client,
         pytest.raises(APIStatusError, match=words) as caught,
     ):
         client.chat("Hello")

@@ -412,7 +412,7 @@ class TestStartAndStop:
     def test_a_process_that_never_calls_stop_exits_silently(self) -> None:
         code = "from cromicle_sdk.server import LocalServer; print(LocalServer().start().base_url)"
         ended = subprocess.run(
-            [sys.executable, "-W", "error", "-X", "dev", "-c", code],
+            [sys.executable, "-W", "error", "-c", code],
             capture_output=True,
             text=True,
             timeout=60,

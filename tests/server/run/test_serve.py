@@ -207,7 +207,7 @@ def test_the_process_exits_silently_on_a_signal(number: int, status: int) -> Non
         "serve(port=0, on_ready=lambda url: print(url, flush=True))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-X", "dev", "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,116 @@
+"""Model servers of others: installed on demand, started as processes, behind `cromicle serve`.
+
+Each is installed into a virtual environment of its own in the repository, `.venv-NAME`, because
+its dependencies conflict with those of the tests. An installation that fails is an error of the
+tests that need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+__all__ = [
+    "NEEDS_SIGNALS",
+    "Gateway",
+    "find_port",
+    "install",
+    "run",
+    "serve_gateway",
+    "wait_for_status",
+]
+
+ROOT = Path(__file__).parents[1]
+# Seconds. An installation takes up to a minute, a start up to ten seconds.
+PATIENCE = 300.0
+
+NEEDS_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """`cromicle serve` in front of a model server."""
+
+    base_url: str
+    log: Path
+
+    def count_calls(self, status: int) -> int:
+        """How many calls with this status the access log has."""
+        return self.log.read_text(errors="replace").count(f"path=/chat status={status}")
+
+
+def install(name: str, *arguments: str) -> Path:
+    """The folder of the commands that `pip install` with these arguments has installed."""
+    environment = ROOT / f".venv-{name}"
+    installed = environment / "installed"
+    wanted = " ".join(arguments)
+    if not installed.exists() or installed.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
+        pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
+        subprocess.run([*pip, "--disable-pip-version-check", *arguments], check=True)
+        installed.write_text(wanted)
+    return environment / "bin"
+
+
+@contextlib.contextmanager
+def run(
+    command: list[str], log: Path, *, stop: signal.Signals = signal.SIGTERM, **environment: str
+) -> Generator[subprocess.Popen[bytes]]:
+    """Run a command in the folder of its log. Its standard input is open until it is stopped."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=log.parent,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(stop)
+        process.communicate(timeout=PATIENCE)
+
+
+def find_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for_status(
+    url: str, process: subprocess.Popen[bytes], log: Path, *, status: int = 200
+) -> None:
+    """Wait until the URL responds with this status; fail with the log if the process ends."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url).status_code == status:
+                return
+        time.sleep(0.02)
+    pytest.fail(log.read_text(errors="replace"))
+
+
+@contextlib.contextmanager
+def serve_gateway(upstream: str, folder: Path, *options: str, key: str = "") -> Generator[Gateway]:
+    """`cromicle serve` with these options; its log must not hold the key."""
+    port, log = find_port(), folder / "log"
+    command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", str(port)]
+    command += ["--upstream", upstream, *options]
+    with run(command, log, CROMICLE_UPSTREAM_KEY=key) as process:
+        gateway = Gateway(f"http://127.0.0.1:{port}", log)
+        wait_for_status(f"{gateway.base_url}/health", process, log)
+        yield gateway
+    assert not key or key not in log.read_text()
