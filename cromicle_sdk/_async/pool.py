@@ -72,7 +72,7 @@ class AsyncPool:
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
         exchange = find_extensions(request).get(EXCHANGE_EXTENSION)
-        if isinstance(exchange, AsyncExchange):
+        if isinstance(exchange, AsyncExchange) and exchange.is_for(request):
             return await exchange.run(self.find_loop_pool(), request, library)
         return await self._handle_plain_request(request, library)
 
@@ -160,6 +160,8 @@ class AsyncExchange:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
         self._redact = redact
+        self._request_body: object = None
+        self._is_running = False
         self.response: httpcore.Response | None = None
         self._start()
 
@@ -174,6 +176,20 @@ class AsyncExchange:
         self._trailers: Trailers = ()
         self._library: ModuleType = httpcore
 
+    def bind(self, body: object) -> None:
+        """Run the request with this body alone."""
+        self._request_body = body
+
+    def is_for(self, request: httpcore.Request) -> bool:
+        """Whether `run` may send a request that has this exchange in its extensions.
+
+        A hook may send another one with the same extensions. The same one comes again once its
+        response is over, as authentication sends it; a transport may also send it twice at a time.
+        """
+        is_in_use = self._is_running or (self.response is not None and self._pool is not None)
+        is_bound = self._request_body is None or self._request_body is request.stream
+        return is_bound and not is_in_use
+
     async def run(
         self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
     ) -> httpcore.Response:
@@ -181,9 +197,17 @@ class AsyncExchange:
 
         Errors while it is iterated are those of `library`.
 
-        Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
-        authentication does.
+        Raises `httpcore`'s errors and `ClosedByCaller`.
         """
+        self._is_running = True
+        try:
+            return await self._run(pool, request, library)
+        finally:
+            self._is_running = False
+
+    async def _run(
+        self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         if self._pool is not None or self.response is not None:
             self.abandon()
             self._start()

@@ -177,6 +177,7 @@ class AsyncAttempt:
         redirect: Head | None = None
         try:
             if self._is_custom:
+                exchange.bind(http_request.stream)
                 left = call.timeouts.total_left(time.monotonic())
                 send = partial(self._send, http_request)
                 await concurrency.time_limit(send, left, call.cancel_handle)

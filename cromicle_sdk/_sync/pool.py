@@ -73,7 +73,7 @@ class Pool:
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
         exchange = find_extensions(request).get(EXCHANGE_EXTENSION)
-        if isinstance(exchange, Exchange):
+        if isinstance(exchange, Exchange) and exchange.is_for(request):
             return exchange.run(self.find_process_pool(), request, library)
         return self._handle_plain_request(request, library)
 
@@ -161,6 +161,8 @@ class Exchange:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
         self._redact = redact
+        self._request_body: object = None
+        self._is_running = False
         self.response: httpcore.Response | None = None
         self._start()
 
@@ -175,6 +177,20 @@ class Exchange:
         self._trailers: Trailers = ()
         self._library: ModuleType = httpcore
 
+    def bind(self, body: object) -> None:
+        """Run the request with this body alone."""
+        self._request_body = body
+
+    def is_for(self, request: httpcore.Request) -> bool:
+        """Whether `run` may send a request that has this exchange in its extensions.
+
+        A hook may send another one with the same extensions. The same one comes again once its
+        response is over, as authentication sends it; a transport may also send it twice at a time.
+        """
+        is_in_use = self._is_running or (self.response is not None and self._pool is not None)
+        is_bound = self._request_body is None or self._request_body is request.stream
+        return is_bound and not is_in_use
+
     def run(
         self, pool: ProcessPool, request: httpcore.Request, library: ModuleType
     ) -> httpcore.Response:
@@ -182,9 +198,17 @@ class Exchange:
 
         Errors while it is iterated are those of `library`.
 
-        Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
-        authentication does.
+        Raises `httpcore`'s errors and `ClosedByCaller`.
         """
+        self._is_running = True
+        try:
+            return self._run(pool, request, library)
+        finally:
+            self._is_running = False
+
+    def _run(
+        self, pool: ProcessPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         if self._pool is not None or self.response is not None:
             self.abandon()
             self._start()
