@@ -22,9 +22,11 @@ import anyio.lowlevel
 from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.sockets import (
     LAST_CLEANUP_SECONDS,
+    WRITE,
     Address,
     ClosedByCaller,
     TimeLimitReached,
+    poll,
     receive_now,
 )
 
@@ -151,7 +153,9 @@ class CancelHandle:
 
         Raises `ClosedByCaller`.
         """
-        return await self._run(partial(anyio.wait_writable, sock), timeout, sock)
+        # A busy event loop may come to the timeout first.
+        is_ready = await self._run(partial(anyio.wait_writable, sock), timeout, sock)
+        return is_ready or bool(poll([sock], WRITE, 0))
 
     def _set_future(self, future: Any) -> None:
         """Say which asyncio future `cancel` ends from now on."""
@@ -405,7 +409,8 @@ async def resolve(
         return look_up(host, port)
     done = anyio.Event()
     lookup.add_callback(partial(_run_soon, anyio.lowlevel.current_token(), done.set))
-    return lookup.result() if await cancel_handle.run(done.wait, timeout) else None
+    is_in_time = await cancel_handle.run(done.wait, timeout)
+    return lookup.result() if is_in_time or lookup.is_done else None
 
 
 def _run_soon(token: object, function: Callable[[], object]) -> None:
@@ -437,7 +442,7 @@ async def wait_any_writable(
                 group.start_soon(watch, sock)
 
     await cancel_handle.run(wait, timeout)
-    return ready
+    return ready or poll(socks, WRITE, 0)
 
 
 async def checkpoint() -> None:

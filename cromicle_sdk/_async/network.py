@@ -24,6 +24,7 @@ from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachab
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
+    LATE_SECONDS,
     READ_BYTES,
     Address,
     ClosedByCaller,
@@ -147,12 +148,17 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         assert self._reader is not None
         has_waited = False
         while True:
-            # A server that is always ahead must not run past a timeout.
-            left = call.timeouts.left(time.monotonic())
-            if left is not None and left <= 0:
+            now = time.monotonic()
+            left = call.timeouts.left(now)
+            is_over = left is not None and left <= 0
+            # What waits may have come in time; but a server that is always ahead must not run on.
+            if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
-            received = receive_now(sock, max_bytes) if self._may_have_data else None
+            is_due = self._may_have_data or is_over
+            received = receive_now(sock, max_bytes) if is_due else None
             if received is None:
+                if is_over:
+                    raise httpcore.ReadTimeout
                 has_waited = True
                 received = await self._reader.receive(max_bytes, left, call.cancel_handle)
             self._may_have_data = False
@@ -281,8 +287,6 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     ) -> list[socket.socket]:
         """The sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
-        if left is not None and left <= 0:
-            raise httpcore.ConnectTimeout
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,9 +17,13 @@ from typing import TypeVar
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.sockets import (
+    LATE_SECONDS,
+    READ,
+    WRITE,
     Address,
     ClosedByCaller,
     TimeLimitReached,
+    poll,
     receive_now,
 )
 
@@ -95,28 +98,28 @@ class CancelHandle:
     def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
         """Run a wait of a custom client's, which neither a cancellation nor the timeout ends.
 
-        False where it has taken longer than `timeout` seconds. Raises `ClosedByCaller` where
-        `cancel` was called meanwhile.
+        False where it has taken clearly longer than `timeout` seconds. Raises `ClosedByCaller`
+        where `cancel` was called meanwhile.
         """
         self.check()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         wait()
         self.check()
-        return time.monotonic() < deadline
+        return time.monotonic() < deadline + LATE_SECONDS
 
     def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket has bytes or an end to read; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
-        return self._poll(sock, _READ, timeout)
+        return self._poll(sock, READ, timeout)
 
     def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket takes bytes, or is connected; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
-        return self._poll(sock, _WRITE, timeout)
+        return self._poll(sock, WRITE, timeout)
 
     def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
         """Wait for an event of a connected socket; False at the timeout.
@@ -126,7 +129,7 @@ class CancelHandle:
         self._socket = sock
         try:
             self.check()
-            is_ready = _poll_one(sock, event, timeout)
+            is_ready = bool(poll([sock], event, timeout))
         finally:
             self._socket = None
         self.check()
@@ -136,39 +139,6 @@ class CancelHandle:
         """Wait; a cancellation ends it."""
         with suppress(Empty):
             _get(self._wake, 0 if self.is_cancelled else seconds)
-
-
-_READ, _WRITE = 1, 2
-
-
-def _poll_one(sock: socket.socket, event: int, timeout: float | None) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(_poll([sock], event, timeout))
-    poller = select.poll()
-    poller.register(sock, select.POLLIN if event == _READ else select.POLLOUT)
-    return bool(poller.poll(None if timeout is None else _to_milliseconds(timeout)))
-
-
-def _to_milliseconds(seconds: float) -> int:
-    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
-    return math.ceil(max(seconds, 0) * 1000)
-
-
-def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
-    """The sockets that are ready, none at the timeout, in seconds."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        mask = select.POLLIN if event == _READ else select.POLLOUT
-        by_number = {sock.fileno(): sock for sock in socks}
-        for number in by_number:
-            poller.register(number, mask)
-        milliseconds = None if timeout is None else _to_milliseconds(timeout)
-        return [by_number[number] for number, _ in poller.poll(milliseconds)]
-    reading, writing = (socks, []) if event == _READ else ([], socks)
-    # Windows reports a refused connection as an exceptional condition alone.
-    limit = None if timeout is None else max(timeout, 0)
-    ready = select.select(reading, writing, socks, limit)
-    return list(dict.fromkeys(sock for group in ready for sock in group))
 
 
 class SocketReader:
@@ -220,7 +190,7 @@ def wait_any_writable(
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        if ready := _poll(socks, _WRITE, min(left, _POLL_SECONDS)):
+        if ready := poll(socks, WRITE, min(left, _POLL_SECONDS)):
             return ready
         if left <= _POLL_SECONDS:
             return []
@@ -236,10 +206,10 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        if left <= 0:
-            return []
         with suppress(Empty):
             return [_get(queue, min(left, _POLL_SECONDS))]
+        if left <= 0:
+            return []
 
 
 def _get(queue: SimpleQueue[T], timeout: float) -> T:

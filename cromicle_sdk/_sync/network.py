@@ -25,6 +25,7 @@ from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachab
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
+    LATE_SECONDS,
     READ_BYTES,
     Address,
     ClosedByCaller,
@@ -148,12 +149,17 @@ class Network(httpcore.NetworkBackend):
         assert self._reader is not None
         has_waited = False
         while True:
-            # A server that is always ahead must not run past a timeout.
-            left = call.timeouts.left(time.monotonic())
-            if left is not None and left <= 0:
+            now = time.monotonic()
+            left = call.timeouts.left(now)
+            is_over = left is not None and left <= 0
+            # What waits may have come in time; but a server that is always ahead must not run on.
+            if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
-            received = receive_now(sock, max_bytes) if self._may_have_data else None
+            is_due = self._may_have_data or is_over
+            received = receive_now(sock, max_bytes) if is_due else None
             if received is None:
+                if is_over:
+                    raise httpcore.ReadTimeout
                 has_waited = True
                 received = self._reader.receive(max_bytes, left, call.cancel_handle)
             self._may_have_data = False
@@ -282,8 +288,6 @@ class Network(httpcore.NetworkBackend):
     ) -> list[socket.socket]:
         """The sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
-        if left is not None and left <= 0:
-            raise httpcore.ConnectTimeout
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:

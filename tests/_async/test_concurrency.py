@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
+import itertools
 import socket
 import sys
 import threading
@@ -29,6 +31,7 @@ from cromicle_sdk import (
 )
 from cromicle_sdk._async import concurrency
 from cromicle_sdk._http import resolver
+from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk.testing import FaultyServer, build_chunk, build_head
 
 if sys.version_info < (3, 11):
@@ -532,3 +535,97 @@ def test_an_iterator_over_a_closed_connection_is_not_stepped_without_end() -> No
     chunks = Endless()
     concurrency.finish_iterator(chunks)
     assert 0 < chunks.steps < 2000
+
+
+# What has come in time, and is looked at late
+
+
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what waits already be read for longer: the machine that runs this may be busy, too."""
+    for side, module in itertools.product(("async", "sync"), ("network", "stream")):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.{module}.LATE_SECONDS", 20)
+        monkeypatch.setattr(f"cromicle_sdk._{side}.session._POLL_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("phase", ["first_byte", "total"])
+@on_each_event_loop
+def test_an_answer_that_came_while_the_event_loop_was_busy_is_no_timeout(
+    runtime: Runtime, phase: str, faults: FaultyServer
+) -> None:
+    gate = threading.Event()
+    faults.raw([b"HTTP", build_head(length=6)[4:] + b"Hello."], gate=gate)
+
+    async def scenario() -> None:
+        limits = Timeout(**{phase: 0.6})
+        async with AsyncClient(base_url=faults.base_url, timeout=limits, retry=ONCE) as client:
+            async with anyio.create_task_group() as group:
+                stream = client.stream("Hi")
+                replies: list[Any] = []
+
+                async def call() -> None:
+                    replies.append(await outcome(stream.read()))
+
+                group.start_soon(call)
+                await anyio.to_thread.run_sync(faults.wait_for_requests, 1)
+                gate.set()
+                time.sleep(0.9)
+            assert str(replies[0]) == "Hello."
+
+    runtime.run(scenario)
+
+
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("custom", [False, True])
+def test_what_has_arrived_while_the_caller_was_busy_is_read_after_the_total(
+    runtime: Runtime, custom: bool, faults: FaultyServer
+) -> None:
+    gate = threading.Event()
+    faults.reply(chunks=["Hel", "lo."], gate=gate).stall(after="Hel")
+
+    async def scenario() -> None:
+        own = httpx.Client() if runtime.is_blocking else httpx.AsyncClient()
+        options: Any = {"http_client": own} if custom else {}
+        async with runtime.client(
+            base_url=faults.base_url, timeout=Timeout(total=0.3), retry=ONCE, **options
+        ) as client:
+            stream = client.stream("Hi")
+            assert await anext(stream) == "Hel"
+            gate.set()
+            time.sleep(0.5)
+            assert (await stream.read()).text == "Hello."
+            stream = client.stream("Hi")
+            assert await anext(stream) == "Hel"
+            time.sleep(0.5)
+            error = await outcome(stream.read())
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "total"
+        own.close() if isinstance(own, httpx.Client) else await own.aclose()
+
+    runtime.run(scenario)
+
+
+def test_a_wait_that_comes_to_its_timeout_first_sees_what_is_ready(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = sync_concurrency if runtime.is_blocking else concurrency
+    address = [(socket.AF_INET, ("127.0.0.1", 80))]
+    monkeypatch.setattr(resolver, "look_up", lambda *args: address)
+    lookup = resolver.Lookup("h.example", 80)
+    lookup._run()
+    monkeypatch.setattr(module, "start_lookup", lambda *args: lookup)
+
+    async def scenario() -> None:
+        cancel_handle = module.CancelHandle()
+        near, far = socket.socketpair()
+        with near, far:
+            for result, expected in (
+                (cancel_handle.wait_writable(near, -1), True),
+                (module.wait_any_writable([near, far], -1, cancel_handle), [near, far]),
+                (module.resolve("h.example", 80, -1, cancel_handle), address),
+            ):
+                found = await result if inspect.isawaitable(result) else result
+                assert found == expected
+
+    runtime.run(scenario)
