@@ -54,7 +54,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     """
 
     def __init__(self) -> None:
-        self._call: _AsyncCall | None = None
+        self._call: _AsyncWaitLimits | None = None
         self._socket: socket.socket | None = None
         self._reader: concurrency.SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
@@ -71,7 +71,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self, timeouts: CallTimeouts, cancel_handle: concurrency.CancelHandle
     ) -> None:
         """Obey this call from now on."""
-        self._call = _AsyncCall(timeouts, cancel_handle)
+        self._call = _AsyncWaitLimits(timeouts, cancel_handle)
         self._has_received = False
         self._is_request_unread = False
         self._observer = None if is_h11_reachable() else FramingObserver()
@@ -283,7 +283,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._reader = concurrency.SocketReader(sock)
 
     async def _wait_connected(
-        self, pending: list[socket.socket], call: _AsyncCall, *, is_last: bool
+        self, pending: list[socket.socket], call: _AsyncWaitLimits, *, is_last: bool
     ) -> list[socket.socket]:
         """The sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
@@ -298,12 +298,12 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout
         return ready
 
-    def _use_socket(self) -> tuple[socket.socket, _AsyncCall]:
+    def _use_socket(self) -> tuple[socket.socket, _AsyncWaitLimits]:
         call = self._use_call()
         assert self._socket is not None, "nothing is read or written before connect_tcp()"
         return self._socket, call
 
-    def _use_call(self) -> _AsyncCall:
+    def _use_call(self) -> _AsyncWaitLimits:
         if self._is_closed or self._call is None:
             raise ClosedByCaller("it was closed while it was in use")
         if self._process != os.getpid():
@@ -312,7 +312,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         return self._call
 
 
-class _AsyncCall(NamedTuple):
+class _AsyncWaitLimits(NamedTuple):
     """What every wait for the network obeys."""
 
     timeouts: CallTimeouts

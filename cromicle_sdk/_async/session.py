@@ -226,19 +226,18 @@ class AsyncAttempt:
     async def aclose(self) -> None:
         """The body is not read any further; a connection that it has left clean is kept."""
         response, body = self._response, self._body
+        is_direct = body is self._exchange and not self._is_custom
         try:
-            if response is not None and (self._is_custom or body is not self._exchange):
-                try:
-                    with concurrency.shield(self._call.find_cleanup_limit()):
-                        await response.aclose()
-                finally:
-                    # Outside: an iterator may leave a scope that it has entered before.
-                    if body is not None:
-                        await body.aclose()
-            elif body is not None:
-                await body.aclose()
+            if response is not None and not is_direct:
+                with concurrency.shield(self._call.find_cleanup_limit()):
+                    await response.aclose()
         finally:
-            self.abandon()
+            try:
+                # Outside of the shield: an iterator may leave a scope that it has entered before.
+                if body is not None:
+                    await body.aclose()
+            finally:
+                self.abandon()
 
     def abandon(self) -> None:
         """Release the connection at once, without waiting.

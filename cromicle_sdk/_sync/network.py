@@ -55,7 +55,7 @@ class Network(httpcore.NetworkBackend):
     """
 
     def __init__(self) -> None:
-        self._call: _Call | None = None
+        self._call: _WaitLimits | None = None
         self._socket: socket.socket | None = None
         self._reader: concurrency.SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
@@ -72,7 +72,7 @@ class Network(httpcore.NetworkBackend):
         self, timeouts: CallTimeouts, cancel_handle: concurrency.CancelHandle
     ) -> None:
         """Obey this call from now on."""
-        self._call = _Call(timeouts, cancel_handle)
+        self._call = _WaitLimits(timeouts, cancel_handle)
         self._has_received = False
         self._is_request_unread = False
         self._observer = None if is_h11_reachable() else FramingObserver()
@@ -284,7 +284,7 @@ class Network(httpcore.NetworkBackend):
         self._reader = concurrency.SocketReader(sock)
 
     def _wait_connected(
-        self, pending: list[socket.socket], call: _Call, *, is_last: bool
+        self, pending: list[socket.socket], call: _WaitLimits, *, is_last: bool
     ) -> list[socket.socket]:
         """The sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
@@ -299,12 +299,12 @@ class Network(httpcore.NetworkBackend):
             raise httpcore.ConnectTimeout
         return ready
 
-    def _use_socket(self) -> tuple[socket.socket, _Call]:
+    def _use_socket(self) -> tuple[socket.socket, _WaitLimits]:
         call = self._use_call()
         assert self._socket is not None, "nothing is read or written before connect_tcp()"
         return self._socket, call
 
-    def _use_call(self) -> _Call:
+    def _use_call(self) -> _WaitLimits:
         if self._is_closed or self._call is None:
             raise ClosedByCaller("it was closed while it was in use")
         if self._process != os.getpid():
@@ -313,7 +313,7 @@ class Network(httpcore.NetworkBackend):
         return self._call
 
 
-class _Call(NamedTuple):
+class _WaitLimits(NamedTuple):
     """What every wait for the network obeys."""
 
     timeouts: CallTimeouts

@@ -225,19 +225,18 @@ class Attempt:
     def close(self) -> None:
         """The body is not read any further; a connection that it has left clean is kept."""
         response, body = self._response, self._body
+        is_direct = body is self._exchange and not self._is_custom
         try:
-            if response is not None and (self._is_custom or body is not self._exchange):
-                try:
-                    with concurrency.shield(self._call.find_cleanup_limit()):
-                        response.close()
-                finally:
-                    # Outside: an iterator may leave a scope that it has entered before.
-                    if body is not None:
-                        body.close()
-            elif body is not None:
-                body.close()
+            if response is not None and not is_direct:
+                with concurrency.shield(self._call.find_cleanup_limit()):
+                    response.close()
         finally:
-            self.abandon()
+            try:
+                # Outside of the shield: an iterator may leave a scope that it has entered before.
+                if body is not None:
+                    body.close()
+            finally:
+                self.abandon()
 
     def abandon(self) -> None:
         """Release the connection at once, without waiting.
