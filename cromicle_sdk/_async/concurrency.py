@@ -51,6 +51,10 @@ __all__ = [
 # one in another thread, which wakes no loop.
 _POLL_SECONDS = 1.0
 
+# How long each wait of a custom client may take at least, in seconds: it also waits to read what has
+# arrived already.
+_LEAST_WAIT_SECONDS = 0.02
+
 # More than the chunks of one byte in the 4 KiB that httpcore reads at a time from us.
 _STEPS_TO_FINISH = 1_000
 
@@ -609,7 +613,7 @@ class _LimitedWaits(Generic[T]):
 
     def _resume(self, step: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
         suspend = self._cancel_handle._suspend  # pyright: ignore[reportPrivateUsage] - of this module
-        deadline = anyio.current_time() + self._find_limit()
+        deadline = anyio.current_time() + max(self._find_limit(), _LEAST_WAIT_SECONDS)
         # Why the step is cancelled; whether it was late; and what else has interrupted it.
         reason: Exception | None = None
         is_late = False

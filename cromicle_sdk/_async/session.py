@@ -47,9 +47,6 @@ __all__ = ["AsyncAttempt", "AsyncCall", "AsyncSession"]
 # httpx takes less than a millisecond.
 _CLEANUP_SECONDS = 1.0
 
-# How long it may take to return what it has already received, in seconds, once that time is over.
-_POLL_SECONDS = 0.02
-
 
 class AsyncHTTPClient(httpx.AsyncClient):
     """The httpx client of our own making: it adds nothing to a request and keeps nothing of it."""
@@ -304,7 +301,7 @@ class _AsyncChunks:
         if self._chunks is None:
             self._chunks = aiter(self._stream)
         call = self._call
-        read, limit, cancel_handle = self._chunks.__anext__, self._find_limit, call.cancel_handle
+        read, limit, cancel_handle = self._chunks.__anext__, call.find_limit, call.cancel_handle
         chunk = b""
         try:
             while not chunk:
@@ -312,18 +309,13 @@ class _AsyncChunks:
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     await concurrency.checkpoint()
-                    if call.find_limit() <= 0:
+                    if limit() <= 0:
                         raise TimeLimitReached
         except StopAsyncIteration:
             return b""
         if call.timeouts.phase != "stall":
             call.timeouts.enter("stall", time.monotonic())
         return chunk
-
-    def _find_limit(self) -> float:
-        """Seconds that a wait for the next chunk may take."""
-        # What waits in a socket is read by a wait, too.
-        return max(self._call.find_limit(), _POLL_SECONDS)
 
     async def aclose(self) -> None:
         chunks, self._chunks = self._chunks, None

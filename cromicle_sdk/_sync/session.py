@@ -48,9 +48,6 @@ __all__ = ["Attempt", "Call", "Session"]
 # httpx takes less than a millisecond.
 _CLEANUP_SECONDS = 1.0
 
-# How long it may take to return what it has already received, in seconds, once that time is over.
-_POLL_SECONDS = 0.02
-
 
 class HTTPClient(httpx.Client):
     """The httpx client of our own making: it adds nothing to a request and keeps nothing of it."""
@@ -303,7 +300,7 @@ class _Chunks:
         if self._chunks is None:
             self._chunks = iter(self._stream)
         call = self._call
-        read, limit, cancel_handle = self._chunks.__next__, self._find_limit, call.cancel_handle
+        read, limit, cancel_handle = self._chunks.__next__, call.find_limit, call.cancel_handle
         chunk = b""
         try:
             while not chunk:
@@ -311,18 +308,13 @@ class _Chunks:
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     concurrency.checkpoint()
-                    if call.find_limit() <= 0:
+                    if limit() <= 0:
                         raise TimeLimitReached
         except StopIteration:
             return b""
         if call.timeouts.phase != "stall":
             call.timeouts.enter("stall", time.monotonic())
         return chunk
-
-    def _find_limit(self) -> float:
-        """Seconds that a wait for the next chunk may take."""
-        # What waits in a socket is read by a wait, too.
-        return max(self._call.find_limit(), _POLL_SECONDS)
 
     def close(self) -> None:
         chunks, self._chunks = self._chunks, None

@@ -545,7 +545,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what waits already be read for longer: the machine that runs this may be busy, too."""
     for side, module in itertools.product(("async", "sync"), ("network", "stream")):
         monkeypatch.setattr(f"cromicle_sdk._{side}.{module}.LATE_SECONDS", 20)
-        monkeypatch.setattr(f"cromicle_sdk._{side}.session._POLL_SECONDS", 0.5)
+    monkeypatch.setattr(concurrency, "_LEAST_WAIT_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("_patient")
