@@ -51,8 +51,8 @@ __all__ = [
 # one in another thread, which wakes no loop.
 _POLL_SECONDS = 1.0
 
-# How long each wait of a custom client may take at least, in seconds: it also waits to read what has
-# arrived already.
+# How long each wait of a custom client may take at least, in seconds: it waits to read what has
+# arrived already, too.
 _LEAST_WAIT_SECONDS = 0.02
 
 # More than the chunks of one byte in the 4 KiB that httpcore reads at a time from us.
