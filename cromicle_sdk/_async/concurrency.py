@@ -47,10 +47,6 @@ __all__ = [
     "wait_any_writable",
 ]
 
-# How often a call that waits for a slot polls, in seconds: the garbage collector may have released
-# one in another thread, which wakes no loop.
-_POLL_SECONDS = 1.0
-
 # How long each wait of a custom client may take at least, in seconds: it waits to read what has
 # arrived already, too.
 _LEAST_WAIT_SECONDS = 0.02
@@ -463,6 +459,8 @@ class ConnectionLimiter:
     def __init__(self, count: int) -> None:
         self._free = count
         self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
+        self._thread = threading.get_ident()
+        self._token: object = anyio.lowlevel.current_token()
 
     async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
         """Take a slot; False where none was free within `timeout` seconds.
@@ -478,9 +476,7 @@ class ConnectionLimiter:
         async def wait() -> None:
             # A slot may have been released just before this call was queued.
             self._wake()
-            while not (waiter.is_set() or cancel_handle.is_cancelled):
-                with anyio.move_on_after(_POLL_SECONDS):
-                    await waiter.wait()
+            await waiter.wait()
 
         try:
             if await cancel_handle.run(wait, timeout):
@@ -493,8 +489,16 @@ class ConnectionLimiter:
 
     def release(self) -> None:
         """Return a slot: to the first in the queue, where there is one."""
-        self._free += 1
-        self._wake()
+        if self._thread == threading.get_ident():
+            self._free += 1
+            self._wake()
+        else:
+            _run_soon(self._token, self._release_here)
+
+    def _release_here(self) -> None:
+        # An event loop may run in one thread after the other.
+        self._thread = threading.get_ident()
+        self.release()
 
     def _leave(self, waiter: anyio.Event) -> None:
         # `del` is atomic: a waiter that is no longer queued already owns a slot.

@@ -139,6 +139,34 @@ def notice(owner: Any, name: str, called: threading.Event, monkeypatch: pytest.M
 
 
 @on_each_event_loop
+def test_a_slot_that_another_thread_gives_back_is_the_next_calls(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """As where the garbage collector runs there."""
+    faults.stall(after="Hel").reply("Hello.")
+
+    async def scenario() -> None:
+        if runtime.name != "trio":
+            asyncio.get_running_loop().set_debug(True)
+        async with AsyncClient(base_url=faults.base_url, max_connections=1) as client:
+            streams = [client.stream("first")]
+            assert await anext(streams[0]) == "Hel"
+            replies: list[Any] = []
+
+            async def call() -> None:
+                replies.append(await outcome(client.chat("second")))
+
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(call)
+                    await anyio.wait_all_tasks_blocked()
+                    await anyio.to_thread.run_sync(streams.clear)
+            assert str(replies[0]) == "Hello."
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
 def test_a_call_is_cancelled_in_another_thread_as_its_wait_ends(runtime: Runtime) -> None:
     async def scenario() -> None:
         cancel_handle = concurrency.CancelHandle()
