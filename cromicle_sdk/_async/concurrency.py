@@ -24,10 +24,13 @@ import anyio.lowlevel
 from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.slots import Slot
 from cromicle_sdk._http.sockets import (
+    LAST_CLEANUP_SECONDS,
+    WRITE,
     Address,
     ClosedByCaller,
     TimeLimitReached,
     find_first,
+    poll,
     receive_now,
 )
 
@@ -37,6 +40,7 @@ __all__ = [
     "Runtime",
     "SocketReader",
     "checkpoint",
+    "close_iterator",
     "current_runtime",
     "finish_iterator",
     "is_runtime_alive",
@@ -47,12 +51,15 @@ __all__ = [
     "wait_any_writable",
 ]
 
-# How often a call that waits for a slot or for the resolver polls, in seconds: the garbage
-# collector may have released a slot, or another thread cancelled the call, which wakes no loop.
-_POLL_SECONDS = 1.0
+# How long each wait of a custom client may take at least, in seconds: it waits to read what has
+# arrived already, too.
+_LEAST_WAIT_SECONDS = 0.02
 
-# More than the chunks of one byte in what is read at a time.
-_STEPS_TO_FINISH = 20_000
+# More than the chunks of one byte in the 4 KiB that httpcore reads at a time from us.
+_STEPS_TO_FINISH = 1_000
+
+# Steps of an iterator of httpx's, of 10 us each, before others may run.
+_STEPS_AT_ONCE = 64
 
 
 T = TypeVar("T")
@@ -85,12 +92,11 @@ def is_runtime_alive(runtime: Runtime) -> bool:
 class CancelHandle:
     """Cancels one call: its present wait and those to come.
 
-    `cancel` may be called by any task, thread or signal handler. In another event loop, a wait for
-    a socket sees it at once, and one for a slot or for the resolver when it next polls.
+    `cancel` may be called by any task, thread or signal handler: of another event loop, too.
     """
 
     __slots__ = (
-        *("__weakref__", "_future", "_process", "_scope", "_socket", "_thread"),
+        *("__weakref__", "_future", "_process", "_scope", "_socket", "_thread", "_token"),
         "is_cancelled",
     )
 
@@ -102,6 +108,8 @@ class CancelHandle:
         self._scope: anyio.CancelScope | None = None
         self._socket: socket.socket | None = None
         self._thread = 0
+        # Of the event loop that waits for something else than a socket.
+        self._token: object = None
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -113,24 +121,28 @@ class CancelHandle:
         # A scope belongs to its event loop, and so to one thread.
         if scope is not None and self._thread == threading.get_ident():
             scope.cancel()
-        # A forked child shares the connection with its parent, which may be reading it.
-        elif sock is not None and self._process == os.getpid():
-            # Nothing waits for a socket that is not connected any more.
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        # A forked child shares the connection and the event loop with its parent.
+        elif self._process == os.getpid():
+            if sock is not None:
+                # Nothing waits for a socket that is not connected any more.
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            if self._token is not None:
+                _run_soon(self._token, self._cancel_scope)
+
+    def _cancel_scope(self) -> None:
+        # It may be over meanwhile, and another one have begun.
+        if self._scope is not None:
+            self._scope.cancel()
 
     def check(self) -> None:
         """Raise `ClosedByCaller` after `cancel`."""
         if self.is_cancelled:
             raise _closed()
 
-    def _enter(self, scope: anyio.CancelScope | None) -> None:
-        """Say which scope `cancel` cancels from now on."""
-        self._thread = threading.get_ident()
-        self._scope = scope
-
     async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
         """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
+        self._token = anyio.lowlevel.current_token()
         return await self._run(wait, timeout, None)
 
     async def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
@@ -145,7 +157,9 @@ class CancelHandle:
 
         Raises `ClosedByCaller`.
         """
-        return await self._run(partial(anyio.wait_writable, sock), timeout, sock)
+        # A busy event loop may come to the timeout first.
+        is_ready = await self._run(partial(anyio.wait_writable, sock), timeout, sock)
+        return is_ready or bool(poll([sock], WRITE, 0))
 
     def _set_future(self, future: Any) -> None:
         """Say which asyncio future `cancel` ends from now on."""
@@ -163,17 +177,63 @@ class CancelHandle:
         sock: socket.socket | None,
     ) -> bool:
         self._socket = sock
-        self.check()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        self._thread = threading.get_ident()
         with anyio.CancelScope(deadline=deadline) as scope:
-            self._scope = scope
+            is_outermost = self._set_scope(scope)
             try:
+                # Not before: `cancel` in another thread finds the scope, or this finds its mark.
+                self.check()
                 await wait()
             finally:
-                self._scope = self._socket = None
+                self._socket = None
+                if is_outermost:
+                    self._scope = None
         self.check()
         return not scope.cancelled_caught
+
+    def _suspend(
+        self, suspension: Any, deadline: float, *, is_cancellable: bool
+    ) -> Generator[Any, Any, tuple[Any, BaseException | None, bool]]:
+        """Wait as a coroutine does that has yielded `suspension`, until the deadline at most.
+
+        Returns the value or the error that it ends with, and whether it is over its limit: an error
+        is that of the limit then, a value has come at the same time.
+
+        `cancel` ends the wait where it `is_cancellable`. The scope is left before the coroutine
+        goes on, which may leave a scope that it has entered before this one.
+        """
+        if self._token is None:
+            self._token = anyio.lowlevel.current_token()
+        scope = anyio.CancelScope(deadline=deadline)
+        is_outermost = is_cancellable and self._set_scope(scope)
+        if is_outermost and self.is_cancelled:
+            scope.cancel()
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            with scope:
+                try:
+                    value = yield suspension
+                except BaseException as raised:
+                    error = raised
+                    raise
+        except BaseException:  # noqa: BLE001 - the caller raises it where the coroutine waits
+            return value, error, False
+        finally:
+            if is_outermost:
+                self._scope = None
+        return value, error, scope.cancel_called
+
+    def _set_scope(self, scope: anyio.CancelScope) -> bool:
+        """Let `cancel` cancel a scope from now on; False where it cancels one around it.
+
+        A custom client whose wait alone was cancelled could go on to wait for something else.
+        """
+        if self._scope is not None:
+            return False
+        self._thread = threading.get_ident()
+        self._scope = scope
+        return True
 
 
 def _closed() -> ClosedByCaller:
@@ -367,13 +427,8 @@ async def resolve(
         return look_up(host, port)
     done = anyio.Event()
     lookup.add_callback(partial(_run_soon, anyio.lowlevel.current_token(), done.set))
-
-    async def wait() -> None:
-        while not (done.is_set() or cancel_handle.is_cancelled):
-            with anyio.move_on_after(_POLL_SECONDS):
-                await done.wait()
-
-    return lookup.result() if await cancel_handle.run(wait, timeout) else None
+    is_in_time = await cancel_handle.run(done.wait, timeout)
+    return lookup.result() if is_in_time or lookup.is_done else None
 
 
 def _run_soon(token: object, function: Callable[[], object]) -> None:
@@ -405,7 +460,7 @@ async def wait_any_writable(
                 group.start_soon(watch, sock)
 
     await cancel_handle.run(wait, timeout)
-    return ready
+    return ready or poll(socks, WRITE, 0)
 
 
 async def checkpoint() -> None:
@@ -437,11 +492,9 @@ class ConnectionLimiter:
         self._queue[wake] = None
 
         async def wait() -> None:
-            while not cancel_handle.is_cancelled:
-                if self._free and find_first(self._queue) is wake:
-                    return
-                with anyio.move_on_after(_POLL_SECONDS):
-                    await event.wait()
+            # Only the first in the queue takes a slot: one that is there stays until then.
+            if not (self._free and find_first(self._queue) is wake):
+                await event.wait()
 
         try:
             return self._take() if await cancel_handle.run(wait, timeout) else None
@@ -467,11 +520,12 @@ class ConnectionLimiter:
 
 
 def finish_iterator(chunks: AsyncIterator[bytes]) -> None:
-    """Run an iterator whose connection is closed to its end, without an event loop's help.
+    """Run an iterator of httpcore's over a closed connection to its end, without an event loop.
 
-    A generator that is dropped unfinished is a warning under trio, and a task on asyncio. Nothing
-    in it can wait any more, so its steps are taken by hand until it raises. One of a transport of
-    the user's may have no end, and is dropped after a while.
+    A generator that is dropped unfinished is a warning under trio, and a task on asyncio. With its
+    connection closed, httpcore's has no more than the chunks that it has read before, and then
+    raises: so its steps are taken by hand. An iterator that may wait must not come here, since its
+    task would stay where it waits.
     """
     step = None
     for _ in range(_STEPS_TO_FINISH):
@@ -484,10 +538,32 @@ def finish_iterator(chunks: AsyncIterator[bytes]) -> None:
             return
 
 
+async def close_iterator(chunks: AsyncIterator[bytes], seconds: float, *, is_nested: bool) -> None:
+    """End an iterator before its end: close it where it is one to close, a generator, in time.
+
+    `is_nested`: it is of httpx's, and holds httpcore's, which nothing would close. Their response
+    is closed, so it is run to its end, which is the first point where it would wait.
+    """
+    if not is_nested:
+        aclose: Callable[[], Awaitable[object]] | None = getattr(chunks, "aclose", None)
+        if aclose is not None:
+            with suppress(TimeLimitReached):
+                await limit_waits(aclose, lambda: seconds, CancelHandle())
+        return
+    with anyio.CancelScope() as scope, suppress(Exception):
+        scope.cancel()
+        count = 0
+        async for _ in chunks:
+            # Many chunks may have been read before: let others run.
+            count += 1
+            if count % _STEPS_AT_ONCE == 0:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+
+
 @contextmanager
-def shield() -> Generator[None]:
-    """Let a clean-up finish, although its call is cancelled."""
-    with anyio.CancelScope(shield=True):
+def shield(seconds: float) -> Generator[None]:
+    """Let a clean-up go on although its call is cancelled, for so long."""
+    with anyio.move_on_after(seconds, shield=True):
         yield
 
 
@@ -502,9 +578,15 @@ async def time_limit(
 def limit_waits(
     run: Callable[[], Awaitable[T]], find_limit: Callable[[], float], cancel_handle: CancelHandle
 ) -> Awaitable[T]:
-    """As `time_limit`, for code that rarely waits: the seconds are asked for where it does.
+    """Hold one step of a custom client's iterator to a limit. Raises as `time_limit` does.
 
-    Raises `TimeLimitReached` and `ClosedByCaller`.
+    An iterator may leave its task group or timeout open from one step to the next, so that no
+    cancel scope can span a step. Each wait within the step has a scope of its own instead;
+    `find_limit` is called at the first one, since most steps have none.
+
+    At the limit the step is cancelled, as by a scope around it: its wait raises, and what it
+    returns or raises then counts for nothing. It may wait for `LAST_CLEANUP_SECONDS` more; after
+    that each further wait raises at once.
     """
     return _LimitedWaits(run, find_limit, cancel_handle)
 
@@ -529,40 +611,65 @@ class _LimitedWaits(Generic[T]):
         self._cancel_handle = cancel_handle
 
     def __await__(self) -> Generator[Any, Any, T]:
-        if self._cancel_handle.is_cancelled:
-            raise _closed()
-        steps = self._run().__await__()
+        self._cancel_handle.check()
+        step = self._run().__await__()
         try:
-            suspension = next(steps)
+            suspension = next(step)
         except StopIteration as done:
             result: T = done.value
             return result
-        return (yield from self._resume(steps, suspension))
+        return (yield from self._resume(step, suspension))
 
-    def _resume(self, steps: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
-        deadline = anyio.current_time() + self._find_limit()
-        enter = self._cancel_handle._enter  # pyright: ignore[reportPrivateUsage] - of this module
-        is_interrupted = False
+    def _resume(self, step: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
+        suspend = self._cancel_handle._suspend  # pyright: ignore[reportPrivateUsage] - of this module
+        deadline = anyio.current_time() + max(self._find_limit(), _LEAST_WAIT_SECONDS)
+        # Why the step is cancelled; whether it was late; and what else has interrupted it.
+        reason: Exception | None = None
+        is_late = False
+        interrupts: list[BaseException] = []
         while True:
-            value: Any = None
-            error: BaseException | None = None
-            # The scope is left before the code goes on, which may leave a scope that it has entered
-            # before this one.
-            scope = anyio.CancelScope(deadline=math.inf if is_interrupted else deadline)
+            value, error, is_over = yield from suspend(
+                suspension, deadline, is_cancellable=reason is None
+            )
+            interrupts += () if is_over or error is None else (error,)
+            if is_over and error is None and not _is_cancellation(value):
+                # What came at the last moment counts. From trio's checkpoints nothing else comes.
+                error = self._find_reason() if is_late else None
+                is_late = True
+                is_over = error is not None
+            if is_over and reason is None:
+                reason = self._find_reason()
+                deadline = anyio.current_time() + LAST_CLEANUP_SECONDS
             try:
-                with scope:
-                    enter(None if is_interrupted else scope)
-                    value = yield suspension
-            except BaseException as raised:  # noqa: BLE001 - it is raised where the code waits
-                error = raised
-            enter(None)
-            # Not `cancelled_caught`: under trio a cancellation is a value, which raises further in.
-            if scope.cancel_called and error is None:
-                # What the code does on its way out is not limited any more.
-                is_interrupted = True
-                error = _closed() if self._cancel_handle.is_cancelled else TimeLimitReached()
-            try:
-                suspension = steps.send(value) if error is None else steps.throw(error)
+                suspension = step.send(value) if error is None else step.throw(error)
+                continue
             except StopIteration as done:
-                result: T = done.value
-                return result
+                if reason is None:
+                    result: T = done.value
+                    return result
+            except BaseException as raised:
+                # Another scope's cancellation must not be lost: asyncio sends it once.
+                if reason is None or not _is_cancelled(raised, but_not=interrupts):
+                    raise
+            # Outside of the handlers, whose errors are not its context.
+            raise reason
+
+    def _find_reason(self) -> Exception:
+        return _closed() if self._cancel_handle.is_cancelled else TimeLimitReached()
+
+
+def _is_cancellation(value: Any) -> bool:
+    """Whether a suspension has ended with it because it was cancelled.
+
+    On asyncio that is an exception; trio sends an outcome, which raises one further in.
+    """
+    return isinstance(getattr(value, "error", None), anyio.get_cancelled_exc_class())
+
+
+def _is_cancelled(error: BaseException, *, but_not: list[BaseException]) -> bool:
+    """Whether cancelled code may raise it: no interrupt by the user, and none of those given."""
+    group: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    if not isinstance(error, Exception) and group:
+        return all(_is_cancelled(each, but_not=but_not) for each in group)
+    is_known = any(each is error for each in but_not)
+    return isinstance(error, (Exception, anyio.get_cancelled_exc_class())) and not is_known

@@ -1,4 +1,12 @@
-"""The connections of one event loop: each of them, the idle ones, and how many may be in use."""
+"""The connections of one event loop: each of them, the idle ones, and how many may be in use.
+
+A connection may take another request where nothing is left of the last one. `AsyncConnection` asks
+twice. When an exchange is over, `is_clean`: httpcore is idle, its parser has no bytes after the
+response, and neither has the network. That is `has_trailing_data`: `has_unread`, bytes that TLS has
+received and httpcore has not read; and where the parser is not found, those that an observer has
+seen after the response. Later, when the idle connection is to be used, `is_reusable`: it is not too
+old, its socket is open, and nothing has arrived there since.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +20,7 @@ from typing import TYPE_CHECKING
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import Trailers, find_h11, is_idle
+from cromicle_sdk._http.framing import Trailers, find_h11
 from cromicle_sdk._http.proxies import Route, default_ssl_context
 from cromicle_sdk._http.sockets import IDLE_SECONDS, ClosedByCaller, find_first
 
@@ -26,7 +34,7 @@ __all__ = ["AsyncConnection", "AsyncLoopPool"]
 
 _OriginKey = tuple[bytes, bytes, int]
 
-# One connection of httpcore's; or a pool of it, which has one, too.
+# One connection of httpcore's; through a proxy a pool of it, which has one, too.
 AsyncHTTP = httpcore.AsyncConnectionInterface | httpcore.AsyncConnectionPool
 
 
@@ -68,7 +76,7 @@ class AsyncConnection:
 
     def find_h11(self) -> h11.Connection | None:
         """The parser of the response, where it is found below httpcore."""
-        return find_h11(self._http)
+        return find_h11(self._find_connection())
 
     @property
     def is_request_unread(self) -> bool:
@@ -78,9 +86,10 @@ class AsyncConnection:
     @property
     def is_clean(self) -> bool:
         """Whether a response has ended here, and nothing has arrived after it."""
-        parser = self.find_h11()
+        connection, parser = self._find_connection(), self.find_h11()
         return (
-            is_idle(self._http)
+            connection is not None
+            and connection.is_idle()
             and not self._network.has_trailing_data
             and (parser is None or not parser.trailing_data[0])
         )
@@ -94,6 +103,12 @@ class AsyncConnection:
     def is_reusable(self) -> bool:
         """Whether this idle connection can take another request."""
         return not self.is_expired(time.monotonic()) and self._network.is_reusable
+
+    def _find_connection(self) -> httpcore.AsyncConnectionInterface | None:
+        """httpcore's connection; None in a pool without one."""
+        if isinstance(self._http, httpcore.AsyncConnectionPool):
+            return next(iter(self._http.connections), None)
+        return self._http
 
     def start_idle(self, now: float) -> None:
         """The connection waits for its next request from `now` on."""

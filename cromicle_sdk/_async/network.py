@@ -24,6 +24,7 @@ from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachab
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
+    LATE_SECONDS,
     READ_BYTES,
     Address,
     ClosedByCaller,
@@ -53,8 +54,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
 
     def __init__(self) -> None:
         # What reads obey, and all else before the connection is ready; and what writes obey.
-        self._call: _AsyncCall | None = None
-        self._write_call: _AsyncCall | None = None
+        self._call: _AsyncWaitLimits | None = None
+        self._write_call: _AsyncWaitLimits | None = None
         self._socket: socket.socket | None = None
         self._reader: concurrency.SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
@@ -77,7 +78,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         in_one_piece: bool,
     ) -> None:
         """Obey this call from now on. `in_one_piece`: hold back what is written until it reads."""
-        self._call = self._write_call = _AsyncCall(timeouts, cancel_handle)
+        self._call = self._write_call = _AsyncWaitLimits(timeouts, cancel_handle)
         self._is_in_one_piece = in_one_piece
         self._has_received = False
         self._is_request_unread = False
@@ -183,12 +184,17 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         assert self._reader is not None
         has_waited = False
         while True:
-            # A server that is always ahead must not run past a timeout.
-            left = call.timeouts.left(time.monotonic())
-            if left is not None and left <= 0:
+            now = time.monotonic()
+            left = call.timeouts.left(now)
+            is_over = left is not None and left <= 0
+            # What waits may have come in time; but a server that is always ahead must not run on.
+            if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
-            received = self._reader.receive_now(max_bytes) if self._may_have_data else None
+            is_due = self._may_have_data or is_over
+            received = self._reader.receive_now(max_bytes) if is_due else None
             if received is None:
+                if is_over:
+                    raise httpcore.ReadTimeout
                 has_waited = True
                 received = await self._reader.receive(max_bytes, left, call.cancel_handle)
             self._may_have_data = False
@@ -318,12 +324,10 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._reader = concurrency.SocketReader(sock)
 
     async def _wait_connected(
-        self, pending: list[socket.socket], call: _AsyncCall, *, is_last: bool
+        self, pending: list[socket.socket], call: _AsyncWaitLimits, *, is_last: bool
     ) -> list[socket.socket]:
         """The sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
-        if left is not None and left <= 0:
-            raise httpcore.ConnectTimeout
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:
@@ -335,12 +339,12 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout
         return ready
 
-    def _use_socket(self) -> tuple[socket.socket, _AsyncCall]:
+    def _use_socket(self) -> tuple[socket.socket, _AsyncWaitLimits]:
         call = self._use_call()
         assert self._socket is not None, "nothing is read or written before connect_tcp()"
         return self._socket, call
 
-    def _use_call(self) -> _AsyncCall:
+    def _use_call(self) -> _AsyncWaitLimits:
         if self._is_closed or self._call is None:
             raise ClosedByCaller("it was closed while it was in use")
         if self._process != os.getpid():
@@ -349,13 +353,15 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         return self._call
 
 
-class _AsyncCall(NamedTuple):
+class _AsyncWaitLimits(NamedTuple):
     """What every wait for the network obeys."""
 
     timeouts: CallTimeouts
     cancel_handle: concurrency.CancelHandle
 
-    def with_limit(self, phase: Literal["send", "first_byte"], timeout: float | None) -> _AsyncCall:
+    def with_limit(
+        self, phase: Literal["send", "first_byte"], timeout: float | None
+    ) -> _AsyncWaitLimits:
         """The same for one read or write of no phase of HTTP's."""
         now = time.monotonic()
         timeouts = CallTimeouts.for_request({"write": timeout, "read": timeout}, now=now)

@@ -75,7 +75,7 @@ class AsyncPool:
         request.url = self._route.find_target(request.url)
         extensions = find_extensions(request)
         exchange = find_exchange(extensions)
-        if not isinstance(exchange, AsyncExchange):
+        if not (isinstance(exchange, AsyncExchange) and exchange.is_for(request)):
             return await self._handle_plain_request(request, library)
         if self._route.proxy is not None:
             extensions.setdefault("trace", AsyncTrace(exchange.observer))
@@ -171,6 +171,8 @@ class AsyncExchange:
         self.cancel_handle = cancel_handle
         self._redact = redact
         self.observer = ResponseObserver(redact)
+        self._request_body: object = None
+        self._is_running = False
         self._start()
 
     def _start(self) -> None:
@@ -186,6 +188,20 @@ class AsyncExchange:
         self._trailers: Trailers = ()
         self._library: ModuleType = httpcore
 
+    def bind(self, body: object) -> None:
+        """Run the request with this body alone."""
+        self._request_body = body
+
+    def is_for(self, request: httpcore.Request) -> bool:
+        """Whether `run` may send a request that has this exchange in its extensions.
+
+        A hook may send another one with the same extensions. The same one comes again once its
+        response is over, as authentication sends it; a transport may also send it twice at a time.
+        """
+        is_in_use = self._is_running or (self._source is not None and self._slot is not None)
+        is_bound = self._request_body is None or self._request_body is request.stream
+        return is_bound and not is_in_use
+
     async def run(
         self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
     ) -> httpcore.Response:
@@ -193,9 +209,17 @@ class AsyncExchange:
 
         Errors while it is iterated are those of `library`.
 
-        Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
-        authentication does.
+        Raises `httpcore`'s errors and `ClosedByCaller`.
         """
+        self._is_running = True
+        try:
+            return await self._run(pool, request, library)
+        finally:
+            self._is_running = False
+
+    async def _run(
+        self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         if self._has_run:
             self.abandon()
             self._start()

@@ -13,7 +13,7 @@ from cromicle_sdk._core.errors import CromicleError, describe
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
-from cromicle_sdk._http.sockets import TimeLimitReached
+from cromicle_sdk._http.sockets import LATE_SECONDS, TimeLimitReached
 from cromicle_sdk._http.translate import strip_frames, strip_library_frames, translate_error
 
 if TYPE_CHECKING:
@@ -217,11 +217,13 @@ class AsyncStream:
             if attempt is None or decoder is None or call is None:
                 await self._open()
                 continue
+            # Not after it, since what has come in time may be read late.
+            now = time.monotonic()
+            if call.timeouts.total_left(now) <= 0 and call.timeouts.late_for(now) > LATE_SECONDS:
+                raise TimeLimitReached
             data = await attempt.read()
             now = time.monotonic()
             if data:
-                if call.timeouts.total_left(now) <= 0:
-                    raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
                 if attempt.is_end and decoder.may_end:
                     await self._end(attempt, decoder, now)

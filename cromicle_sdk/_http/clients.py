@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ __all__ = [
     "build_http_request",
     "check_http_client",
     "check_process",
+    "find_body",
     "find_exchange",
     "find_redirect",
     "find_response",
@@ -295,12 +296,35 @@ def build_head(response: Any) -> Head:
 
 def find_source(stream: Any) -> Any:
     """What a response's stream reads from, below the wrappers that httpx itself puts around it."""
-    while type(stream).__module__.partition(".")[0] in ("httpx", "httpx2"):
+    while _library_of(stream) in ("httpx", "httpx2"):
         inner = getattr(stream, "_stream", None) or getattr(stream, "_httpcore_stream", None)
         if inner is None:
             break
         stream = inner
     return stream
+
+
+def find_body(response: Any) -> tuple[Any, bool]:
+    """What to iterate for the body of a response, and whether its iterator holds httpcore's.
+
+    A stream or generator of a user's is found below httpx's wrappers, which would not close it.
+    """
+    stream = response.stream
+    if _library_of(find_source(stream)) in ("httpcore", "httpcore2", "cromicle_sdk"):
+        return stream, True
+    kinds: list[Any] = [Generator, AsyncGenerator]
+    for module in httpx_modules():
+        kinds += [module.SyncByteStream, module.AsyncByteStream]
+    while _library_of(stream) in ("httpx", "httpx2"):
+        inner = getattr(stream, "_stream", None)
+        if not isinstance(inner, tuple(kinds)):
+            break
+        stream = inner
+    return stream, False
+
+
+def _library_of(instance: object) -> str:
+    return type(instance).__module__.partition(".")[0]
 
 
 def was_read(response: Any) -> bool:

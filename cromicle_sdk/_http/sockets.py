@@ -1,8 +1,10 @@
-"""Sockets: addresses, options and the state of an idle one, without waiting."""
+"""Sockets: addresses, options, and the state that they are in."""
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import socket
 from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_address
@@ -14,7 +16,11 @@ __all__ = [
     "ATTEMPT_DELAY_SECONDS",
     "HEAD_BYTES",
     "IDLE_SECONDS",
+    "LAST_CLEANUP_SECONDS",
+    "LATE_SECONDS",
+    "READ",
     "READ_BYTES",
+    "WRITE",
     "Address",
     "ClosedByCaller",
     "TimeLimitReached",
@@ -24,6 +30,7 @@ __all__ = [
     "is_request_unread",
     "is_reusable",
     "parse_address",
+    "poll",
     "receive_now",
     "snapshot",
     "start_connect",
@@ -45,6 +52,15 @@ READ_BYTES = 64 * 1024
 # The same up to the end of a head. A server may send 1xx responses without end (RFC 9110, 15.2),
 # and h11 takes 8 us for one of 18 bytes: other tasks wait for 2 ms, not for the 30 ms of 64 KiB.
 HEAD_BYTES = 4 * 1024
+
+# How long the code of a custom client may take to end, in seconds, once its call has no time left
+# or was closed. It does so four times at most, in a step of the body, in the close of the response
+# and in that of the body, which is cancelled, too; and a call must end within 250 ms.
+LAST_CLEANUP_SECONDS = 0.05
+
+# How long bytes that wait already are read after a limit, in seconds: on a busy machine a call may
+# look late for what has come in time. A server may be always ahead; a call must end within 250 ms.
+LATE_SECONDS = 0.1
 
 # RFC 8305, 5: "Connection Attempt Delay", the recommended value in seconds.
 ATTEMPT_DELAY_SECONDS = 0.25
@@ -172,6 +188,31 @@ def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
         if not is_from_system(error):
             raise
         return error
+
+
+READ, WRITE = 1, 2
+
+
+def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
+    """The sockets that are ready, none at the timeout, in seconds."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        mask = select.POLLIN if event == READ else select.POLLOUT
+        by_number = {sock.fileno(): sock for sock in socks}
+        for number in by_number:
+            poller.register(number, mask)
+        milliseconds = None if timeout is None else _to_milliseconds(timeout)
+        return [by_number[number] for number, _ in poller.poll(milliseconds)]
+    reading, writing = (socks, []) if event == READ else ([], socks)
+    # Windows reports a refused connection as an exceptional condition alone.
+    limit = None if timeout is None else max(timeout, 0)
+    ready = select.select(reading, writing, socks, limit)
+    return list(dict.fromkeys(sock for group in ready for sock in group))
+
+
+def _to_milliseconds(seconds: float) -> int:
+    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
+    return math.ceil(max(seconds, 0) * 1000)
 
 
 def is_reusable(sock: socket.socket) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -21,9 +20,13 @@ from weakref import ref
 from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.slots import Slot
 from cromicle_sdk._http.sockets import (
+    LATE_SECONDS,
+    READ,
+    WRITE,
     Address,
     ClosedByCaller,
     TimeLimitReached,
+    poll,
     receive_now,
 )
 
@@ -33,6 +36,7 @@ __all__ = [
     "Runtime",
     "SocketReader",
     "checkpoint",
+    "close_iterator",
     "current_runtime",
     "finish_iterator",
     "is_runtime_alive",
@@ -95,29 +99,30 @@ class CancelHandle:
             raise ClosedByCaller("it was closed while it was under way")
 
     def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
-        """Run somebody else's code, which sees neither a cancellation nor the timeout.
+        """Run a wait of a custom client's, which neither a cancellation nor the timeout ends.
 
-        False where it ended after `timeout` seconds. Raises `ClosedByCaller`.
+        False where it has taken clearly longer than `timeout` seconds. Raises `ClosedByCaller`
+        where `cancel` was called meanwhile.
         """
         self.check()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         wait()
         self.check()
-        return time.monotonic() < deadline
+        return time.monotonic() < deadline + LATE_SECONDS
 
     def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket has bytes or an end to read; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
-        return self._poll(sock, _READ, timeout)
+        return self._poll(sock, READ, timeout)
 
     def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket takes bytes, or is connected; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
-        return self._poll(sock, _WRITE, timeout)
+        return self._poll(sock, WRITE, timeout)
 
     def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
         """Wait for an event of a connected socket; False at the timeout.
@@ -127,7 +132,7 @@ class CancelHandle:
         self._socket = sock
         try:
             self.check()
-            is_ready = _poll_one(sock, event, timeout)
+            is_ready = bool(poll([sock], event, timeout))
         finally:
             self._socket = None
         self.check()
@@ -137,39 +142,6 @@ class CancelHandle:
         """Wait; a cancellation ends it."""
         with suppress(Empty):
             _get(self._wake, 0 if self.is_cancelled else seconds)
-
-
-_READ, _WRITE = 1, 2
-
-
-def _poll_one(sock: socket.socket, event: int, timeout: float | None) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(_poll([sock], event, timeout))
-    poller = select.poll()
-    poller.register(sock, select.POLLIN if event == _READ else select.POLLOUT)
-    return bool(poller.poll(None if timeout is None else _to_milliseconds(timeout)))
-
-
-def _to_milliseconds(seconds: float) -> int:
-    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
-    return math.ceil(max(seconds, 0) * 1000)
-
-
-def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
-    """The sockets that are ready, none at the timeout, in seconds."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        mask = select.POLLIN if event == _READ else select.POLLOUT
-        by_number = {sock.fileno(): sock for sock in socks}
-        for number in by_number:
-            poller.register(number, mask)
-        milliseconds = None if timeout is None else _to_milliseconds(timeout)
-        return [by_number[number] for number, _ in poller.poll(milliseconds)]
-    reading, writing = (socks, []) if event == _READ else ([], socks)
-    # Windows reports a refused connection as an exceptional condition alone.
-    limit = None if timeout is None else max(timeout, 0)
-    ready = select.select(reading, writing, socks, limit)
-    return list(dict.fromkeys(sock for group in ready for sock in group))
 
 
 class SocketReader:
@@ -225,7 +197,7 @@ def wait_any_writable(
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        if ready := _poll(socks, _WRITE, min(left, _POLL_SECONDS)):
+        if ready := poll(socks, WRITE, min(left, _POLL_SECONDS)):
             return ready
         if left <= _POLL_SECONDS:
             return []
@@ -241,10 +213,10 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        if left <= 0:
-            return []
         with suppress(Empty):
             return [_get(queue, min(left, _POLL_SECONDS))]
+        if left <= 0:
+            return []
 
 
 def _get(queue: SimpleQueue[T], timeout: float) -> T:
@@ -290,14 +262,21 @@ class ConnectionLimiter:
 
 
 def finish_iterator(chunks: Iterator[bytes]) -> None:
-    """Finish an iterator whose connection is closed."""
-    # A generator has `close`; an iterator of a custom client may have nothing to close.
+    """Close an iterator of httpcore's, whose connection is closed."""
+    close_iterator(chunks, 0, is_nested=True)
+
+
+def close_iterator(chunks: Iterator[bytes], seconds: float, *, is_nested: bool) -> None:
+    """End an iterator before its end: close it where it is one to close, a generator, in any time.
+
+    Those that it holds are closed with it.
+    """
     getattr(chunks, "close", list)()
 
 
 @contextmanager
-def shield() -> Generator[None]:
-    """Let a clean-up finish: nothing cancels blocking code."""
+def shield(seconds: float) -> Generator[None]:
+    """Let a clean-up finish: nothing cancels blocking code, after any time."""
     yield
 
 
@@ -313,7 +292,10 @@ def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: Ca
 def limit_waits(
     run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: CancelHandle
 ) -> T:
-    """As `time_limit`; the caller looks at the clock afterwards. Raises `ClosedByCaller`."""
+    """Run one step of a custom client's iterator, whose limit the caller looks at before the next.
+
+    Raises `ClosedByCaller` where `cancel` was called before it or meanwhile.
+    """
     cancel_handle.check()
     result = run()
     cancel_handle.check()

@@ -76,7 +76,7 @@ class Pool:
         request.url = self._route.find_target(request.url)
         extensions = find_extensions(request)
         exchange = find_exchange(extensions)
-        if not isinstance(exchange, Exchange):
+        if not (isinstance(exchange, Exchange) and exchange.is_for(request)):
             return self._handle_plain_request(request, library)
         if self._route.proxy is not None:
             extensions.setdefault("trace", Trace(exchange.observer))
@@ -172,6 +172,8 @@ class Exchange:
         self.cancel_handle = cancel_handle
         self._redact = redact
         self.observer = ResponseObserver(redact)
+        self._request_body: object = None
+        self._is_running = False
         self._start()
 
     def _start(self) -> None:
@@ -187,6 +189,20 @@ class Exchange:
         self._trailers: Trailers = ()
         self._library: ModuleType = httpcore
 
+    def bind(self, body: object) -> None:
+        """Run the request with this body alone."""
+        self._request_body = body
+
+    def is_for(self, request: httpcore.Request) -> bool:
+        """Whether `run` may send a request that has this exchange in its extensions.
+
+        A hook may send another one with the same extensions. The same one comes again once its
+        response is over, as authentication sends it; a transport may also send it twice at a time.
+        """
+        is_in_use = self._is_running or (self._source is not None and self._slot is not None)
+        is_bound = self._request_body is None or self._request_body is request.stream
+        return is_bound and not is_in_use
+
     def run(
         self, pool: ProcessPool, request: httpcore.Request, library: ModuleType
     ) -> httpcore.Response:
@@ -194,9 +210,17 @@ class Exchange:
 
         Errors while it is iterated are those of `library`.
 
-        Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
-        authentication does.
+        Raises `httpcore`'s errors and `ClosedByCaller`.
         """
+        self._is_running = True
+        try:
+            return self._run(pool, request, library)
+        finally:
+            self._is_running = False
+
+    def _run(
+        self, pool: ProcessPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
         if self._has_run:
             self.abandon()
             self._start()

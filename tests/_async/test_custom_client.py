@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
+import anyio
 import httpx
 import httpx2
 import pytest
-from runtimes import ASYNC_RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome, run_blocking
 from starlette.testclient import TestClient
 
 from cromicle_sdk import (
     APIConnectionError,
     AsyncClient,
+    AsyncTransport,
     Client,
     ConfigurationError,
     CromicleError,
@@ -178,6 +180,111 @@ def test_a_client_that_was_not_used_before_a_fork_works(faults: FaultyServer) ->
     faults.reply("Hello.")
     with httpx.Client() as own, Client(base_url=faults.base_url, http_client=own) as client:
         assert in_child(lambda: 0 if client.chat("Hi").text == "Hello." else 2) == 0
+
+
+# Requests beside that of the call, through the same transport
+
+
+def own_client_of_ours(runtime: Runtime, **options: Any) -> Any:
+    transport: Any = Transport() if runtime.is_blocking else AsyncTransport()
+    return own_client(runtime, transport=transport, **options)
+
+
+@pytest.mark.parametrize("when", ["request", "response"])
+@pytest.mark.parametrize("reads", [True, False], ids=["read", "left open"])
+def test_a_hook_that_sends_another_request_with_the_same_extensions_gets_its_own_answer(
+    when: str, reads: bool, runtime: Runtime, faults: FaultyServer
+) -> None:
+    """Tools pass a request's extensions on, for its timeouts and its trace."""
+    texts = ("hook", "call") if when == "request" else ("call", "hook")
+    for text in texts:
+        faults.reply(text)
+    read: list[str] = []
+
+    async def scenario() -> None:
+        own = own_client_of_ours(runtime)
+        other = own_client(runtime, transport=own._transport)
+
+        async def send(message: Any) -> None:
+            extensions = getattr(message, "request", message).extensions
+            url = f"{faults.base_url}/chat"
+            request = other.build_request("POST", url, json={}, extensions=extensions)
+            sent = other.send(request, stream=True)
+            response = sent if runtime.is_blocking else await sent
+            if reads:
+                content = response.read() if runtime.is_blocking else await response.aread()
+                read.append(content.decode())
+            else:
+                responses.append(response)
+
+        def send_now(message: Any) -> None:
+            run_blocking(send(message))
+
+        responses: list[Any] = []
+        own.event_hooks[when].append(send_now if runtime.is_blocking else send)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text == "call"
+        for response in responses:
+            content = response.read() if runtime.is_blocking else await response.aread()
+            read.append(content.decode())
+        await close(own)
+
+    runtime.run(scenario)
+    assert read == ["hook"]
+
+
+def test_a_request_that_authentication_sends_again_is_that_of_the_call(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    class Again(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, Any, None]:
+            response = yield request
+            assert response.status_code == 401
+            request.headers["authorization"] = "granted"
+            yield request
+
+    faults.fail(401).reply("Hello.", finish_reason="stop")
+
+    async def scenario() -> None:
+        own = own_client_of_ours(runtime, auth=Again())
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            reply = await client.chat("Hi")
+            assert (reply.text, reply.attempts) == ("Hello.", 1)
+            # Only a response that is read directly has its trailers.
+            assert reply.finish_reason == "stop"
+        await close(own)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_transport_that_sends_the_request_twice_gets_two_answers(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """At the same time, as one that hedges does."""
+    faults.reply("one of them").reply("one of them")
+
+    class Twice(AsyncTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            responses: list[httpx.Response] = []
+
+            async def send() -> None:
+                responses.append(await super(Twice, self).handle_async_request(request))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(send)
+                group.start_soon(send)
+            await responses[1].aclose()
+            return responses[0]
+
+    async def scenario() -> None:
+        own = httpx.AsyncClient(transport=Twice())
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text == "one of them"
+        await own.aclose()
+
+    runtime.run(scenario)
+    assert len(faults.requests) == 2
 
 
 # The log
