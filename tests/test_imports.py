@@ -45,6 +45,7 @@ MODULES: dict[str, set[str]] = {
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
+    "_http.callers": set(),
     "_http.no_proxy": set(),
     "_http.proxies": {"_core.endpoint", "_core.errors", "_http.no_proxy"},
     "_http.clients": {
@@ -73,7 +74,8 @@ MODULES: dict[str, set[str]] = {
     },
     "_async.stream": {
         *("_async.session", "_core.compat", "_core.errors", "_core.options", "_core.request"),
-        *("_core.response", "_core.retry", "_http.sockets", "_http.translate"),
+        *("_core.response", "_core.retry"),
+        *("_http.callers", "_http.sockets", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream", "_core.compat"),
@@ -103,7 +105,7 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils"),
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
-    *("math", "os"),
+    *("math", "operator", "os"),
     *("platform", "random", "re", "typing", "urllib.parse"),
 }
 

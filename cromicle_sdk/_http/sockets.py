@@ -163,8 +163,8 @@ def _has_unacknowledged(sock: socket.socket) -> bool:
         return False
 
 
-def is_from_system(error: OSError) -> bool:
-    """Whether a system call raised an error that the calling frame has just caught.
+def is_from_system(error: Exception) -> bool:
+    """Whether a system call, or other code in C, raised what the calling frame has just caught.
 
     Otherwise a signal handler of the caller's has, which ran meanwhile.
     """
