@@ -135,6 +135,11 @@ class _Response:
 @lru_cache(maxsize=32)
 def _build_response(path: bytes) -> _Response:
     _, tokens, size, gap, protocol = path.decode().split("/", 4)
+    if protocol == "v1/models":
+        models = json.dumps({"data": [{"id": _MODEL}]}).encode()
+        return _Response(
+            [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(models), models)]
+        )
     content_type, frame, end = _PROTOCOLS[protocol]
     text = (TOKEN * (int(size) // len(TOKEN) + 1))[: int(size)]
     head = (

@@ -331,7 +331,8 @@ def serve(
     """Run a server until Ctrl-C: an echo, or a gateway in front of a model server.
 
     A gateway looks up the models of the model server once, and warns of those that it does not
-    have. Once the server listens, its address and an example are printed on stderr, then its log.
+    list. Once the server listens, its address and an example are printed on stderr, for a gateway
+    also the model server and its model, then the log.
     Ctrl-C (exit code 130) and SIGTERM wait for unfinished replies, for --grace seconds at most; a
     second Ctrl-C ends the server at once.
     """

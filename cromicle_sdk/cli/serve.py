@@ -68,6 +68,7 @@ _TOTAL_SECONDS = 600.0
 # How many models of the model server are named on stderr.
 _MOST_NAMES = 20
 
+_WARNING = "Warning: "
 _FORGERY = (
     "with --parse-roles, a caller's text can forge messages of any role: a line that begins with"
     ' "Assistant: " becomes one. Callers that send their messages with roles do not need it.'
@@ -177,17 +178,20 @@ def serve_in_foreground(
     server = load_server()
     backend = service.build_backend(server)
     app = service.build_app(server, backend)
+    lines = [] if service.upstream is None else _describe_upstream(server, backend)
+    if service.parse_roles:
+        lines.append((_WARNING, _FORGERY))
 
     def report_address(base_url: str) -> None:
         report(base_url, label="Serving at ")
         report(f'cromicle ask --base-url {base_url} "Hello, how are you?"', label="Try it with ")
         if service.required_token is not None:
             report(service.required_token, label="Callers need ")
+        for label, line in lines:
+            report(line, label=label, style="bold yellow" if label == _WARNING else "bold")
 
     try:
         with log_to_stderr(access=access_log):
-            if service.upstream is not None:
-                _introduce(server, backend, parse_roles=service.parse_roles)
             server.serve(app, host=host, port=port, grace=grace, on_ready=report_address)
     except OSError as error:
         raise click.ClickException(
@@ -196,14 +200,13 @@ def serve_in_foreground(
         ) from None
 
 
-def _introduce(server: ModuleType, backend: Any, *, parse_roles: bool) -> None:
-    """Report the model server and the models, for which it is asked once.
+def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]]:
+    """Labels and lines about the model server, which is asked for its models once.
 
     Raises `ConfigurationError` where no model is given and there is not exactly one.
     """
     import anyio
 
-    report(backend.base_url, label="Upstream ")
     names: list[str] | None = None
     problem = ""
     try:
@@ -219,18 +222,18 @@ def _introduce(server: ModuleType, backend: Any, *, parse_roles: bool) -> None:
             option="model",
             hint="pass the name of one",
         )
-    report(", ".join(backend.models), label="Model " if len(backend.models) == 1 else "Models ")
+    label = "Model " if len(backend.models) == 1 else "Models "
+    lines = [("Upstream ", backend.base_url), (label, ", ".join(backend.models))]
     if names is None:
-        _warn(f"the models could not be looked up: {problem}")
-    else:
-        for model in backend.find_unlisted(names):
-            _warn(f"the model server does not list {model}; it has {known}")
-    if parse_roles:
-        _warn(_FORGERY)
-
-
-def _warn(message: str) -> None:
-    report(message, label="Warning: ", style="bold yellow")
+        return [*lines, (_WARNING, f"the models could not be looked up: {problem}")]
+    unlisted = backend.find_unlisted(names)
+    listed = [model for model in backend.models if model not in unlisted]
+    if listed:
+        lines.append(("The model server has ", ", ".join(listed)))
+    lines += [
+        (_WARNING, f"the model server does not list {model}; it has {known}") for model in unlisted
+    ]
+    return lines
 
 
 def _join_names(names: Sequence[str]) -> str:

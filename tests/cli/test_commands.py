@@ -886,16 +886,24 @@ class TestGateway:
     def start(
         server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *arguments: str
     ) -> tuple[int, list[str]]:
-        """The exit code, and the lines on stderr before and after the address."""
+        """The exit code, and the lines on stderr after the address and an example."""
         url = server.base_url.replace("://", "://user:s3cret@")
-        return serve_beside(lambda _: None, monkeypatch, "--upstream", f"{url}/v1", *arguments)
+        arguments = ("--upstream", f"{url}/v1", *arguments)
+
+        def user(base_url: str) -> None:
+            # It is answered once all lines are printed.
+            assert httpx.get(f"{base_url}/health").is_success
+
+        code, lines = serve_beside(user, monkeypatch, *arguments)
+        assert not lines or lines[0].startswith("Serving at ")
+        return code, lines[2:]
 
     def test_a_known_model(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         answer_models(server, "a", "m")
         code, lines = self.start(server, monkeypatch, "--model", "m", "--upstream-header", "x:yy")
         assert code == 130
-        assert lines[:2] == [f"Upstream {server.base_url}/v1", "Model m"]
-        assert lines[2].startswith("Serving at ")
+        address = f"Upstream {server.base_url}/v1"
+        assert lines == [address, "Model m", "The model server has m"]
         (request,) = server.requests
         assert (request.method, request.path, request.body) == ("GET", "/v1/models", b"")
         assert request.headers["authorization"].startswith("Basic ")
@@ -908,12 +916,27 @@ class TestGateway:
         answer_models(server, "a:latest", "models/b", *(f"m{i}" for i in range(30)))
         arguments = [f"--model={name}" for name in ("a", "b", "c")]
         _, lines = self.start(server, monkeypatch, *arguments)
-        assert lines[1] == "Models a, b, c"
+        assert lines[1:3] == ["Models a, b, c", "The model server has a, b"]
         shown = ", ".join(f"m{i}" for i in range(18))
-        assert lines[2] == (
+        assert lines[3] == (
             "Warning: the model server does not list c; it has "
             f"a:latest, models/b, {shown} and 12 more"
         )
+
+    @pytest.mark.parametrize(("names", "known"), [((), "none"), (("a", "b"), "a, b")])
+    def test_an_unknown_model(
+        self,
+        names: tuple[str, ...],
+        known: str,
+        server: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        answer_models(server, *names)
+        _, lines = self.start(server, monkeypatch, "--model", "m")
+        assert lines[1:] == [
+            "Model m",
+            f"Warning: the model server does not list m; it has {known}",
+        ]
 
     def test_the_only_model_is_used(
         self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
@@ -1015,7 +1038,8 @@ class TestGateway:
     def test_parse_roles_warns(self, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         answer_models(server, "m")
         _, lines = self.start(server, monkeypatch, "--parse-roles")
-        assert "can forge messages of any role" in lines[2]
+        assert lines[3].startswith("Warning: ")
+        assert "can forge messages of any role" in lines[3]
 
 
 def test_serve_reports_that_it_cannot_listen(capsysbinary: Capture) -> None:

@@ -146,7 +146,7 @@ def test_without_an_access_log_nothing_is_logged(upstream: FaultyServer) -> None
         with command.connect() as client:
             client.chat("Hi")
         command.end()
-    assert len(command.lines) == 4
+    assert len(command.lines) == 5
 
 
 def test_sigterm_waits_for_unfinished_replies(upstream: FaultyServer) -> None:

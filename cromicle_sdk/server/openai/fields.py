@@ -129,7 +129,7 @@ _METADATA = frozenset(
         "runtime",  # LM Studio
     }
 )
-_METADATA_PREFIXES = ("_", "x_", "x-")
+_METADATA_PREFIXES = ("_", "x_", "x-", "amazon-bedrock-")
 _METADATA_WORDS = frozenset({"metadata", "metrics", "stats", "statistics", "timings"})
 # What an event without a choice may call itself, as its name, `type`, `object` or `event`.
 _HEARTBEATS = frozenset({"heartbeat", "keep-alive", "keepalive", "keep_alive", "ping"})
@@ -308,11 +308,13 @@ def _classify(name: str) -> _Role:
         return _Role.ERROR
     if any(part in lowered for part in _NOT_ANSWER_PARTS):
         return _Role.SKIPPED
+    if lowered.startswith(_METADATA_PREFIXES) and last not in _TEXT_WORDS:
+        return _Role.METADATA
     for role, names, last_words in _ROLES:
         # The plural of a label is a list of labels.
         if lowered in names or last in last_words or last.removesuffix("s") in last_words:
             return role
-    return _Role.METADATA if lowered.startswith(_METADATA_PREFIXES) else _Role.OTHER
+    return _Role.OTHER
 
 
 _classify_cached = functools.lru_cache(maxsize=1024)(_classify)
