@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -168,24 +169,55 @@ def test_idle_connections_are_kept_alive(
     runtime.run(scenario)
 
 
-@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("SSL_CERT_FILE", "/nope", "cannot be opened: No such file or directory"),
+        ("SSL_CERT_FILE", "/", "cannot be opened: Is a directory"),
+        ("SSL_CERT_FILE", __file__, "no certificates"),
+        ("SSL_CERT_DIR", "/nope", "not a directory"),
+        ("SSL_CERT_DIR", __file__, "not a directory"),
+        ("SSLKEYLOGFILE", "/nope/keys", "cannot be opened: No such file or directory"),
+    ],
+)
 def test_certificates_that_cannot_be_loaded_are_a_configuration_error(
-    variable: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, problem: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, "/nope")
+    monkeypatch.setenv(variable, value)
 
     async def scenario() -> None:
         async with runtime.client(base_url="https://127.0.0.1:9") as client:
             error = await outcome(client.chat("Hi"))
             assert isinstance(error, ConfigurationError)
             assert error.option == f"${variable}"
+            assert problem in str(error)
             # The variable is read again.
             monkeypatch.delenv(variable)
             error = await outcome(client.chat("Hi", retry=ONCE))
             assert isinstance(error, APIConnectionError)
             assert "refused" in str(error)
+
+    runtime.run(scenario)
+
+
+def test_certifi_without_its_file_is_a_configuration_error(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a program that was packed without it."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    # A value of its own, for which no context is kept.
+    monkeypatch.setenv("SSLKEYLOGFILE", os.devnull)
+    monkeypatch.setattr("certifi.where", lambda: "/nope")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url="https://127.0.0.1:9") as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, ConfigurationError)
+            assert error.option == "verify"
+            assert "SSL_CERT_FILE" in error.hint
 
     runtime.run(scenario)
 
