@@ -61,7 +61,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._observer: FramingObserver | None = None
         self._has_received = False
         self._may_have_data = False
-        self._sent_at = 0.0
+        self._sent_bytes = 0
+        self._sending_since = 0.0
         self._is_request_unread = False
         self._is_closed = False
         self._process = os.getpid()
@@ -72,6 +73,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         """Obey this call from now on."""
         self._call = _AsyncCall(timeouts, cancel_handle)
         self._has_received = False
+        self._sent_bytes = 0
         self._is_request_unread = False
         self._observer = None if is_h11_reachable() else FramingObserver()
 
@@ -192,6 +194,9 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 raise httpcore.WriteError(str(error)) from error
             now = time.monotonic()
             if sent:
+                if not self._sent_bytes:
+                    self._sending_since = now
+                self._sent_bytes += sent
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
             elif not await call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
@@ -199,14 +204,16 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
 
     def _notice_close(self, sock: socket.socket) -> None:
         if not self._has_received:
-            since = time.monotonic() - self._sent_at
-            self._is_request_unread = is_request_unread(sock, seconds_since_sent=since)
+            self._is_request_unread = is_request_unread(
+                sock,
+                sent_bytes=self._sent_bytes,
+                seconds=time.monotonic() - self._sending_since,
+            )
 
     def begin_read(self) -> None:
         """A read begins: what was written has been sent."""
         timeouts, now = self._use_call().timeouts, time.monotonic()
         if timeouts.phase == "send":
-            self._sent_at = now
             timeouts.enter("first_byte", now)
         else:
             timeouts.begin_wait(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
@@ -143,24 +144,24 @@ def system_error(number: int) -> OSError:
     return OSError(number, texts.get(number) or os.strerror(number))
 
 
-def is_request_unread(sock: socket.socket, *, seconds_since_sent: float) -> bool:
+def is_request_unread(sock: socket.socket, *, sent_bytes: int, seconds: float) -> bool:
     """Whether a server closed an idle connection before it worked on the request sent on it.
 
-    It did where a part of the request was never acknowledged: the close was already on its way.
-    Where all of it was, the time decides.
+    It did where none of the `sent_bytes` was ever acknowledged: the close was already on its way.
+    Otherwise the time decides: `seconds` since the request began to be sent.
     """
-    return seconds_since_sent < _RACE_SECONDS or _has_unacknowledged(sock)
+    return seconds < _RACE_SECONDS or _count_unacknowledged(sock) >= sent_bytes
 
 
-def _has_unacknowledged(sock: socket.socket) -> bool:
-    """Whether bytes are in the send queue that the peer has not acknowledged, where known."""
+def _count_unacknowledged(sock: socket.socket) -> int:
+    """How many bytes the peer has not acknowledged, 0 where that is unknown."""
     try:
         from fcntl import ioctl
         from termios import TIOCOUTQ
 
-        return any(ioctl(sock, TIOCOUTQ, b"\0" * 4))
+        return int.from_bytes(ioctl(sock, TIOCOUTQ, b"\0" * 4), sys.byteorder)
     except (ImportError, OSError):
-        return False
+        return 0
 
 
 def is_from_system(error: Exception) -> bool:

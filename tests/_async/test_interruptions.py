@@ -453,10 +453,10 @@ def test_a_system_that_does_not_count_what_is_acknowledged(
 ) -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert not sockets.is_request_unread(one, seconds_since_sent=1)
-        assert sockets.is_request_unread(one, seconds_since_sent=0)
+        assert not sockets.is_request_unread(one, sent_bytes=1, seconds=1)
+        assert sockets.is_request_unread(one, sent_bytes=1, seconds=0)
         monkeypatch.setitem(__import__("sys").modules, "termios", None)
-        assert not sockets.is_request_unread(one, seconds_since_sent=1)
+        assert not sockets.is_request_unread(one, sent_bytes=1, seconds=1)
 
 
 def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
@@ -466,14 +466,14 @@ def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
             accepted.close()
             client.send(b"request")
             assert client.recv(10) == b""
-            assert sockets.is_request_unread(client, seconds_since_sent=1)
+            assert sockets.is_request_unread(client, sent_bytes=7, seconds=1)
         with socket.create_connection(listener.getsockname()) as client:
             accepted, _ = listener.accept()
             client.send(b"request")
             assert accepted.recv(10) == b"request"
             accepted.close()
             assert client.recv(10) == b""
-            assert not sockets.is_request_unread(client, seconds_since_sent=1)
+            assert not sockets.is_request_unread(client, sent_bytes=7, seconds=1)
 
 
 def test_a_kept_connection_that_closes_after_work_is_a_failed_attempt(
@@ -494,6 +494,42 @@ def test_a_kept_connection_that_closes_after_work_is_a_failed_attempt(
             assert isinstance(error, APIConnectionError)
             assert error.attempts == 1
         assert len(faults.requests) == 2
+
+    runtime.run(scenario)
+
+
+def test_a_kept_connection_that_closes_in_the_middle_of_an_upload_is_a_failed_attempt(
+    runtime: Runtime,
+) -> None:
+    """The server has taken a part of the prompt: it may have worked on it."""
+    heads: list[bytes] = []
+    size = 8_000_000
+
+    def serve(sock: socket.socket) -> None:
+        with sock:
+            heads.append(sock.recv(65536))
+            sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none")
+            heads.append(sock.recv(1000))
+            # Longer than a close takes that was already on its way.
+            time.sleep(0.3)
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                serve(listener.accept()[0])
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=accept, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with runtime.client(base_url=url, retry=ONCE) as client:
+                assert (await client.chat("Hi")).text == "one"
+                error = await outcome(client.chat("x" * size))
+            # Closing alone does not wake who accepts.
+            listener.shutdown(socket.SHUT_RDWR)
+        assert isinstance(error, APIConnectionError)
+        assert error.attempts == 1
+        assert len(heads) == 2
 
     runtime.run(scenario)
 
