@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -125,8 +126,10 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for level, option, value in _KEEP_ALIVE:
-            sock.setsockopt(level, option, value)
+        for option in _KEEP_ALIVE:
+            # A system may refuse an option that Python knows.
+            with suppress(OSError):
+                sock.setsockopt(*option)
         try:
             sock.connect(target)
         except BlockingIOError:
