@@ -9,6 +9,7 @@ import contextvars
 import math
 import os
 import socket
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -402,7 +403,7 @@ class ConnectionLimiter:
     """
 
     def __init__(self, count: int) -> None:
-        self._free = count
+        self._free = min(count, _find_capacity())
         self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
 
     async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
@@ -449,6 +450,23 @@ class ConnectionLimiter:
             self._free -= 1
             waiter, _ = self._queue.popitem(last=False)
             waiter.set()
+
+
+def _find_capacity() -> int:
+    """How many exchanges the running event loop bears.
+
+    On Windows, anyio waits for the sockets of asyncio's loops by one `select`, which raises where
+    they are more than 512, and then never waits again. An exchange has two while it connects to a
+    host whose first address does not answer.
+    """
+    token = anyio.lowlevel.current_token()
+    loop_type = type(getattr(token, "native_token", token))
+    is_asyncio = any(kind.__module__ == "asyncio.base_events" for kind in loop_type.__mro__)
+    return _SELECT_CAPACITY if _IS_WINDOWS and is_asyncio else sys.maxsize
+
+
+_IS_WINDOWS = os.name == "nt"
+_SELECT_CAPACITY = 240
 
 
 def finish_iterator(chunks: AsyncIterator[bytes]) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Generator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
-from runtimes import Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
@@ -412,5 +413,37 @@ def test_a_refusal_leaves_the_addresses_that_have_not_answered(
                 error = await outcome(client.chat("Hi"))
                 assert isinstance(error, APITimeoutError)
                 assert error.phase == "connect"
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_asyncio_on_windows_has_no_more_calls_in_flight_than_it_can_wait_for(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More sockets than `select` takes there end every wait of the process for good."""
+    monkeypatch.setattr(async_concurrency, "_IS_WINDOWS", True)
+    monkeypatch.setattr(async_concurrency, "_SELECT_CAPACITY", 3)
+    gate = threading.Event()
+    faults.reply(chunks=["Hel", "lo."], gate=gate)
+    # uvloop is a loop of its own; so is trio's.
+    most = 3 if runtime.name == "asyncio" else 5
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, max_connections=1000) as client:
+
+            async def release() -> None:
+                await anyio.to_thread.run_sync(faults.wait_for_requests, most)
+                await anyio.wait_all_tasks_blocked()
+                gate.set()
+
+            replies = []
+
+            async def call() -> None:
+                replies.append((await client.chat("Hi")).text)
+
+            await runtime.together(*[call] * 5, release)
+            assert replies == ["Hello."] * 5
+            assert faults.connections == most
 
     runtime.run(scenario)
