@@ -21,6 +21,7 @@ __all__ = [
     "ClosedByCaller",
     "ProcessLock",
     "TimeLimitReached",
+    "count_unacknowledged",
     "interleave_families",
     "is_from_system",
     "is_request_unread",
@@ -153,10 +154,10 @@ def is_request_unread(sock: socket.socket, *, sent_bytes: int, seconds: float) -
     It did where none of the `sent_bytes` was ever acknowledged: the close was already on its way.
     Otherwise the time decides: `seconds` since the request began to be sent.
     """
-    return seconds < _RACE_SECONDS or _count_unacknowledged(sock) >= sent_bytes
+    return seconds < _RACE_SECONDS or count_unacknowledged(sock) >= sent_bytes
 
 
-def _count_unacknowledged(sock: socket.socket) -> int:
+def count_unacknowledged(sock: socket.socket) -> int:
     """How many bytes the peer has not acknowledged, 0 where that is unknown."""
     try:
         from fcntl import ioctl

@@ -28,6 +28,7 @@ from cromicle_sdk._http.sockets import (
     READ_BYTES,
     Address,
     ClosedByCaller,
+    count_unacknowledged,
     interleave_families,
     is_from_system,
     is_request_unread,
@@ -64,6 +65,7 @@ class Network(httpcore.NetworkBackend):
         self._may_have_data = False
         self._sent_bytes = 0
         self._sending_since = 0.0
+        self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
         self._process = os.getpid()
@@ -152,7 +154,7 @@ class Network(httpcore.NetworkBackend):
         while True:
             # A server that is always ahead must not run past a timeout.
             left = call.timeouts.left(time.monotonic())
-            if left is not None and left <= 0:
+            if left is not None and left <= 0 and not self._is_sending(sock, call):
                 raise httpcore.ReadTimeout
             received = receive_now(sock, max_bytes) if self._may_have_data else None
             if received is None:
@@ -203,6 +205,18 @@ class Network(httpcore.NetworkBackend):
             elif not call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
+    def _is_sending(self, sock: socket.socket, call: _Call) -> bool:
+        """Whether the system has sent more of a request, since the last look, that it had taken.
+
+        It takes megabytes at once, which a slow network needs seconds for.
+        """
+        timeouts, now = call.timeouts, time.monotonic()
+        before, self._unacknowledged = self._unacknowledged, count_unacknowledged(sock)
+        if self._unacknowledged >= before or timeouts.total_left(now) <= 0:
+            return False
+        timeouts.enter("first_byte", now)
+        return True
+
     def _notice_close(self, sock: socket.socket) -> None:
         if not self._has_received:
             self._is_request_unread = is_request_unread(
@@ -215,6 +229,8 @@ class Network(httpcore.NetworkBackend):
         """A read begins: what was written has been sent."""
         timeouts, now = self._use_call().timeouts, time.monotonic()
         if timeouts.phase == "send":
+            if self._sent_bytes > READ_BYTES and self._socket is not None:
+                self._unacknowledged = count_unacknowledged(self._socket)
             timeouts.enter("first_byte", now)
         else:
             timeouts.begin_wait(now)
@@ -222,6 +238,7 @@ class Network(httpcore.NetworkBackend):
     def finish_read(self, data: bytes) -> None:
         """Bytes have arrived of the response, or of a proxy's answer before the request."""
         self._has_received = True
+        self._unacknowledged = 0
         if self._observer is not None and self._use_call().timeouts.phase != "connect":
             self._observer.receive_data(data)
 

@@ -364,9 +364,12 @@ def serve_slow_reads(size: int, seconds: float) -> Generator[str]:
         def serve() -> None:
             sock, _ = listener.accept()
             received, pause = 0, threading.Event()
-            with sock:
+            with sock, contextlib.suppress(OSError):
                 while received < size:
-                    received += len(sock.recv(size // 50))
+                    data = sock.recv(size // 50)
+                    if not data:
+                        return
+                    received += len(data)
                     pause.wait(seconds * min(received / size, 1) - (time.monotonic() - started))
                 sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
@@ -377,13 +380,15 @@ def serve_slow_reads(size: int, seconds: float) -> Generator[str]:
         thread.join(20)
 
 
+@pytest.mark.parametrize("buffer", [64 * 1024, 8_000_000], ids=["small buffer", "large buffer"])
 def test_an_upload_that_makes_progress_does_not_time_out(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    buffer: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the system has taken all of it at once, and is still sending it."""
+
     def start_connect(address: Any) -> Any:
         sock, is_connected = sockets.start_connect(address)
-        # So that little is left to read when the last byte has been sent.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         return sock, is_connected
 
     for side in ("async", "sync"):
@@ -391,11 +396,23 @@ def test_an_upload_that_makes_progress_does_not_time_out(
     size = 4_000_000
 
     async def scenario() -> None:
-        with serve_slow_reads(size, seconds=2) as base_url:
+        with serve_slow_reads(size, seconds=3) as base_url:
             async with runtime.client(base_url=base_url, retry=ONCE) as client:
-                reply = await client.chat("x" * size, timeout=Timeout(first_byte=1))
+                reply = await client.chat("x" * size, timeout=Timeout(first_byte=0.7))
             assert reply.text == "ok"
-            assert reply.elapsed > 1
+            assert reply.elapsed > 2
+
+    runtime.run(scenario)
+
+
+def test_an_upload_that_the_total_ends(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        with serve_slow_reads(1_000_000, seconds=2) as base_url:
+            async with runtime.client(base_url=base_url, retry=ONCE) as client:
+                limits = Timeout(first_byte=0.4, total=0.6)
+                error = await outcome(client.chat("x" * 1_000_000, timeout=limits))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "total"
 
     runtime.run(scenario)
 
