@@ -20,6 +20,8 @@ from cromicle_sdk._core.options import LONGEST_WAIT, Timeout
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 
+from .logs import Redacted
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -148,17 +150,7 @@ def redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
     """
     for name in ("return_value", "exception"):
         if info.get(name) is not None:
-            info[name] = _Shown(redact(repr(info[name])))
-
-
-class _Shown:
-    """An object with this repr."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
+            info[name] = Redacted(redact(repr(info[name])))
 
 
 def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None:
