@@ -46,10 +46,13 @@ MODULES: dict[str, set[str]] = {
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
+    "_http.callers": set(),
+    "_http.logs": set(),
     "_http.no_proxy": set(),
     "_http.proxies": {"_core.endpoint", "_core.errors", "_http.no_proxy"},
     "_http.clients": {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
+        "_http.logs",
     },
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
     # The async side, which waits in `concurrency` alone. A call goes through it from below.
@@ -71,11 +74,12 @@ MODULES: dict[str, set[str]] = {
     "_async.session": {
         *("_async.concurrency", "_async.pool", "_async.transport"),
         *("_core.deadline", "_core.options", "_core.request", "_core.response"),
-        *("_http.clients", "_http.framing", "_http.proxies", "_http.sockets"),
+        *("_http.clients", "_http.framing", "_http.logs", "_http.proxies", "_http.sockets"),
     },
     "_async.stream": {
         *("_async.session", "_core.compat", "_core.errors", "_core.options", "_core.request"),
-        *("_core.response", "_core.retry", "_http.sockets", "_http.translate"),
+        *("_core.response", "_core.retry"),
+        *("_http.callers", "_http.sockets", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream", "_core.compat"),

@@ -9,6 +9,7 @@ import contextvars
 import math
 import os
 import socket
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -475,7 +476,7 @@ class ConnectionLimiter:
     """
 
     def __init__(self, count: int) -> None:
-        self._unused = repeat(None, count)
+        self._unused = repeat(None, min(count, _find_capacity()))
         self._free: deque[Slot] = deque()
         # What wakes each queued call, from first to last. Only the first one takes a slot.
         self._queue: OrderedDict[Callable[[], object], None] = OrderedDict()
@@ -517,6 +518,23 @@ class ConnectionLimiter:
         wake = find_first(self._queue) if self._free else None
         if wake is not None:
             wake()
+
+
+def _find_capacity() -> int:
+    """How many exchanges the running event loop bears.
+
+    On Windows, anyio waits for the sockets of asyncio's loops by one `select`, which raises where
+    they are more than 512, and then never waits again. An exchange has two while it connects to a
+    host whose first address does not answer.
+    """
+    token: Any = anyio.lowlevel.current_token()
+    loop: object = getattr(token, "native_token", token)
+    is_asyncio = any(kind.__module__ == "asyncio.base_events" for kind in type(loop).__mro__)
+    return _SELECT_CAPACITY if _IS_WINDOWS and is_asyncio else sys.maxsize
+
+
+_IS_WINDOWS = os.name == "nt"
+_SELECT_CAPACITY = 240
 
 
 def finish_iterator(chunks: AsyncIterator[bytes]) -> None:

@@ -30,6 +30,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.framing import Trailers
+from cromicle_sdk._http.logs import redact_logs
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import (
     LAST_CLEANUP_SECONDS,
@@ -183,7 +184,8 @@ class AsyncAttempt:
                 exchange.bind(http_request.stream)
                 left = call.timeouts.total_left(time.monotonic())
                 send = partial(self._send, http_request)
-                await concurrency.time_limit(send, left, call.cancel_handle)
+                with redact_logs(request.redact):
+                    await concurrency.time_limit(send, left, call.cancel_handle)
             else:
                 await self._send(http_request)
         except Exception as error:

@@ -26,6 +26,7 @@ from cromicle_sdk._http.sockets import (
     Address,
     ClosedByCaller,
     TimeLimitReached,
+    is_from_system,
     poll,
     receive_now,
 )
@@ -140,8 +141,7 @@ class CancelHandle:
 
     def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
-        with suppress(Empty):
-            _get(self._wake, 0 if self.is_cancelled else seconds)
+        _get(self._wake, 0 if self.is_cancelled else seconds)
 
 
 class SocketReader:
@@ -213,24 +213,29 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        with suppress(Empty):
-            return [_get(queue, min(left, _POLL_SECONDS))]
+        if items := _get(queue, min(left, _POLL_SECONDS)):
+            return items
         if left <= 0:
             return []
 
 
-def _get(queue: SimpleQueue[T], timeout: float) -> T:
-    """The next item. Raises `Empty` after `timeout` seconds.
+def _get(queue: SimpleQueue[T], timeout: float) -> list[T]:
+    """The next item, or none after `timeout` seconds.
 
     In Python 3.10, `SimpleQueue.get` never returns where its timeout has passed by the time that it
     has taken the queue's lock. A first `get` without a wait leaves the lock taken.
     """
     try:
-        return queue.get_nowait()
+        return [queue.get_nowait()]
     except Empty:
         if timeout <= 0:
+            return []
+    try:
+        return [queue.get(timeout=timeout)]
+    except Empty as error:
+        if not is_from_system(error):
             raise
-    return queue.get(timeout=timeout)
+        return []
 
 
 class ConnectionLimiter:
