@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
 from types import FrameType, TracebackType
+from typing import Any, cast
 
 __all__ = ["find_callers_error"]
 
@@ -43,8 +44,12 @@ def _is_handler(outer: FrameType, inner: FrameType) -> bool:
     Python passes it the frame that it has interrupted, which no other function gets but a debugger.
     """
     for value in inner.f_locals.values():
-        values: tuple[object, ...] = value if isinstance(value, tuple) else (value,)
-        if any(each is outer for each in values):
+        if value is outer:
+            return True
+        # As `*arguments`.
+        if isinstance(value, tuple) and any(
+            each is outer for each in cast("tuple[Any, ...]", value)
+        ):
             return True
     return False
 
