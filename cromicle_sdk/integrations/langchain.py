@@ -81,7 +81,10 @@ class ChatCromicle(BaseChatModel):
         hide_input_in_errors=True,
     )
 
-    base_url: str | None = Field(default_factory=lambda: os.environ.get("CROMICLE_BASE_URL"))
+    # It may have a user and a password in it.
+    base_url: str | None = Field(
+        default_factory=lambda: os.environ.get("CROMICLE_BASE_URL"), repr=False
+    )
     token: SecretStr | None = Field(
         default_factory=lambda: _read_token(), validation_alias=AliasChoices("token", "api_key")
     )
@@ -107,14 +110,16 @@ class ChatCromicle(BaseChatModel):
         super().model_post_init(context)
         options: dict[str, Any] = {
             "base_url": self.base_url or None,
-            "token": self.token.get_secret_value() if self.token else None,
             "timeout": self.timeout,
             "retry": _build_retry(self.max_retries),
             "headers": self.headers,
             "send_messages": True,
         }
-        self._client = self.client or Client(**options)
-        self._async_client = self.async_client or AsyncClient(**options)
+        # The token is in no local of a frame that an error about an option leaves through.
+        self._client = self.client or Client(token=_reveal(self.token), **options)
+        self._async_client = self.async_client or AsyncClient(
+            token=_reveal(self.token), **options
+        )
 
     @property
     def _llm_type(self) -> str:
@@ -123,7 +128,11 @@ class ChatCromicle(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """What tells two models apart, for caches of replies."""
-        return {"base_url": self.base_url, "extra_body": self.extra_body, **self._get_fields()}
+        return {
+            "endpoint": repr(self._client),
+            "extra_body": self.extra_body,
+            **self._get_fields(),
+        }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -208,6 +217,10 @@ class ChatCromicle(BaseChatModel):
 def _read_token() -> SecretStr | None:
     token = os.environ.get("CROMICLE_TOKEN")
     return SecretStr(token) if token else None
+
+
+def _reveal(token: SecretStr | None) -> str | None:
+    return None if token is None else token.get_secret_value()
 
 
 def _build_retry(max_retries: int) -> Retry:
