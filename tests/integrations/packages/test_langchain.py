@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import (
-    AIMessage,
-    ChatMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
-)
-from langchain_core.outputs import LLMResult
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
-from pydantic import ValidationError
 
-from cromicle_sdk import (
-    AsyncClient,
-    Client,
-    ConfigurationError,
-    IncompleteReplyError,
-    InternalServerError,
-    InvalidMessageError,
-    Retry,
-    Timeout,
-)
 from cromicle_sdk.integrations.langchain import ChatCromicle
-from cromicle_sdk.server import LocalServer
-from cromicle_sdk.testing import FaultyServer
 
 pytestmark = pytest.mark.usefixtures("endpoint")
 
