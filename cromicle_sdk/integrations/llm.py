@@ -12,7 +12,6 @@ from typing import Any
 from cromicle_sdk import (
     AsyncClient,
     Client,
-    ConfigurationError,
     InvalidMessageError,
     Message,
     Reply,
@@ -151,9 +150,6 @@ def _build_options(prompt: llm.Prompt) -> dict[str, Any]:
     given: dict[str, Any] = {
         name: value for name, value in prompt.options if value is not None
     }
-    for name in ("schema", "tools"):
-        if getattr(prompt, name):
-            raise ConfigurationError("the protocol has none", option=name)
     options: dict[str, Any] = {
         "base_url": given.get("base_url"),
         "extra_body": {name: given[name] for name in _FIELDS if name in given},
