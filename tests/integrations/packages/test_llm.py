@@ -13,9 +13,11 @@ from typing import Any
 
 import llm
 import pytest
+import sqlite_utils
 from click.testing import CliRunner, Result
 from conftest import Endpoint
 from llm.cli import cli
+from llm.migrations import migrate
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart
 
 from cromicle_sdk import (
@@ -32,11 +34,11 @@ from cromicle_sdk.testing import FaultyServer
 @pytest.fixture(scope="module", autouse=True)
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new log of llm, which takes it a second or more to make."""
-    folder = tmp_path_factory.mktemp("llm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLM_USER_PATH", str(folder))
-        run("logs", "list")
-    return folder / "logs.db"
+    path = tmp_path_factory.mktemp("llm") / "logs.db"
+    database = sqlite_utils.Database(path)
+    migrate(database)
+    database.close()
+    return path
 
 
 @pytest.fixture(autouse=True)
