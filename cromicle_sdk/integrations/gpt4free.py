@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cromicle_sdk import AsyncClient, Client, Messages, Timeout
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.options import DEFAULT_BASE_URL, check_timeout
 from cromicle_sdk._core.secrets import hide_token
 
@@ -133,7 +134,7 @@ def _open(kind: Callable[..., T], options: dict[str, Any]) -> T:
 class _End(str, _FinishReason):  # noqa: SLOT000 - it has an attribute
     """Why a reply ended, for gpt4free; an empty text for everybody else."""
 
-    def __new__(cls, reason: str) -> _End:
+    def __new__(cls, reason: str) -> Self:
         return super().__new__(cls)
 
     def __init__(self, reason: str) -> None:

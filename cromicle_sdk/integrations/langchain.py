@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from cromicle_sdk import (
     AsyncClient,
@@ -17,6 +17,7 @@ from cromicle_sdk import (
     Message,
     Reply,
     Retry,
+    TextPart,
     Timeout,
 )
 
@@ -46,6 +47,11 @@ _FIELDS = ("model", "temperature", "max_tokens", "top_p", "seed", "stop")
 
 # The options of one call, in `invoke(..., NAME=VALUE)` or `bind(NAME=VALUE)`.
 _CALL_OPTIONS = frozenset({*_FIELDS, "extra_body", "timeout", "headers"})
+
+
+def _read_token() -> SecretStr | None:
+    token = os.environ.get("CROMICLE_TOKEN")
+    return SecretStr(token) if token else None
 
 
 class ChatCromicle(BaseChatModel):
@@ -86,7 +92,7 @@ class ChatCromicle(BaseChatModel):
         default_factory=lambda: os.environ.get("CROMICLE_BASE_URL"), repr=False
     )
     token: SecretStr | None = Field(
-        default_factory=lambda: _read_token(), validation_alias=AliasChoices("token", "api_key")
+        default_factory=_read_token, validation_alias=AliasChoices("token", "api_key")
     )
     timeout: float | Timeout | None = Timeout()
     max_retries: int = 2
@@ -117,9 +123,7 @@ class ChatCromicle(BaseChatModel):
         }
         # The token is in no local of a frame that an error about an option leaves through.
         self._client = self.client or Client(token=_reveal(self.token), **options)
-        self._async_client = self.async_client or AsyncClient(
-            token=_reveal(self.token), **options
-        )
+        self._async_client = self.async_client or AsyncClient(token=_reveal(self.token), **options)
 
     @property
     def _llm_type(self) -> str:
@@ -214,11 +218,6 @@ class ChatCromicle(BaseChatModel):
         return {**given, "extra_body": extra_body, "send_messages": True}
 
 
-def _read_token() -> SecretStr | None:
-    token = os.environ.get("CROMICLE_TOKEN")
-    return SecretStr(token) if token else None
-
-
 def _reveal(token: SecretStr | None) -> str | None:
     return None if token is None else token.get_secret_value()
 
@@ -235,15 +234,18 @@ def _build_messages(messages: list[BaseMessage]) -> list[Message]:
     """The messages with their roles and texts. Raises `InvalidMessageError`."""
     built: list[Message] = []
     for index, message in enumerate(messages):
-        content: Any = message.content
-        if isinstance(content, list):
-            content = [_build_part(part) for part in content]
+        content: str | list[TextPart]
+        if isinstance(message.content, str):
+            content = message.content
+        else:
+            content = [_build_part(part) for part in cast("list[Any]", message.content)]
         built.append(Message(role=_find_role(message, index), content=content))
     return built
 
 
-def _build_part(part: str | dict[str, Any]) -> dict[str, Any]:
-    return {"type": "text", "text": part} if isinstance(part, str) else part
+def _build_part(part: Any) -> TextPart:
+    """A part as the clients take it; they refuse one that is not text."""
+    return TextPart(type="text", text=part) if isinstance(part, str) else cast("TextPart", part)
 
 
 def _find_role(message: BaseMessage, index: int) -> str:

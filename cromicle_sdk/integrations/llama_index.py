@@ -6,8 +6,8 @@ It needs the extra `llama-index`: `pip install "cromicle-sdk[llama-index]"`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from cromicle_sdk import (
     AsyncClient,
@@ -33,7 +33,10 @@ try:
         MessageRole,
     )
     from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
-    from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+    from llama_index.core.llms.callbacks import (
+        llm_chat_callback,  # pyright: ignore[reportUnknownVariableType] - it has no types
+        llm_completion_callback,  # pyright: ignore[reportUnknownVariableType]
+    )
     from llama_index.core.llms.llm import LLM
     from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 except ImportError as _error:
@@ -58,6 +61,22 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _chat(method: F) -> F:
+    """LlamaIndex's decorator, which tells its observers of a call."""
+    return cast("F", llm_chat_callback()(method))
+
+
+def _completion(method: F) -> F:
+    return cast("F", llm_completion_callback()(method))
+
+
+def _read_token() -> SecretStr | None:
+    token = os.environ.get("CROMICLE_TOKEN")
+    return SecretStr(token) if token else None
 
 
 class Cromicle(LLM):
@@ -97,7 +116,7 @@ class Cromicle(LLM):
     base_url: str | None = Field(
         default_factory=lambda: os.environ.get("CROMICLE_BASE_URL"), repr=False
     )
-    token: SecretStr | None = Field(default_factory=lambda: _read_token(), exclude=True)
+    token: SecretStr | None = Field(default_factory=_read_token, exclude=True)
     timeout: float | Timeout | None = Timeout()
     max_retries: int = 2
     headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
@@ -126,9 +145,7 @@ class Cromicle(LLM):
         }
         # The token is in no local of a frame that an error about an option leaves through.
         self._client = self.client or Client(token=_reveal(self.token), **options)
-        self._async_client = self.async_client or AsyncClient(
-            token=_reveal(self.token), **options
-        )
+        self._async_client = self.async_client or AsyncClient(token=_reveal(self.token), **options)
 
     @classmethod
     def class_name(cls) -> str:
@@ -145,13 +162,13 @@ class Cromicle(LLM):
             model_name=self.model or "cromicle",
         )
 
-    @llm_chat_callback()
+    @_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """The reply to the messages."""
         reply = self._client.chat(_build_messages(messages), **self._build_call_options(kwargs))
         return _build_chat_response(reply)
 
-    @llm_chat_callback()
+    @_chat
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """The reply to the messages."""
         options = self._build_call_options(kwargs)
@@ -159,7 +176,7 @@ class Cromicle(LLM):
             await self._async_client.chat(_build_messages(messages), **options)
         )
 
-    @llm_chat_callback()
+    @_chat
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """The reply to the messages, so far and by the last chunk, as each chunk arrives."""
         options = self._build_call_options(kwargs)
@@ -168,7 +185,7 @@ class Cromicle(LLM):
                 yield _build_chat_delta(stream.text, text)
             yield _build_chat_response(stream.reply, delta="")
 
-    @llm_chat_callback()
+    @_chat
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
@@ -183,13 +200,13 @@ class Cromicle(LLM):
 
         return generate()
 
-    @llm_completion_callback()
+    @_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The reply to the text."""
         prompt = self._format(prompt, formatted)
         return _build_completion(self._client.chat(prompt, **self._build_call_options(kwargs)))
 
-    @llm_completion_callback()
+    @_completion
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
@@ -198,7 +215,7 @@ class Cromicle(LLM):
         options = self._build_call_options(kwargs)
         return _build_completion(await self._async_client.chat(prompt, **options))
 
-    @llm_completion_callback()
+    @_completion
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
@@ -209,7 +226,7 @@ class Cromicle(LLM):
                 yield CompletionResponse(text=stream.text, delta=text)
             yield _build_completion(stream.reply, delta="")
 
-    @llm_completion_callback()
+    @_completion
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
@@ -226,6 +243,7 @@ class Cromicle(LLM):
         return generate()
 
     def _format(self, prompt: str, formatted: bool) -> str:
+        assert self.completion_to_prompt is not None, "LlamaIndex has set it"
         return prompt if formatted else self.completion_to_prompt(prompt)
 
     def _build_call_options(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -241,11 +259,6 @@ class Cromicle(LLM):
         fields = {name: given.pop(name) for name in _FIELDS if name in given}
         extra_body = {**given.pop("extra_body", {}), **fields}
         return {**given, "extra_body": extra_body, "send_messages": True}
-
-
-def _read_token() -> SecretStr | None:
-    token = os.environ.get("CROMICLE_TOKEN")
-    return SecretStr(token) if token else None
 
 
 def _reveal(token: SecretStr | None) -> str | None:

@@ -18,6 +18,7 @@ from cromicle_sdk import (
     Retry,
     Timeout,
 )
+from cromicle_sdk._core.secrets import hide_token
 
 try:
     import llm
@@ -37,7 +38,7 @@ MODEL_ID = "cromicle"
 _FIELDS = ("model", "temperature", "max_tokens", "top_p", "seed", "stop")
 
 
-class CromicleOptions(llm.Options):
+class CromicleOptions(llm.KeyModel.Options):
     """The options of a prompt: `llm -m cromicle -o NAME VALUE`."""
 
     base_url: str | None = Field(
@@ -62,8 +63,8 @@ class CromicleOptions(llm.Options):
 class _Key:
     """The key of either model: the token, which is optional."""
 
-    needs_key = MODEL_ID
-    key_env_var = "CROMICLE_TOKEN"
+    needs_key: str | None = MODEL_ID
+    key_env_var: str | None = "CROMICLE_TOKEN"
     key: str | None
 
     def get_key(self, explicit_key: str | None = None) -> str | None:
@@ -95,8 +96,11 @@ class Cromicle(_Key, llm.KeyModel):
 
         Raises the errors of `Client`.
         """
+        # An error about an option leaves through this frame, whose locals may be printed.
+        hidden = hide_token({"token": key})
+        key = None
         messages = _build_messages(prompt)
-        with Client(token=key, **_build_options(prompt)) as client:
+        with Client(token=hidden["token"].reveal(), **_build_options(prompt)) as client:
             if stream:
                 with client.stream(messages) as chunks:
                     yield from chunks
@@ -126,8 +130,11 @@ class AsyncCromicle(_Key, llm.AsyncKeyModel):
 
         Raises the errors of `AsyncClient`.
         """
+        # An error about an option leaves through this frame, whose locals may be printed.
+        hidden = hide_token({"token": key})
+        key = None
         messages = _build_messages(prompt)
-        async with AsyncClient(token=key, **_build_options(prompt)) as client:
+        async with AsyncClient(token=hidden["token"].reveal(), **_build_options(prompt)) as client:
             if stream:
                 async with client.stream(messages) as chunks:
                     async for text in chunks:
@@ -147,9 +154,7 @@ def register_models(register: Callable[..., None]) -> None:
 
 def _build_options(prompt: llm.Prompt) -> dict[str, Any]:
     """The options of the client."""
-    given: dict[str, Any] = {
-        name: value for name, value in prompt.options if value is not None
-    }
+    given: dict[str, Any] = {name: value for name, value in prompt.options if value is not None}
     options: dict[str, Any] = {
         "base_url": given.get("base_url"),
         "extra_body": {name: given[name] for name in _FIELDS if name in given},

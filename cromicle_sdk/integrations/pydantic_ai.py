@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any
 
 from cromicle_sdk import (
     APIStatusError,
@@ -21,6 +21,7 @@ from cromicle_sdk import (
     Message,
     Retry,
 )
+from cromicle_sdk._core.secrets import hide_token
 
 try:
     from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UserError
@@ -91,16 +92,16 @@ class CromicleModel(Model):
       already, and which you may close.
     - `settings`: of these `temperature`, `max_tokens`, `top_p`, `seed`, `stop_sequences`,
       `presence_penalty` and `frequency_penalty` are sent to a server that takes them, such as
-      `cromicle serve --allow-options`; `timeout`, `max_retries`, `extra_headers` and `extra_body` are those
-      of the client. A name that Pydantic AI does not know, or that has no counterpart here, is a
-      `ConfigurationError`, which names it.
+      `cromicle serve --allow-options`; `timeout`, `max_retries`, `extra_headers` and `extra_body`
+      are those of the client. A name that Pydantic AI does not know, or that has no counterpart
+      here, is a `ConfigurationError`, which names it.
     - `profile`: changes to what Pydantic AI knows of the model.
 
     The messages are sent with their roles. The protocol has no tools, so an `output_type` is asked
-    for in the prompt, and an agent with tools is a `UserError`; nor has it a usage of tokens. A message
-    with anything but text is an `InvalidMessageError`. Other errors are the `ModelHTTPError` and
-    `ModelAPIError` of Pydantic AI, so that `FallbackModel` works; their `__cause__` is that of
-    `AsyncClient`.
+    for in the prompt, and an agent with tools is a `UserError`; nor has it a usage of tokens. A
+    message with anything but text is an `InvalidMessageError`. Other errors are the
+    `ModelHTTPError` and `ModelAPIError` of Pydantic AI, so that `FallbackModel` works; their
+    `__cause__` is that of `AsyncClient`.
     """
 
     def __init__(
@@ -114,14 +115,15 @@ class CromicleModel(Model):
         profile: ModelProfile | None = None,
     ) -> None:
         # An error about an option leaves through this frame, whose locals may be printed.
-        hidden, token = [token], None
+        hidden = hide_token({"token": token})
+        is_given = {"base_url": base_url is not None, "token": token is not None}
+        token = None
         super().__init__(settings=settings, profile={**_PROFILE, **(profile or {})})
         if client is not None:
-            for name, value in {"base_url": base_url, "token": hidden.pop()}.items():
-                if value is not None:
-                    raise ConfigurationError("set it on your own client instead", option=name)
+            for name in (name for name in is_given if is_given[name]):
+                raise ConfigurationError("set it on your own client instead", option=name)
         self._requested_model = model_name
-        self._client = client or AsyncClient(base_url=base_url, token=hidden.pop())
+        self._client = client or AsyncClient(base_url=base_url, token=hidden["token"].reveal())
 
     @property
     def model_name(self) -> str:
@@ -312,9 +314,7 @@ def _build_message(part: ModelRequestPart | ModelResponsePart, index: int) -> Me
     # Newer versions make a prompt of the user of it themselves.
     if part.part_kind == "retry-prompt" and part.tool_name is None:
         return Message(role="user", content=part.model_response())
-    raise InvalidMessageError(
-        f"the protocol has only text, no {type(part).__name__}", index=index
-    )
+    raise InvalidMessageError(f"the protocol has only text, no {type(part).__name__}", index=index)
 
 
 def _join_content(content: str | Sequence[UserContent], index: int) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from cromicle_sdk.testing import FaultyServer
 
 
 @pytest.fixture
-def hidden(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
     """Hides a package, and the module here that needs it."""
 
     def hide(module: str, package: str) -> str:
@@ -28,7 +27,7 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr("cromicle_sdk.integrations." + module, None, raising=False)
         return name
 
-    yield hide
+    return hide
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ],
 )
 def test_the_import_error_has_the_install_command(
-    module: str, package: str, extra: str, hidden: Any
+    module: str, package: str, extra: str, hidden: Callable[[str, str], str]
 ) -> None:
     name = hidden(module, package)
     with pytest.raises(ImportError, match=rf'pip install "cromicle-sdk\[{extra}\]"') as caught:
@@ -49,7 +48,9 @@ def test_the_import_error_has_the_install_command(
     assert isinstance(caught.value.__cause__, ImportError)
 
 
-def test_the_provider_of_gpt4free_works_without_gpt4free(hidden: Any, faults: FaultyServer) -> None:
+def test_the_provider_of_gpt4free_works_without_gpt4free(
+    hidden: Callable[[str, str], str], faults: FaultyServer
+) -> None:
     module: ModuleType = importlib.import_module(hidden("gpt4free", "g4f"))
     assert module.Cromicle.__mro__ == (module.Cromicle, object)
 

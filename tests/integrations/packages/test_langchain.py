@@ -106,9 +106,7 @@ def collect(model: ChatCromicle, messages: Any, /, **options: Any) -> list[str]:
 
 async def collect_async(model: ChatCromicle, messages: Any, /, **options: Any) -> list[str]:
     return [
-        str(chunk.content)
-        async for chunk in model.astream(messages, **options)
-        if chunk.content
+        str(chunk.content) async for chunk in model.astream(messages, **options) if chunk.content
     ]
 
 
@@ -210,7 +208,7 @@ def test_callbacks_get_each_chunk(faults: FaultyServer) -> None:
     assert collect(model, "Hi") == ["Hello"]
     assert asyncio.run(collect_async(model, "Hi"))
     # The last one is empty: it has why the reply ended.
-    assert [token for token in tokens if token][0] == "Hello"
+    assert next(token for token in tokens if token) == "Hello"
 
 
 def test_a_chain_of_langchain(endpoint: Endpoint) -> None:

@@ -23,7 +23,6 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart
 from cromicle_sdk import (
     APITimeoutError,
     AuthenticationError,
-    ConfigurationError,
     IncompleteReplyError,
     InvalidMessageError,
 )
@@ -46,9 +45,9 @@ def _own_log(database: Path, tmp_path: Path) -> None:
     shutil.copy(database, tmp_path)
 
 
-def run(*arguments: str, input: str = "", **environment: str) -> Result:
+def run(*arguments: str, typed: str = "", **environment: str) -> Result:
     """The command, in this process."""
-    return CliRunner().invoke(cli, arguments, input=input, env=environment)
+    return CliRunner().invoke(cli, arguments, input=typed, env=environment)
 
 
 def ask(*arguments: str, **options: str) -> str:
@@ -97,7 +96,7 @@ def test_a_conversation_is_sent_with_its_roles(endpoint: Endpoint) -> None:
 
 
 def test_a_chat(endpoint: Endpoint) -> None:
-    shown = ask("chat", "-m", "cromicle", input="One\nTwo\nquit\n")
+    shown = ask("chat", "-m", "cromicle", typed="One\nTwo\nquit\n")
     assert "One" in shown
     assert [message["content"] for message in endpoint.messages[1] or ()] == ["One", "One", "Two"]
 
