@@ -278,7 +278,7 @@ class TestStreaming:
         wait_until_over(page)
         assert "The reply was cut off" in get_problem(page)
         page.get_by_role("button", name="Retry").click()
-        page.get_by_text("The server did not answer").wait_for()
+        page.locator(".problem").get_by_text("The server did not answer").wait_for()
         wait_until_over(page)
         assert get_reply(page).inner_text() == ""
 
@@ -319,8 +319,9 @@ class TestStreaming:
         page.evaluate(WATCH)
         ask(page, "Hello")
         assert page.evaluate("turns[0].reply") == "".join(texts)
-        assert "Word 0" in get_reply(page).inner_text()
-        assert "9999" in page.evaluate("turns[0].body.textContent")
+        shown = page.evaluate("turns[0].body.textContent")
+        assert shown.startswith("Word 0Word 1 😀")
+        assert "Word *9999*" in shown or "Word 9999" in shown
         assert page.evaluate("document.getElementsByTagName('*').length") < 50_000
         # It is 0.1 s on an idle machine.
         assert page.evaluate("longest") < 2000
@@ -330,7 +331,7 @@ class TestStreaming:
         "text",
         [
             "x" * 3_000_000,
-            "a\u200b" * 500_000,
+            "a\u200b" * 100_000,
             "```\n" + "y" * 3_000_000,
             "p\n\n" * 300_000,
             "**a *b _c `d [e](" * 100_000,
@@ -357,14 +358,14 @@ class TestStreaming:
         send(page, "Hello")
         get_reply(page).get_by_text("line").last.wait_for()
         model.gate.release()
-        page.get_by_text("MIDDLE").wait_for(state="attached")
+        get_reply(page).get_by_text("MIDDLE").wait_for(state="attached")
         page.wait_for_timeout(200)
         assert page.evaluate(DISTANCE_TO_END) < 50
         page.get_by_role("main").hover()
         page.mouse.wheel(0, -1500)
         page.wait_for_timeout(200)
         model.gate.release()
-        page.get_by_text("END").wait_for(state="attached")
+        get_reply(page).get_by_text("END").wait_for(state="attached")
         wait_until_over(page)
         assert page.evaluate(DISTANCE_TO_END) > 1000
 
@@ -494,12 +495,14 @@ class TestHostileReplies:
         )
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
         assert "<script>alert(1)</script>" in page.locator(".user").inner_text()
-        # The one image is a link.
+        # An image is a link, and the addresses that are written out are.
         links = page.evaluate("Array.from(turns[0].body.querySelectorAll('a'), (e) => e.href)")
-        assert links == ["http://evil.example/leak.png"]
-        link = page.locator(".reply a")
-        assert set((link.get_attribute("rel") or "").split()) >= {"noopener", "noreferrer"}
-        assert link.get_attribute("target") == "_blank"
+        assert links == [
+            *("http://evil.example/?leak", "http://evil.example/leak.png", "http://x/"),
+        ]
+        for link in page.locator(".reply a").all():
+            assert set((link.get_attribute("rel") or "").split()) >= {"noopener", "noreferrer"}
+            assert link.get_attribute("target") == "_blank"
 
     def test_the_host_of_a_link_is_shown(self, page: Page, model: Model) -> None:
         model.reply("[https://bank.example](https://evil.example/x) [mail](mailto:a@b.example)\n")
@@ -539,14 +542,15 @@ class TestHostileReplies:
         )
         assert got == (text if shown is None else shown)
 
-    def test_the_page_may_not_write_html(self, page: Page) -> None:
-        for code in (
-            "find('turns').innerHTML = '<b>x</b>'",
-            "document.write('<b>x</b>')",
-            "find('turns').insertAdjacentHTML('beforeend', '<b>x</b>')",
-        ):
-            result = page.evaluate(f"() => {{ try {{ {code} }} catch (e) {{ return e.name }} }}")
-            assert result == "TypeError"
+    def test_the_page_may_not_write_html(self, browser: Browser, server: LocalServer) -> None:
+        with open_page(browser, server.base_url, allowed=("requires 'TrustedHTML'",)) as page:
+            for code in (
+                "find('turns').innerHTML = '<b>x</b>'",
+                "document.write('<b>x</b>')",
+                "find('turns').insertAdjacentHTML('beforeend', '<b>x</b>')",
+            ):
+                tried = f"() => {{ try {{ {code} }} catch (error) {{ return error.name }} }}"
+                assert page.evaluate(tried) == "TypeError"
 
     def test_an_added_script_or_request_elsewhere_is_blocked(
         self, browser: Browser, server: LocalServer
@@ -633,7 +637,7 @@ FORMAT = """(parts) => {
     return node.localName === "hr" ? "<hr>" : `<${node.localName}${start}>${inner}</${node.localName}>`;
   };
   parts.forEach((part, index) => { markdown.push(part); markdown.step(index === parts.length - 1); });
-  if (!parts.length) markdown.step(true);
+  do markdown.step(true); while (markdown.hasMore);
   return show(root).slice("<div>".length, -"</div>".length);
 }"""
 
@@ -671,8 +675,8 @@ class TestMarkdown:
         text = "*a*\n\n" * 15_000
         shown: str = page.evaluate(FORMAT, [text])
         assert 10_000 < shown.count("<em>a</em>") < 15_000
-        assert shown.count("a") - shown.count("<span>") * 2 > 0
         assert shown.endswith("*a*\n\n</span></div>")
+        assert shown.count(">a<") + shown.count("*a*") == 15_000
 
 
 class TestControls:
@@ -727,10 +731,9 @@ class TestControls:
                 button.click()
                 button.get_by_text("Copied").wait_for()
                 assert page.evaluate("navigator.clipboard.readText()") == copied
-                button.get_by_text("Copy", exact=True).wait_for()
 
     def test_a_browser_that_may_not_copy_says_so(self, page: Page) -> None:
-        page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error())")
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error()) }")
         page.get_by_role("button", name="Copy the curl line").click()
         page.get_by_text("Not allowed").wait_for()
 
