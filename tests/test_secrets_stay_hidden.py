@@ -184,8 +184,9 @@ def test_a_head_that_echoes_a_secret_is_not_logged(
 
     def echo(connection: Connection, request: RecordedRequest) -> None:
         name, hashed = token.encode(), request.hash.encode()
-        head = b"HTTP/1.1 200 OK\r\nx-token: %b\r\nx-hash: %b\r\ncontent-encoding: %b\r\n\r\n"
-        connection.send(head % (name, hashed, name))
+        line = b"HTTP/1.1 200 %b %b\r\n" % (hashed, name)
+        head = b"x-token: %b\r\nx-hash: %b\r\ncontent-encoding: %b\r\n\r\n"
+        connection.send(line + head % (name, hashed, name))
         connection.close()
 
     faults.script(echo)

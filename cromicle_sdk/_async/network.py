@@ -28,6 +28,7 @@ from cromicle_sdk._http.sockets import (
     READ_BYTES,
     Address,
     ClosedByCaller,
+    count_unacknowledged,
     interleave_families,
     is_from_system,
     is_request_unread,
@@ -38,6 +39,7 @@ from cromicle_sdk._http.sockets import (
 )
 
 from . import concurrency
+from .socket_reader import SocketReader
 
 __all__ = ["AsyncNetwork"]
 
@@ -57,13 +59,15 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._call: _AsyncWaitLimits | None = None
         self._write_call: _AsyncWaitLimits | None = None
         self._socket: socket.socket | None = None
-        self._reader: concurrency.SocketReader | None = None
+        self._reader: SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
         self._stream: _AsyncNetworkStream | None = None
         self._observer: FramingObserver | None = None
         self._has_received = False
         self._may_have_data = False
-        self._sent_at = 0.0
+        self._sent_bytes = 0
+        self._sending_since = 0.0
+        self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
         self._is_in_one_piece = False
@@ -81,6 +85,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._call = self._write_call = _AsyncWaitLimits(timeouts, cancel_handle)
         self._is_in_one_piece = in_one_piece
         self._has_received = False
+        self._sent_bytes = 0
         self._is_request_unread = False
         self._observer = None if is_h11_reachable() else FramingObserver()
 
@@ -187,6 +192,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             now = time.monotonic()
             left = call.timeouts.left(now)
             is_over = left is not None and left <= 0
+            if is_over and self._is_sending(sock, call):
+                left, is_over = call.timeouts.left(now), False
             # What waits may have come in time; but a server that is always ahead must not run on.
             if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
@@ -235,15 +242,33 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 raise httpcore.WriteError(str(error)) from error
             now = time.monotonic()
             if sent:
+                if not self._sent_bytes:
+                    self._sending_since = now
+                self._sent_bytes += sent
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
             elif not await call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
+    def _is_sending(self, sock: socket.socket, call: _AsyncWaitLimits) -> bool:
+        """Whether the system has sent more of a request, since the last look, that it had taken.
+
+        It takes megabytes at once, which a slow network needs seconds for.
+        """
+        timeouts, now = call.timeouts, time.monotonic()
+        before, self._unacknowledged = self._unacknowledged, count_unacknowledged(sock)
+        if self._unacknowledged >= before or timeouts.total_left(now) <= 0:
+            return False
+        timeouts.enter("first_byte", now)
+        return True
+
     def _notice_close(self, sock: socket.socket) -> None:
         if not self._has_received:
-            since = time.monotonic() - self._sent_at
-            self._is_request_unread = is_request_unread(sock, seconds_since_sent=since)
+            self._is_request_unread = is_request_unread(
+                sock,
+                sent_bytes=self._sent_bytes,
+                seconds=time.monotonic() - self._sending_since,
+            )
 
     def begin_write(self) -> None:
         """The next part of a body is there, which may have taken its time."""
@@ -253,7 +278,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         """A read begins: what was written has been sent."""
         timeouts, now = self._use_call().timeouts, time.monotonic()
         if timeouts.phase == "send":
-            self._sent_at = now
+            if self._sent_bytes > READ_BYTES and self._socket is not None:
+                self._unacknowledged = count_unacknowledged(self._socket)
             timeouts.enter("first_byte", now)
         else:
             timeouts.begin_wait(now)
@@ -261,6 +287,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     def finish_read(self, data: bytes) -> None:
         """Bytes have arrived of the response, or of a proxy's answer before the request."""
         self._has_received = True
+        self._unacknowledged = 0
         if self._observer is not None and self._use_call().timeouts.phase != "connect":
             self._observer.receive_data(data)
 
@@ -321,7 +348,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
 
     def _set_socket(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._reader = concurrency.SocketReader(sock)
+        self._reader = SocketReader(sock)
 
     async def _wait_connected(
         self, pending: list[socket.socket], call: _AsyncWaitLimits, *, is_last: bool

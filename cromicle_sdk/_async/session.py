@@ -30,6 +30,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.framing import Trailers
+from cromicle_sdk._http.logs import redact_logs
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import (
     LAST_CLEANUP_SECONDS,
@@ -38,7 +39,7 @@ from cromicle_sdk._http.sockets import (
     snapshot,
 )
 
-from . import concurrency
+from . import concurrency, iterators
 from .pool import AsyncExchange, AsyncTrace
 from .transport import AsyncTransport
 
@@ -183,7 +184,8 @@ class AsyncAttempt:
                 exchange.bind(http_request.stream)
                 left = call.timeouts.total_left(time.monotonic())
                 send = partial(self._send, http_request)
-                await concurrency.time_limit(send, left, call.cancel_handle)
+                with redact_logs(request.redact):
+                    await concurrency.time_limit(send, left, call.cancel_handle)
             else:
                 await self._send(http_request)
         except Exception as error:
@@ -316,7 +318,7 @@ class _AsyncChunks:
         chunk = b""
         try:
             while not chunk:
-                chunk = await concurrency.limit_waits(read, limit, cancel_handle)
+                chunk = await iterators.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     await concurrency.checkpoint()
@@ -334,4 +336,4 @@ class _AsyncChunks:
         is_closed = chunks is self._stream and not isinstance(self._stream, AsyncGenerator)
         if chunks is not None and not is_closed:
             limit = self._call.find_cleanup_limit()
-            await concurrency.close_iterator(chunks, limit, is_nested=self._is_nested)
+            await iterators.close_iterator(chunks, limit, is_nested=self._is_nested)

@@ -21,6 +21,8 @@ from cromicle_sdk._core.options import LONGEST_WAIT, Timeout
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 
+from .logs import Redacted
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -255,17 +257,7 @@ def _redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
     """Take the secrets that the server echoed out of what httpcore is about to log at DEBUG."""
     for name in ("return_value", "exception"):
         if info.get(name) is not None:
-            info[name] = _Shown(redact(repr(info[name])))
-
-
-class _Shown:
-    """An object with this repr."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
+            info[name] = Redacted(redact(repr(info[name])))
 
 
 def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None:

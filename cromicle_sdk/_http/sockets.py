@@ -6,7 +6,9 @@ import math
 import os
 import select
 import socket
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ __all__ = [
     "Address",
     "ClosedByCaller",
     "TimeLimitReached",
+    "count_unacknowledged",
     "find_first",
     "interleave_families",
     "is_from_system",
@@ -86,6 +89,9 @@ _KEEP_ALIVE = [
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
     """The stream or its client was closed while this call was under way."""
 
+    def __init__(self, reason: str = "it was closed while it was under way") -> None:
+        super().__init__(reason)
+
 
 class TimeLimitReached(Exception):  # noqa: N818 - becomes an APITimeoutError
     """A limit of the call's timeouts ran out, in code that knows no exception of httpx's."""
@@ -127,8 +133,10 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for level, option, value in _KEEP_ALIVE:
-            sock.setsockopt(level, option, value)
+        for option in _KEEP_ALIVE:
+            # A system may refuse an option that Python knows.
+            with suppress(OSError):
+                sock.setsockopt(*option)
         try:
             sock.connect(target)
         except BlockingIOError:
@@ -147,28 +155,28 @@ def system_error(number: int) -> OSError:
     return OSError(number, texts.get(number) or os.strerror(number))
 
 
-def is_request_unread(sock: socket.socket, *, seconds_since_sent: float) -> bool:
+def is_request_unread(sock: socket.socket, *, sent_bytes: int, seconds: float) -> bool:
     """Whether a server closed an idle connection before it worked on the request sent on it.
 
-    It did where a part of the request was never acknowledged: the close was already on its way.
-    Where all of it was, the time decides.
+    It did where none of the `sent_bytes` was ever acknowledged: the close was already on its way.
+    Otherwise the time decides: `seconds` since the request began to be sent.
     """
-    return seconds_since_sent < _RACE_SECONDS or _has_unacknowledged(sock)
+    return seconds < _RACE_SECONDS or count_unacknowledged(sock) >= sent_bytes
 
 
-def _has_unacknowledged(sock: socket.socket) -> bool:
-    """Whether bytes are in the send queue that the peer has not acknowledged, where known."""
+def count_unacknowledged(sock: socket.socket) -> int:
+    """How many bytes the peer has not acknowledged, 0 where that is unknown."""
     try:
         from fcntl import ioctl
         from termios import TIOCOUTQ
 
-        return any(ioctl(sock, TIOCOUTQ, b"\0" * 4))
+        return int.from_bytes(ioctl(sock, TIOCOUTQ, b"\0" * 4), sys.byteorder)
     except (ImportError, OSError):
-        return False
+        return 0
 
 
-def is_from_system(error: OSError) -> bool:
-    """Whether a system call raised an error that the calling frame has just caught.
+def is_from_system(error: Exception) -> bool:
+    """Whether a system call, or other code in C, raised what the calling frame has just caught.
 
     Otherwise a signal handler of the caller's has, which ran meanwhile.
     """

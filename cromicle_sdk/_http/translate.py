@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 import sys
@@ -61,6 +62,9 @@ def translate_error(
         if isinstance(cause, UnicodeError) and _is_bad_name(cause):
             what = f"The host of {url} is not a valid name in DNS"
             return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_FILES:
+            what = f"No socket for {url} can be opened"
+            return _failed(what, _detail(cause), _FILES_ADVICE, option="max_connections")
         reason = getattr(cause, "reason", None) if isinstance(cause, ssl.SSLError) else None
         if reason in _TLS_ADVICE:
             option, advice = _TLS_ADVICE[reason]
@@ -74,6 +78,9 @@ def translate_error(
     return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
 
 
+# Of the process, or of the system.
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+_FILES_ADVICE = "Raise the limit of open files (ulimit -n), or lower max_connections."
 _CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_context."
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
 # Of a response to CONNECT: no retry changes it.

@@ -31,6 +31,7 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.framing import Trailers
+from cromicle_sdk._http.logs import redact_logs
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.sockets import (
     LAST_CLEANUP_SECONDS,
@@ -39,7 +40,7 @@ from cromicle_sdk._http.sockets import (
     snapshot,
 )
 
-from . import concurrency
+from . import concurrency, iterators
 from .pool import Exchange, Trace
 from .transport import Transport
 
@@ -184,7 +185,8 @@ class Attempt:
                 exchange.bind(http_request.stream)
                 left = call.timeouts.total_left(time.monotonic())
                 send = partial(self._send, http_request)
-                concurrency.time_limit(send, left, call.cancel_handle)
+                with redact_logs(request.redact):
+                    concurrency.time_limit(send, left, call.cancel_handle)
             else:
                 self._send(http_request)
         except Exception as error:
@@ -315,7 +317,7 @@ class _Chunks:
         chunk = b""
         try:
             while not chunk:
-                chunk = concurrency.limit_waits(read, limit, cancel_handle)
+                chunk = iterators.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     concurrency.checkpoint()
@@ -333,4 +335,4 @@ class _Chunks:
         is_closed = chunks is self._stream and not isinstance(self._stream, Generator)
         if chunks is not None and not is_closed:
             limit = self._call.find_cleanup_limit()
-            concurrency.close_iterator(chunks, limit, is_nested=self._is_nested)
+            iterators.close_iterator(chunks, limit, is_nested=self._is_nested)

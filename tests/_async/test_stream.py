@@ -282,11 +282,12 @@ def test_an_answer_to_another_request_of_a_hook_is_not_ours(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     other = httpx.Request("POST", "http://auth.invalid")
+    refused = httpx.HTTPStatusError(
+        "refused", request=other, response=httpx.Response(403, request=other)
+    )
 
     def fetch_token(_: httpx.Request) -> None:
-        raise httpx.HTTPStatusError(
-            "refused", request=other, response=httpx.Response(403, request=other)
-        )
+        raise refused
 
     async def fetch_token_later(request: httpx.Request) -> None:
         fetch_token(request)
@@ -295,7 +296,7 @@ def test_an_answer_to_another_request_of_a_hook_is_not_ours(
         hook = fetch_token if runtime.is_blocking else fetch_token_later
         own = own_client(runtime, event_hooks={"request": [hook]})
         async with runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE) as client:
-            assert type(await outcome(client.chat("Hi"))) is APIConnectionError
+            assert await outcome(client.chat("Hi")) is refused
         await close_own(own)
 
     runtime.run(scenario)

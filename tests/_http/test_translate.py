@@ -226,6 +226,17 @@ def test_an_error_of_tls_that_no_retry_changes(reason: str, option: str, advice:
     assert advice in made.hint
 
 
+def test_a_process_with_too_many_open_files_is_not_the_server() -> None:
+    for number in (errno.EMFILE, errno.ENFILE):
+        made = translate(caused(httpcore.ConnectError("x"), OSError(number, "Too many open files")))
+        assert isinstance(made, APIConnectionError)
+        assert (made.option, made.is_final) == ("max_connections", False)
+        assert str(made) == (
+            f"No socket for {URL} can be opened: Too many open files. "
+            "Raise the limit of open files (ulimit -n), or lower max_connections."
+        )
+
+
 def test_closed_by_the_caller() -> None:
     made = translate(ClosedByCaller("its client is closed"))
     assert type(made) is APIConnectionError
