@@ -728,7 +728,7 @@ def test_serve_runs_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replies == ["Hello there"]
     serving, asking = lines
     base_url = serving.split()[-1]
-    assert asking == f'Try it with cromicle ask --base-url {base_url} "Hello, how are you?"'
+    assert asking == f'Try it in a browser, or with cromicle ask --base-url {base_url} "Hello, how are you?"'
 
 
 def test_serve_has_a_delay_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -769,6 +769,7 @@ DEFAULTS: dict[str, Any] = {
     "max_request_bytes": 1024 * 1024,
     "max_buffered_bytes": None,
     "metrics": True,
+    "page": True,
     "allowed_hosts": (),
     "allow_origins": (),
 }
@@ -869,6 +870,7 @@ NETWORK: dict[str, Any] = {
             },
         ),
         (["--no-metrics", "--no-access-log"], {"metrics": False}, {}),
+        (["--no-page"], {"page": False}, {}),
     ],
 )
 def test_the_options_of_serve(
