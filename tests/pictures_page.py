@@ -5,13 +5,17 @@ It serves the page with a scripted reply, asks for it in a real browser, and tak
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+import anyio
 from browsers import launch
 
 from cromicle_sdk.server import LocalServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ViewportSize
 
 __all__ = ["IMAGES", "take_pictures"]
 
@@ -38,31 +42,31 @@ with Client() as client:
 
 
 async def answer(prompt: str) -> AsyncIterator[str]:
-    for line in ANSWER.splitlines(keepends=True):
-        yield line
+    for word in ANSWER.split(" "):
+        await anyio.sleep(0.02)
+        yield word + " "
 
 
-def take_pictures(folder: Path) -> list[Path]:
+def take_pictures(browser: Browser, folder: Path, port: int = 0) -> list[Path]:
     """Write `page-light.png` and `page-dark.png`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with LocalServer(answer, page=True, port=8000 if folder == IMAGES else 0) as server:
-        with launch() as browser:
-            for scheme in ("light", "dark"):
-                page = browser.new_page(
-                    viewport={"width": WIDTH, "height": HEIGHT},
-                    color_scheme="dark" if scheme == "dark" else "light",
-                )
-                page.goto(server.base_url)
-                page.get_by_label("Message").fill(QUESTION)
-                page.get_by_label("Message").press("Enter")
-                page.locator(".state").get_by_text("characters").wait_for()
-                path = folder / f"page-{scheme}.png"
-                page.screenshot(path=path)
-                paths.append(path)
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    paths = [folder / f"page-{scheme}.png" for scheme in schemes]
+    with LocalServer(answer, page=True, port=port) as server:
+        for scheme, path in zip(schemes, paths, strict=True):
+            size: ViewportSize = {"width": WIDTH, "height": HEIGHT}
+            page = browser.new_page(viewport=size, color_scheme=scheme)
+            page.goto(server.base_url)
+            page.get_by_label("Message").fill(QUESTION)
+            page.get_by_label("Message").press("Enter")
+            page.locator(".state").get_by_text("characters").wait_for()
+            page.screenshot(path=path)
+            page.close()
     return paths
 
 
 if __name__ == "__main__":
-    for written in take_pictures(Path(sys.argv[1]) if sys.argv[1:] else IMAGES):
-        print(written, written.stat().st_size)
+    with launch() as browser:
+        # The port of `cromicle serve`, which the line for curl shows.
+        for written in take_pictures(browser, IMAGES, port=8000):
+            print(written, written.stat().st_size)

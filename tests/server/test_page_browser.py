@@ -10,11 +10,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import pytest
 from browsers import INSECURE_HOST, launch
+from pictures_page import IMAGES, take_pictures
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -299,7 +301,7 @@ class TestStreaming:
         page.get_by_role("button", name="Retry").click()
         page.locator(".problem").get_by_text("The server did not answer").wait_for()
         wait_until_over(page)
-        assert get_reply(page).inner_text() == ""
+        assert get_reply(page).is_hidden()
 
     def test_a_failed_message_is_left_out_of_the_conversation(
         self, page: Page, model: Model
@@ -308,7 +310,7 @@ class TestStreaming:
         ask(page, "One")
         problem = get_problem(page)
         assert "The server is busy" in problem
-        assert "the model is loading" in problem
+        assert "The model is loading." in problem
         assert "Retry in 7 seconds." in problem
         assert "503 busy" in problem
         ask(page, "Two")
@@ -408,8 +410,8 @@ class TestErrors:
         ("answer", "words"),
         [
             (
-                {"status": 403, "json": {"error": {"code": "wrong_origin", "message": "no <b>"}}},
-                ["does not accept requests from this address", "no <b>", "403 wrong_origin"],
+                {"status": 403, "json": {"error": {"code": "wrong_origin", "message": "no <b> here"}}},
+                ["does not accept requests from this address", "No <b> here.", "403 wrong_origin"],
             ),
             (
                 {
@@ -417,7 +419,7 @@ class TestErrors:
                     "json": {"error": {"code": "too_many_wrong_tokens", "message": "enough"}},
                     "headers": {"retry-after": "1"},
                 },
-                ["Too many requests", "enough", "Retry in a second.", "429 too_many_wrong_tokens"],
+                ["Too many requests", "Enough.", "Retry in a second.", "429 too_many_wrong_tokens"],
             ),
             (
                 {"status": 413, "json": {"error": {"code": "request_too_large", "message": "m"}}},
@@ -879,6 +881,14 @@ class TestPlaces:
             )
         assert answer.stdout == "It works."
         assert model.prompts == ["Hello, how are you?"]
+
+
+def test_the_pictures_of_the_readme_are_made(browser: Browser, tmp_path: Path) -> None:
+    made = take_pictures(browser, tmp_path)
+    assert {path.name for path in made} == {path.name for path in IMAGES.glob("page-*.png")}
+    for path in (*made, *IMAGES.glob("page-*.png")):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size <= 80_000
 
 
 class StripPrefix:
