@@ -1,6 +1,6 @@
 """A real browser for the tests of the page: Debian's Chromium, driven by Playwright.
 
-`.ci/run` installs it. Elsewhere, what needs it is skipped where it is missing; in CI that is an error.
+`.ci/run` installs it. Where it is missing, its tests are skipped; in CI that is an error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -48,7 +48,7 @@ def launch() -> Generator[Browser]:
             browser.close()
 
 
-def _give_up(reason: str) -> None:
+def _give_up(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

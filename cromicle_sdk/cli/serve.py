@@ -223,7 +223,9 @@ def serve_in_foreground(service: Service, network: Network, *, access_log: bool)
         def report_address(base_url: str) -> None:
             example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
             report(base_url, label="Serving at ")
-            report(example, label="Try it in a browser, or with " if service.page else "Try it with ")
+            report(
+                example, label="Try it in a browser, or with " if service.page else "Try it with "
+            )
             if service.required_token is not None:
                 report(service.required_token, label="Callers need ")
             for label, line in lines:

@@ -257,9 +257,7 @@ def _build_public_routes(
     page: bool,
 ) -> list[ExactRoute]:
     """The routes that need no token."""
-    description = build_openapi(
-        metrics=metrics is not None, page=page, allow_options=allow_options
-    )
+    description = build_openapi(metrics=metrics is not None, page=page, allow_options=allow_options)
 
     async def get_health(request: Request) -> Response:
         upstream = {} if describe_upstream is None else {"upstream": describe_upstream()}

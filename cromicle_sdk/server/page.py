@@ -24,7 +24,7 @@ _QUALITY = re.compile(r";\s*q\s*=\s*(0|1|0\.[0-9]{0,3}|1\.0{0,3})\s*(?=;|\Z)", r
 
 def build_page_route() -> ExactRoute:
     """The route of `GET /`. It reads the page once."""
-    html = resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    html = resources.files("cromicle_sdk.server").joinpath("page.html").read_text("utf-8")
     page = html.encode()
     page_headers = {
         "content-security-policy": build_policy(html),

@@ -1,13 +1,12 @@
-"""The page in a real browser: what it sends, what it shows, and that no reply does more than that."""
+"""The page in a real browser: what it sends, what it shows, and what no reply can do to it."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,8 @@ from cromicle_sdk._core.messages import format_prompt
 from cromicle_sdk.server import BackendError, BackendRequest, LocalServer, create_app
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page, Request, Route
+    from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request, Route
 
-# `TypeError: ... TrustedHTML` and all others fail the test that has opened the page.
 pytestmark = pytest.mark.timeout(120)
 
 PATIENCE = 20.0
@@ -99,21 +97,24 @@ def open_page(
         if not request.url.startswith((origin, "data:")):
             problems.append(f"request to {request.url}")
 
+    def note_message(message: ConsoleMessage) -> None:
+        expected = ("Failed to load resource", *allowed)
+        if message.type in ("error", "warning") and not any(
+            words in message.text for words in expected
+        ):
+            problems.append(message.text)
+
+    def note_dialog(dialog: Dialog) -> None:
+        problems.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
     with browser.new_context(**{"viewport": {"width": 1000, "height": 800}, **options}) as context:
         context.set_default_timeout(PATIENCE * 1000)
         page = context.new_page()
         page.on("request", note_request)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: (problems.append("dialog"), dialog.dismiss())[1])
-        page.on(
-            "console",
-            lambda message: (
-                problems.append(message.text)
-                if message.type in ("error", "warning")
-                and not any(word in message.text for word in ("Failed to load resource", *allowed))
-                else None
-            ),
-        )
+        page.on("dialog", note_dialog)
+        page.on("console", note_message)
         page.goto(url)
         yield page
     assert not problems
@@ -237,7 +238,11 @@ class TestStreaming:
 
     def test_nothing_jumps(self, page: Page, model: Model) -> None:
         def measure() -> list[Any]:
-            places = [page.locator("#composer"), page.get_by_label("Message"), page.locator(".user")]
+            places = [
+                page.locator("#composer"),
+                page.get_by_label("Message"),
+                page.locator(".user"),
+            ]
             return [place.bounding_box() for place in (*places, page.locator(".reply"))]
 
         model.reply(GATE, "One", GATE, "\n\n- two", GATE, RuntimeError("cut"))
@@ -410,7 +415,10 @@ class TestErrors:
         ("answer", "words"),
         [
             (
-                {"status": 403, "json": {"error": {"code": "wrong_origin", "message": "no <b> here"}}},
+                {
+                    "status": 403,
+                    "json": {"error": {"code": "wrong_origin", "message": "no <b> here"}},
+                },
                 ["does not accept requests from this address", "No <b> here.", "403 wrong_origin"],
             ),
             (
@@ -452,7 +460,9 @@ class TestErrors:
             ),
         ],
     )
-    def test_it_is_said_in_words(self, page: Page, answer: dict[str, Any], words: list[str]) -> None:
+    def test_it_is_said_in_words(
+        self, page: Page, answer: dict[str, Any], words: list[str]
+    ) -> None:
         page.route("**/chat", lambda route: route.fulfill(**answer))
         ask(page, "Hello")
         problem = get_problem(page)
@@ -501,9 +511,20 @@ class TestHostileReplies:
         ask(page, "<script>alert(1)</script>")
         page.wait_for_timeout(100)
         made = page.evaluate(
-            "[...new Set(Array.from(turns[0].body.querySelectorAll('*'), (e) => e.localName))].sort()"
+            "Array.from(turns[0].body.querySelectorAll('*'), (element) => element.localName)"
         )
-        safe = {"a", "blockquote", "button", "code", "div", "figcaption", "figure", "h3", "p", "pre"}
+        safe = {
+            "a",
+            "blockquote",
+            "button",
+            "code",
+            "div",
+            "figcaption",
+            "figure",
+            "h3",
+            "p",
+            "pre",
+        }
         safe |= {"s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul", "li"}
         assert set(made) <= safe
         attributes = page.evaluate(
@@ -522,9 +543,7 @@ class TestHostileReplies:
 
     def test_the_host_of_a_link_is_shown(self, page: Page, model: Model) -> None:
         model.reply("[https://bank.example](https://evil.example/x) [mail](mailto:a@b.example)\n")
-        assert (
-            ask(page, "Hi") == "https://bank.example (evil.example) mail (a@b.example)"
-        )
+        assert ask(page, "Hi") == "https://bank.example (evil.example) mail (a@b.example)"
 
     @pytest.mark.parametrize(
         ("text", "shown"),
@@ -548,9 +567,7 @@ class TestHostileReplies:
             ("one\r\ntwo", "one\ntwo"),
         ],
     )
-    def test_invisible_characters_are_named(
-        self, page: Page, text: str, shown: str | None
-    ) -> None:
+    def test_invisible_characters_are_named(self, page: Page, text: str, shown: str | None) -> None:
         got = page.evaluate(
             "(text) => { const e = make('p', ''); const m = new Markdown(e); m.push(text);"
             " m.step(true); return e.textContent; }",
@@ -617,13 +634,17 @@ FORMATTED = [
     ("- a\n# b", "<div><ul><li>a</li></ul></div><h3>b</h3>"),
     (
         "> a\n> - b\n>\n>> c\nd",
-        "<blockquote><p>a</p><div><ul><li>b</li></ul></div>"
-        "<blockquote><p>c</p></blockquote></blockquote><p>d</p>",
+        (
+            "<blockquote><p>a</p><div><ul><li>b</li></ul></div>"
+            "<blockquote><p>c</p></blockquote></blockquote><p>d</p>"
+        ),
     ),
     (
         "| a | b |\n|---|:-:|\n| 1 | **2** |",
-        "<div><table><thead><tr><th>a</th><th>b</th></tr></thead>"
-        "<tbody><tr><td>1</td><td><strong>2</strong></td></tr></tbody></table></div>",
+        (
+            "<div><table><thead><tr><th>a</th><th>b</th></tr></thead>"
+            "<tbody><tr><td>1</td><td><strong>2</strong></td></tr></tbody></table></div>"
+        ),
     ),
     ("a | b\nno table", "<p>a | b\nno table</p>"),
     ("[a *b*](https://x.example/(1)) c", None),
@@ -650,9 +671,13 @@ FORMAT = """(parts) => {
     }
     if (node.className === "group") return inner;
     const start = node.localName === "ol" ? ` start="${node.start}"` : "";
-    return node.localName === "hr" ? "<hr>" : `<${node.localName}${start}>${inner}</${node.localName}>`;
+    if (node.localName === "hr") return "<hr>";
+    return `<${node.localName}${start}>${inner}</${node.localName}>`;
   };
-  parts.forEach((part, index) => { markdown.push(part); markdown.step(index === parts.length - 1); });
+  for (const part of parts) {
+    markdown.push(part);
+    markdown.step(false);
+  }
   do markdown.step(true); while (markdown.hasMore);
   return show(root).slice("<div>".length, -"</div>".length);
 }"""
@@ -758,7 +783,7 @@ class TestControls:
         self, browser: Browser, server: LocalServer, model: Model, width: int
     ) -> None:
         model.reply(f"{'long' * 100}\n\n| {'wide |' * 60}\n|{'-|' * 60}\n\n```\n{'x' * 999}\n```\n")
-        options = {"viewport": {"width": width, "height": 600}, "has_touch": True}
+        options: dict[str, Any] = {"viewport": {"width": width, "height": 600}, "has_touch": True}
         with open_page(browser, server.base_url, is_mobile=True, **options) as page:
             page.get_by_label("Message").fill("w" * 300)
             # It breaks the line there.

@@ -57,8 +57,8 @@ def serve(
 
     `app_or_backend` is an app of `create_app`, which has its own token and limits, or a backend
     (an echo by default), for which `token`, `max_request_bytes`, `allow_options` and `page` are
-    the options of `create_app`. Port 0 is any free port. `on_ready` is called once with the base URL,
-    as soon as clients can connect.
+    the options of `create_app`. Port 0 is any free port. `on_ready` is called once with the base
+    URL, as soon as clients can connect.
 
     After Ctrl-C no new connection is accepted. Replies in progress have `grace` seconds to
     complete, or until a second Ctrl-C; then they are truncated. SIGTERM does the same and then
