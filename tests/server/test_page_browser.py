@@ -352,24 +352,21 @@ class TestStreaming:
         # It is 0.1 s on an idle machine.
         assert page.evaluate("longest") < 2000
 
-    @pytest.mark.parametrize(
-        "text",
-        [
+    def test_huge_replies_leave_it_responsive(self, page: Page, model: Model) -> None:
+        page.evaluate(WATCH)
+        for text in (
             "x" * 3_000_000,
             "a\u200b" * 100_000,
             "```\n" + "y" * 3_000_000,
             "p\n\n" * 300_000,
             "**a *b _c `d [e](" * 100_000,
             ">" * 500_000,
-        ],
-        ids=["line", "invisible", "code", "blocks", "markers", "quotes"],
-    )
-    def test_a_huge_reply_leaves_it_responsive(self, page: Page, model: Model, text: str) -> None:
-        model.reply(text)
-        page.evaluate(WATCH)
-        ask(page, "Hello")
-        assert page.evaluate("turns[0].reply.length") == len(text)
-        assert page.evaluate("longest") < 3000
+        ):
+            model.reply(text)
+            ask(page, "Hello")
+            assert page.evaluate("turns[0].reply.length") == len(text)
+            assert page.evaluate("longest") < 3000, text[:20]
+            page.get_by_role("button", name="New chat").click()
 
     def test_a_reply_without_end_is_ended(self, page: Page, model: Model) -> None:
         model.reply(*["some words and " * 10_000] * 100)
@@ -410,66 +407,66 @@ DISTANCE_TO_END = """() => {
 }"""
 
 
+# The answers to a request, and words of what the page then says.
+ERRORS: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {
+            "status": 403,
+            "json": {"error": {"code": "wrong_origin", "message": "no <b> here"}},
+        },
+        ["does not accept requests from this address", "No <b> here.", "403 wrong_origin"],
+    ),
+    (
+        {
+            "status": 429,
+            "json": {"error": {"code": "too_many_wrong_tokens", "message": "enough"}},
+            "headers": {"retry-after": "1"},
+        },
+        ["Too many requests", "Enough.", "Retry in a second.", "429 too_many_wrong_tokens"],
+    ),
+    (
+        {"status": 413, "json": {"error": {"code": "request_too_large", "message": "m"}}},
+        ["The conversation is too long", "Start a new chat"],
+    ),
+    (
+        {"status": 400, "json": {"error": {"code": "context_length_exceeded"}}},
+        ["The server rejected the request", "Start a new chat"],
+    ),
+    (
+        {"status": 502, "content_type": "text/html", "body": "<h1>Bad gateway</h1>"},
+        ["The model server failed", "A proxy may have answered", "502"],
+    ),
+    ({"status": 418, "json": []}, ["The server answered 418"]),
+    (
+        {"status": 500, "json": {"error": {"code": 5, "message": "\u202e" + "x" * 9999}}},
+        ["The reply could not be generated", "U+202E", "500 5"],
+    ),
+    (
+        {"status": 200, "content_type": "text/html", "body": "<h1>Log in</h1>"},
+        ["The answer is not a reply", "text/html"],
+    ),
+    (
+        {"status": 200, "content_type": "text/plain", "body": b"caf\xe9"},
+        ["The reply is not UTF-8"],
+    ),
+    (
+        {"status": 200, "content_type": "text/plain", "body": b"caf\xc3"},
+        ["The reply is not UTF-8"],
+    ),
+]
+
+
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("answer", "words"),
-        [
-            (
-                {
-                    "status": 403,
-                    "json": {"error": {"code": "wrong_origin", "message": "no <b> here"}},
-                },
-                ["does not accept requests from this address", "No <b> here.", "403 wrong_origin"],
-            ),
-            (
-                {
-                    "status": 429,
-                    "json": {"error": {"code": "too_many_wrong_tokens", "message": "enough"}},
-                    "headers": {"retry-after": "1"},
-                },
-                ["Too many requests", "Enough.", "Retry in a second.", "429 too_many_wrong_tokens"],
-            ),
-            (
-                {"status": 413, "json": {"error": {"code": "request_too_large", "message": "m"}}},
-                ["The conversation is too long", "Start a new chat"],
-            ),
-            (
-                {"status": 400, "json": {"error": {"code": "context_length_exceeded"}}},
-                ["The server rejected the request", "Start a new chat"],
-            ),
-            (
-                {"status": 502, "content_type": "text/html", "body": "<h1>Bad gateway</h1>"},
-                ["The model server failed", "A proxy may have answered", "502"],
-            ),
-            ({"status": 418, "json": []}, ["The server answered 418"]),
-            (
-                {"status": 500, "json": {"error": {"code": 5, "message": "\u202e" + "x" * 9999}}},
-                ["The reply could not be generated", "U+202E", "500 5"],
-            ),
-            (
-                {"status": 200, "content_type": "text/html", "body": "<h1>Log in</h1>"},
-                ["The answer is not a reply", "text/html"],
-            ),
-            (
-                {"status": 200, "content_type": "text/plain", "body": b"caf\xe9"},
-                ["The reply is not UTF-8"],
-            ),
-            (
-                {"status": 200, "content_type": "text/plain", "body": b"caf\xc3"},
-                ["The reply is not UTF-8"],
-            ),
-        ],
-    )
-    def test_it_is_said_in_words(
-        self, page: Page, answer: dict[str, Any], words: list[str]
-    ) -> None:
-        page.route("**/chat", lambda route: route.fulfill(**answer))
-        ask(page, "Hello")
-        problem = get_problem(page)
-        for word in words:
-            assert word in problem
-        assert len(problem) < 3000
-        assert page.get_by_role("button", name="Retry").is_visible()
+    def test_they_are_said_in_words(self, page: Page) -> None:
+        answers = [answer for answer, _ in ERRORS]
+        page.route("**/chat", lambda route: route.fulfill(**answers.pop(0)))
+        for answer, words in ERRORS:
+            ask(page, "Hello")
+            problem = get_problem(page)
+            for word in words:
+                assert word in problem, answer
+            assert len(problem) < 3000
+            assert page.get_by_role("button", name="Retry").is_visible()
 
     def test_a_redirect_is_not_followed(self, page: Page) -> None:
         def redirect(route: Route) -> None:
@@ -502,6 +499,28 @@ HOSTILE = [
     "# <h1 onclick=alert(1)>\n> <b>\n- <i>\n\n|<td>|<u>|\n|-|-|\n|</table>|<script>|",
     "`</code><script>alert(1)</script>` **<b>** ~~<s>~~",
     "__proto__ constructor {{7*7}} ${alert(1)} `${alert(1)}`",
+]
+
+
+# Texts, and what is shown of them; None for the text itself.
+INVISIBLE: list[tuple[str, str | None]] = [
+    ("a\u202eb\u202c", "aU+202EbU+202C"),
+    ("a\u200bb\u2066c\u2069", "aU+200BbU+2066cU+2069"),
+    ("\x1b[31mred\x07\x9b\x7f", "U+001B[31mredU+0007 and 2 more"),
+    ("a\x00\x00\x00b", "aU+0000 and 2 moreb"),
+    ("soft\xadhyphen\ufeff", "softU+00ADhyphenU+FEFF"),
+    ("hi\U000e0041\U000e0042", "hiU+E0041 and 1 more"),
+    ("line\u2028sep", "lineU+2028sep"),
+    ("filler\u3164\u115f.", "fillerU+3164 and 1 more."),
+    ("a\u061cb", "aU+061Cb"),
+    ("`x\u202ey` **\u200b**", "xU+202Ey U+200B"),
+    ("x\ufe0f", "xU+FE0F"),
+    # What belongs to the writing stays.
+    ("👨‍👩‍👧 ❤️ 1️⃣ 👍🏽", "👨‍👩‍👧 ❤️ 1️⃣ 👍🏽"),
+    ("🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", None),
+    ("می‌خواهم क्‍ष", "می‌خواهم क्‍ष"),
+    ("مرحبا שלום 日本", "مرحبا שלום 日本"),
+    ("one\r\ntwo", "one\ntwo"),
 ]
 
 
@@ -545,35 +564,14 @@ class TestHostileReplies:
         model.reply("[https://bank.example](https://evil.example/x) [mail](mailto:a@b.example)\n")
         assert ask(page, "Hi") == "https://bank.example (evil.example) mail (a@b.example)"
 
-    @pytest.mark.parametrize(
-        ("text", "shown"),
-        [
-            ("a\u202eb\u202c", "aU+202EbU+202C"),
-            ("a\u200bb\u2066c\u2069", "aU+200BbU+2066cU+2069"),
-            ("\x1b[31mred\x07\x9b\x7f", "U+001B[31mredU+0007 and 2 more"),
-            ("a\x00\x00\x00b", "aU+0000 and 2 moreb"),
-            ("soft\xadhyphen\ufeff", "softU+00ADhyphenU+FEFF"),
-            ("hi\U000e0041\U000e0042", "hiU+E0041 and 1 more"),
-            ("line\u2028sep", "lineU+2028sep"),
-            ("filler\u3164\u115f.", "fillerU+3164 and 1 more."),
-            ("a\u061cb", "aU+061Cb"),
-            ("`x\u202ey` **\u200b**", "xU+202Ey U+200B"),
-            ("x\ufe0f", "xU+FE0F"),
-            # What belongs to the writing stays.
-            ("👨‍👩‍👧 ❤️ 1️⃣ 👍🏽", "👨‍👩‍👧 ❤️ 1️⃣ 👍🏽"),
-            ("🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", None),
-            ("می‌خواهم क्‍ष", "می‌خواهم क्‍ष"),
-            ("مرحبا שלום 日本", "مرحبا שלום 日本"),
-            ("one\r\ntwo", "one\ntwo"),
-        ],
-    )
-    def test_invisible_characters_are_named(self, page: Page, text: str, shown: str | None) -> None:
-        got = page.evaluate(
-            "(text) => { const e = make('p', ''); const m = new Markdown(e); m.push(text);"
-            " m.step(true); return e.textContent; }",
-            text,
-        )
-        assert got == (text if shown is None else shown)
+    def test_invisible_characters_are_named(self, page: Page) -> None:
+        for text, shown in INVISIBLE:
+            got = page.evaluate(
+                "(text) => { const e = make('p', ''); const m = new Markdown(e); m.push(text);"
+                " m.step(true); return e.textContent; }",
+                text,
+            )
+            assert got == (text if shown is None else shown)
 
     def test_the_page_may_not_write_html(self, browser: Browser, server: LocalServer) -> None:
         with open_page(browser, server.base_url, allowed=("requires 'TrustedHTML'",)) as page:
