@@ -245,6 +245,7 @@ class TestStreaming:
             ]
             return [place.bounding_box() for place in (*places, page.locator(".reply"))]
 
+        page.evaluate(WATCH_VIEW)
         model.reply(GATE, "One", GATE, "\n\n- two", GATE, RuntimeError("cut"))
         send(page, "Hello")
         page.get_by_text("Waiting").last.wait_for()
@@ -258,6 +259,9 @@ class TestStreaming:
         model.gate.release()
         wait_until_over(page)
         assert measure()[:-1] == before[:-1]
+        # The line below the reply moves down, and out of view in no frame.
+        assert page.evaluate("places").count(0) == 0
+        assert page.evaluate("places") == sorted(page.evaluate("places"))
 
     @pytest.mark.parametrize("how", ["button", "Escape"])
     def test_a_reply_is_stopped(self, page: Page, model: Model, how: str) -> None:
@@ -399,6 +403,16 @@ WATCH = """() => {
     longest = Math.max(longest, performance.now() - last);
     last = performance.now();
   }, 20);
+}"""
+
+# Where the line below the reply was in each frame that has moved it; 0 where it was out of view.
+WATCH_VIEW = """() => {
+  globalThis.places = [];
+  new PerformanceObserver((list) => {
+    const sources = list.getEntries().flatMap((entry) => entry.sources);
+    const moved = sources.filter((source) => source.node?.className === "tools");
+    places.push(...moved.map((source) => source.currentRect.y));
+  }).observe({ type: "layout-shift" });
 }"""
 
 DISTANCE_TO_END = """() => {
