@@ -11,6 +11,7 @@ from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
 from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
+from .configure import config
 from .errors import errors_for_the_shell
 from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
 from .output import report
@@ -350,3 +351,6 @@ def serve(
         serve_in_foreground(service, network, access_log=access_log)
     # It returns after Ctrl-C only, for which `run` has an exit code.
     raise KeyboardInterrupt
+
+
+cromicle.add_command(config)

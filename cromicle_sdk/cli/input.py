@@ -15,6 +15,7 @@ import click
 from cromicle_sdk._core.messages import find_lone_surrogate
 
 __all__ = [
+    "STDIN",
     "check_stdin_once",
     "fence",
     "parse_delay",

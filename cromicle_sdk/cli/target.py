@@ -14,11 +14,19 @@ import click
 from cromicle_sdk import Client, Retry, Timeout
 from cromicle_sdk._core.secrets import Secret
 
-from .config import NAMES, Settings, complete_profile, load_settings
+from .config import Settings, load_settings
 from .input import parse_fields, parse_headers, parse_limit, read_file
+from .profiles import NAMES, complete_profile
 from .serve import load_server
 
-__all__ = ["VISIBLE", "Target", "profile_option", "settings_options", "target_options"]
+__all__ = [
+    "VISIBLE",
+    "Target",
+    "add_profile_option",
+    "add_settings_options",
+    "take_settings",
+    "target_options",
+]
 
 VISIBLE = "Other users of this machine can see it in the list of processes; prefer $CROMICLE_TOKEN."
 
@@ -72,7 +80,7 @@ _LABELS = {
 }
 
 
-def profile_option(function: Function) -> Function:
+def add_profile_option(function: Function) -> Function:
     """Add `--profile`."""
     return click.option(
         "--profile",
@@ -84,7 +92,7 @@ def profile_option(function: Function) -> Function:
 
 
 _SETTINGS = (
-    profile_option,
+    add_profile_option,
     click.option(
         "--base-url",
         metavar="URL",
@@ -154,14 +162,9 @@ _CALL = (
 )
 
 
-def settings_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `Settings`, which reach the function as its argument `settings`."""
-
-    @functools.wraps(function)
-    def call(**options: Any) -> None:
-        function(settings=_take_settings(options), **options)
-
-    return _decorate(call, _SETTINGS)
+def add_settings_options(function: Function) -> Function:
+    """Add the options that `take_settings` takes."""
+    return _decorate(function, _SETTINGS)
 
 
 def target_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -169,7 +172,7 @@ def target_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def call(**options: Any) -> None:
-        settings = _take_settings(options, needs_endpoint=True)
+        settings = take_settings(options, needs_endpoint=True)
         names = ("timeout", "total", "retries", "headers", "local")
         target = Target(settings=settings, **{name: options.pop(name) for name in names})
         function(target=target, **options)
@@ -177,13 +180,13 @@ def target_options(function: Callable[..., None]) -> Callable[..., None]:
     return _decorate(call, (*_SETTINGS, *_CALL))
 
 
-def _decorate(function: Any, options: tuple[Any, ...]) -> Any:
+def _decorate(function: Function, options: tuple[Callable[[Any], Any], ...]) -> Function:
     for option in reversed(options):
         function = option(function)
     return function
 
 
-def _take_settings(options: dict[str, Any], *, needs_endpoint: bool = False) -> Settings:
+def take_settings(options: dict[str, Any], *, needs_endpoint: bool = False) -> Settings:
     """The settings in force; their options are taken out of `options`."""
     is_local = options.get("local", False)
     given = {name: options.pop(name) for name in ("profile", *NAMES)}
