@@ -110,7 +110,7 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("http_client", [True, False])
 def test_a_token_of_ones_own_does_not_go_to_the_public_service(
     is_variable: bool,
-    client: type[Client] | type[AsyncClient],
+    client: type[Client | AsyncClient],
     http_client: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
