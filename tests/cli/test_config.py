@@ -451,7 +451,7 @@ def test_a_file_that_cannot_be_written_is_an_error(
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_profiles.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     assert run(["config", "set", "model", "m"]) == 2
     assert f"{file} cannot be written: No space left on device." in read_error(capsys)
     assert file.read_bytes() == before
