@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
 from types import FrameType, TracebackType
-from typing import Any, cast
 
 __all__ = ["find_callers_error"]
 
@@ -47,9 +46,7 @@ def _is_handler(outer: FrameType, inner: FrameType) -> bool:
         if value is outer:
             return True
         # As `*arguments`.
-        if isinstance(value, tuple) and any(
-            each is outer for each in cast("tuple[Any, ...]", value)
-        ):
+        if isinstance(value, tuple) and id(outer) in map(id, value):  # pyright: ignore[reportUnknownArgumentType]
             return True
     return False
 
