@@ -20,7 +20,7 @@ import pexpect  # type: ignore[import-untyped]  # it has no types
 
 Capture = pytest.CaptureFixture[str]
 
-PATIENCE = 60
+PATIENCE = 20
 PROMPT = "READY> "
 
 # How each starts without the user's own files, and what it is told first.
