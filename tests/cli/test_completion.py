@@ -37,7 +37,7 @@ SHELLS = {
 @pytest.fixture
 def folder(tmp_path: Path, config_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to start a shell in; the command is on its PATH, and it has two profiles."""
-    config_folder.mkdir()
+    config_folder.mkdir(parents=True)
     text = '[profile.home]\nmodel = "a"\n[profile.office]\nmodel = "b"\n'
     (config_folder / "config.toml").write_text(text)
     (config_folder / "config.toml").chmod(0o600)

@@ -53,7 +53,7 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 
 
 def save(file: Path, text: str, base_url: str = "http://work.example", mode: int = 0o600) -> None:
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text.replace("BASE_URL", base_url), encoding="utf-8")
     file.chmod(mode)
 
@@ -487,7 +487,7 @@ def test_a_file_that_cannot_be_written_is_an_error(
 def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
     kept = tmp_path / "dotfiles"
     kept.write_text("")
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.symlink_to(kept)
     assert run(["config", "set", "model", "m"]) == 0
     assert file.is_symlink()
