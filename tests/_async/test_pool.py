@@ -370,9 +370,8 @@ def test_slots_are_given_in_the_order_in_which_calls_came(end: str, runtime: Run
 
 def test_threads_take_slots_in_the_order_in_which_they_came() -> None:
     """Without it, a thread that calls again and again keeps the slot to itself."""
-    limiter, handle = sync_concurrency.ConnectionLimiter(1), sync_concurrency.CancelHandle()
+    limiter, handle = open_limiter(RUNTIMES[0], 1)
     slot = limiter.acquire(0, handle)
-    assert slot is not None
     order: list[int] = []
 
     def wait(number: int) -> None:
@@ -395,7 +394,8 @@ def test_threads_take_slots_in_the_order_in_which_they_came() -> None:
 
 
 def test_a_waiter_that_is_dropped_leaves_the_queue() -> None:
-    held, woken = slots.Slots(1), []
+    held = slots.Slots(1)
+    woken: list[str] = []
     slot = held.take()
     assert slot is not None
     first, second = held.wait(lambda: None), held.wait(lambda: woken.append("second"))
