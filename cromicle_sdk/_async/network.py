@@ -483,7 +483,6 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
         self._network = network
         self._layer = layer
         self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
 
     @property
     def has_unread(self) -> bool:
@@ -516,17 +515,13 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             await self._layer.send(buffer)
             return
         self._unsent.append(buffer)
-        self._unsent_bytes += len(buffer)
         if not self._network.is_in_one_piece:
             self._network.begin_write()
-            await self._flush()
-        elif self._unsent_bytes > READ_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:
         data = b"".join(self._unsent)
         self._unsent.clear()
-        self._unsent_bytes = 0
         await self._layer.send(data)
 
     async def aclose(self) -> None:

@@ -484,7 +484,6 @@ class _NetworkStream(httpcore.NetworkStream):
         self._network = network
         self._layer = layer
         self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
 
     @property
     def has_unread(self) -> bool:
@@ -517,17 +516,13 @@ class _NetworkStream(httpcore.NetworkStream):
             self._layer.send(buffer)
             return
         self._unsent.append(buffer)
-        self._unsent_bytes += len(buffer)
         if not self._network.is_in_one_piece:
             self._network.begin_write()
-            self._flush()
-        elif self._unsent_bytes > READ_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         data = b"".join(self._unsent)
         self._unsent.clear()
-        self._unsent_bytes = 0
         self._layer.send(data)
 
     def close(self) -> None:

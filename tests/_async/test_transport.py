@@ -24,6 +24,8 @@ import trustme
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import AsyncTransport, ConfigurationError, Transport
+from cromicle_sdk._async import network as async_network
+from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -235,6 +237,33 @@ def test_each_part_of_a_body_is_sent_when_it_is_made(library: Any, runtime: Runt
                 assert (await client.post(url, content=content)).text == "done"
 
         runtime.run(scenario)
+
+
+@pytest.mark.parametrize("length", [2, 1_000_000])
+def test_the_head_and_the_body_of_a_prompt_are_sent_together(
+    length: int, runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One packet for a short one: a second would wait for the acknowledgement of some servers."""
+    sent: list[bytes] = []
+    kind = sync_network.Network if runtime.is_blocking else async_network.AsyncNetwork
+    send: Any = kind.send
+
+    def record(network: Any, data: bytes) -> Any:
+        sent.append(data)
+        return send(network, data)
+
+    monkeypatch.setattr(kind, "send", record)
+    prompt = "x" * length
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            assert (await client.chat(prompt)).text
+        (request,) = sent
+        assert request.startswith(b"POST /chat HTTP/1.1\r\n")
+        assert prompt.encode() in request
+
+    runtime.run(scenario)
+    assert prompt.encode() in faults.requests[0].body
 
 
 class RawServer:
