@@ -1,4 +1,4 @@
-"""What async code does differently from blocking code: its waits, by anyio, and their end.
+"""The parts of async code that differ from blocking code: waits by anyio, and their ends.
 
 `_sync/concurrency.py` has the same names for blocking code; a test compares the two.
 """
@@ -47,7 +47,7 @@ Runtime = tuple[int, object]
 
 
 def current_runtime() -> Runtime:
-    """What connections belong to: this process and this event loop."""
+    """The owner of a connection: this process and this event loop."""
     return os.getpid(), anyio.lowlevel.current_token()
 
 

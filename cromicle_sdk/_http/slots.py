@@ -118,7 +118,7 @@ class Slot:
         return bool(self._permit)
 
     def release(self) -> None:
-        """Put it back. The one who does so drops it: it may belong to another one at once."""
+        """Put it back. Drop every reference to it then: another call may have it at once."""
         owner = self._owner()
         if owner is not None:
             owner.put_back(self)

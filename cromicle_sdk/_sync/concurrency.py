@@ -1,4 +1,4 @@
-"""What blocking code does differently from async code.
+"""The parts of blocking code that differ from async code.
 
 `_async/concurrency.py` has the same names for async code; a test compares the two.
 """
@@ -53,7 +53,7 @@ Runtime = int
 
 
 def current_runtime() -> Runtime:
-    """What connections belong to: this process."""
+    """The owner of a connection: this process."""
     return os.getpid()
 
 

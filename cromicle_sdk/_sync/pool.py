@@ -152,9 +152,9 @@ class Exchange:
     It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
     unfinished is a warning under trio.
 
-    `redact` is given by a call of our own: it takes the call's secrets out of a text that the
-    server wrote. The request of such a call is sent again where the server had closed the idle
-    connection before it read it.
+    `redact` is set for a call of our own: it removes the call's secrets from a text of the server.
+    The request of such a call is sent again if the server closed the idle connection before it read
+    it.
     """
 
     # An interrupt may leave one half made, and `__del__` finds these.
@@ -300,7 +300,7 @@ class Exchange:
         return self._trailers
 
     def read(self) -> bytes | bytearray:
-        """What has arrived of the body, after a wait where that is nothing; b"" at its end.
+        """The bytes of the body that have arrived; waits for at least one. b"" at its end.
 
         Raises as `run` does.
         """

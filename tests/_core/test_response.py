@@ -475,7 +475,7 @@ def test_nothing_at_all(body: bytes) -> None:
     _, error = receive([body])
     assert isinstance(error, UnexpectedContentError)
     assert str(error) == (
-        f"What {URL} answered is not a reply: it is empty. "
+        f"The response from {URL} is not a reply: it is empty. "
         "Check that base_url is a Cromicle endpoint."
     )
     assert receive([body], strict=False) == ("", None)
@@ -487,7 +487,7 @@ def test_an_empty_reply_with_a_finish_reason_is_the_models() -> None:
     with pytest.raises(UnexpectedContentError) as caught:
         decoder.receive_eof(now=1.0, trailers=[(b"x-finish-reason", b"stop")])
     assert str(caught.value) == (
-        f"What {URL} answered is not a reply: it is empty, with the finish reason 'stop'. "
+        f"The response from {URL} is not a reply: it is empty, with the finish reason 'stop'. "
         "The model ended without text: change the prompt, or pass strict=False."
     )
 
