@@ -816,6 +816,28 @@ def test_with_another_httpcore_connections_are_reused_when_clean(
     faults.wait_until_closed()
 
 
+def test_with_another_httpx_bodies_are_read_through_it(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose streams keep those below them under other names."""
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.session.find_source", lambda stream: stream)
+    faults.reply(chunks=["one ", "two"]).reply("three").trailing("four").cut(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            for text in ("one two", "three", "four"):
+                assert (await client.chat("Hi")).text == text
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, IncompleteReplyError)
+            assert error.partial_text == "Hel"
+
+    runtime.run(scenario)
+    first, second, third, fourth = faults.requests
+    assert first.connection == second.connection == third.connection != fourth.connection
+    faults.wait_until_closed()
+
+
 def test_a_call_that_is_closed_before_it_is_sent(runtime: Runtime, faults: FaultyServer) -> None:
     async def scenario() -> None:
         async with runtime.client(base_url=faults.base_url, timeout=Timeout(total=20)) as client:
