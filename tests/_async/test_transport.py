@@ -24,7 +24,9 @@ import trustme
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import AsyncTransport, ConfigurationError, Transport
+from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import network as async_network
+from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk.testing import (
     LAST_CHUNK,
@@ -443,6 +445,33 @@ def test_a_response_is_closed_while_another_task_or_thread_reads_it(
             # Their sockets have the numbers of those that were closed.
             for _ in range(3):
                 assert (await client.post(url, json=BODY)).text == "Hello."
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+def test_a_response_that_is_closed_before_a_read_has_begun_to_wait(
+    library: Any, runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another task, at the checkpoint of the first read."""
+    faults.raw(build_head(), end="keep")
+    module: Any = sync_concurrency if runtime.is_blocking else async_concurrency
+    checkpoint = module.checkpoint
+
+    async def scenario() -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "POST", f"{faults.base_url}/chat", json=BODY)
+
+            async def close_and_wait() -> None:
+                await close(response, runtime)
+                await checkpoint()
+
+            monkeypatch.setattr(
+                module, "checkpoint", response.close if runtime.is_blocking else close_and_wait
+            )
+            error = await outcome(read(response, runtime))
+            assert type(error) is library.ReadError
+            assert "closed" in str(error)
 
     runtime.run(scenario)
     faults.wait_until_closed()
