@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice, repeat
+from typing import Any
 from weakref import ref
 
 from .sockets import find_first
@@ -21,6 +23,8 @@ class Slots:
     """
 
     def __init__(self, count: int) -> None:
+        # Kept here: the collector clears a weak reference that only the objects of a cycle have.
+        self._ref = ref(self)
         self._unused = repeat(None, count)
         self._free: deque[Slot] = deque()
         # By waiter, what wakes it. Only the first one takes a slot.
@@ -53,7 +57,7 @@ class Slots:
         try:
             return self._free.popleft()
         except IndexError:
-            slot = Slot(ref(self))
+            slot = Slot(self._ref)
             return slot if slot.fill(self._unused) else None
 
 
@@ -105,27 +109,37 @@ class Slot:
 
     __slots__ = ("_owner", "_permit")
 
-    def __init__(self, owner: ref[Slots], permit: list[None] | None = None) -> None:
+    def __init__(self, owner: ref[Slots]) -> None:
         # Weak: an owner that is dropped must not live on through the slots that come back to it.
         self._owner = owner
-        # One item; none in a slot that is no slot yet.
-        self._permit: list[None] = [] if permit is None else permit
+        # One item; none in a slot that is no slot yet, or not any more.
+        self._permit: list[None] = []
 
-    def fill(self, unused: Iterator[None]) -> bool:
-        """Make it one of those that have never been used; False where there are none left."""
+    def fill(self, permits: Iterator[None]) -> bool:
+        """Take one of these permits, as which the slot counts; False where there are none left."""
         # One step of the interpreter: nothing is taken from the one and not yet in the other.
-        self._permit.extend(islice(unused, 1))
+        self._permit.extend(islice(permits, 1))
         return bool(self._permit)
 
     def release(self) -> None:
-        """Put it back. Drop every reference to it then: another call may have it at once."""
+        """Put it back. Idempotent.
+
+        What goes back is another object: the garbage collector finalizes each object of a cycle, so
+        that both the exchange and its slot, in any order, may release it.
+        """
         owner = self._owner()
         if owner is not None:
-            owner.put_back(self)
+            slot = Slot(self._owner)
+            # The list is empty where it was put back before.
+            with suppress(IndexError):
+                slot.fill(iter(self._permit.pop, _NO_PERMIT))
+                owner.put_back(slot)
 
     def __del__(self) -> None:
         # An interrupt may leave one half made.
         if getattr(self, "_permit", None):
-            owner = self._owner()
-            if owner is not None:
-                owner.put_back(Slot(self._owner, self._permit))
+            self.release()
+
+
+# What ends the iteration over permits: nothing.
+_NO_PERMIT: Any = object()

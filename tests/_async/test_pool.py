@@ -18,7 +18,7 @@ import anyio
 import pytest
 from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
 
-from cromicle_sdk import Client, CromicleError, Retry, Timeout
+from cromicle_sdk import APITimeoutError, Client, CromicleError, Retry, Timeout
 from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import connection as async_connection
 from cromicle_sdk._async import network as async_network
@@ -321,6 +321,59 @@ def test_a_slot_that_is_dropped_comes_back(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
+@pytest.mark.parametrize("end", ["collected", "released twice"])
+def test_a_slot_comes_back_once(end: str, runtime: Runtime) -> None:
+    """In a cycle, the collector finalizes it as well as the object that releases it."""
+
+    class Exchange:
+        def __init__(self, slot: Any) -> None:
+            self.slot = slot
+            self.cycle = self
+
+        def __del__(self) -> None:
+            self.slot.release()
+
+    async def scenario() -> None:
+        limiter, handle = open_limiter(runtime, 1)
+        if end == "collected":
+            Exchange(await acquire(limiter, handle))
+            gc.collect()
+        else:
+            slot = await acquire(limiter, handle)
+            slot.release()
+            slot.release()
+        slot = await acquire(limiter, handle)
+        assert slot is not None
+        assert await acquire(limiter, handle) is None
+
+    runtime.run(scenario)
+
+
+def test_a_stream_that_is_collected_in_a_cycle_gives_one_slot_back(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(
+            base_url=faults.base_url, max_connections=1, timeout=Timeout(pool=0.05), retry=ONCE
+        ) as client:
+            for _ in range(3):
+                stream = client.stream("Hi")
+                assert await stream.__anext__() == "Hel"
+                owned: Any = getattr(stream, "inner", stream)
+                owned.cycle = owned
+                del stream, owned
+                gc.collect()
+            async with client.stream("Hi"):
+                error = await outcome(client.chat("Hi"))
+                assert isinstance(error, APITimeoutError)
+                assert error.phase == "pool"
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
 def test_a_slot_outlives_its_limiter(runtime: Runtime) -> None:
     async def scenario() -> None:
         for end in ("released", "dropped"):
@@ -403,7 +456,7 @@ def test_a_waiter_that_is_dropped_leaves_the_queue() -> None:
     assert second.take() is None
     del first
     assert woken == ["second"]
-    assert second.take() is slot
+    assert second.take() is not None
     slots.Waiter.__new__(slots.Waiter)
 
 
