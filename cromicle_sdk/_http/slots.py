@@ -24,7 +24,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         # Kept here: the collector clears a weak reference that only the objects of a cycle have.
-        self._ref = ref(self)
+        self._ref: ref[Slots] = ref(self)
         self._unused = repeat(None, count)
         self._free: deque[Slot] = deque()
         # By waiter, what wakes it. Only the first one takes a slot.
