@@ -769,7 +769,7 @@ def test_messages(
         (403, "wrong_origin", None, "Leave the header origin out."),
         (401, "wrong_token", None, "Check the token"),
         (429, "too_many_wrong_tokens", "9", "Check the token"),
-        (501, None, None, "does not take POST requests"),
+        (501, None, None, "does not accept POST requests"),
     ],
 )
 def test_the_hint_fits_what_the_server_says(
