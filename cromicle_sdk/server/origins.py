@@ -25,6 +25,7 @@ __all__ = ["OriginMiddleware", "parse_allow_origins", "parse_allowed_hosts"]
 ANY = "*"
 
 _HOST = re.compile(r"(\*|\*\.[\w.-]+|[\w.-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)\Z")
+_HOST_HEADER = re.compile(r"(\[[0-9a-f:.]+\]|[^\s\[\]:@/?#,]+)(?::[0-9]*)?\Z")
 _ORIGIN = re.compile(r"(\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+)\Z")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -150,8 +151,9 @@ def _check_text(option: str, value: object, pattern: re.Pattern[str], expected: 
 
 
 def _split_host(host: str) -> str:
-    """The name or address of a `Host` header, without its port."""
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    """The name or address of a `Host` header, without its port; "" if it is not valid."""
+    match = _HOST_HEADER.match(host)
+    return "" if match is None else match[1].strip("[]")
 
 
 def _normalize_origin(origin: str) -> str:

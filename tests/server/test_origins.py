@@ -56,7 +56,16 @@ class TestHosts:
         [
             *("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil"),
             *("notlocalhost", "0.0.0.0", "192.0.2.1", "[::]", "[2001:db8::1]:80", "[::1.evil"),
-            *("." * 10_000, "x" * 10_000, ".", "::1"),
+            *(
+                "." * 10_000,
+                "x" * 10_000,
+                ".",
+                "::1",
+                "[::1",
+                "[::1]evil.example",
+                "localhost:evil",
+            ),
+            *("localhost:80@evil.example", "[::1]:80@evil.example", "localhost,evil.example"),
         ],
     )
     def test_a_loopback_server_rejects_any_other_host(self, host: str, echo: LocalServer) -> None:
@@ -82,6 +91,12 @@ class TestHosts:
                 b"GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\n\r\n"
             )
             assert connection.recv(65536).startswith(b"HTTP/1.1 403 ")
+
+    def test_an_absolute_url_without_a_host_is_no_path(self, echo: LocalServer) -> None:
+        url = httpx.URL(echo.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            connection.sendall(b"GET http:///health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
 
     @pytest.mark.parametrize(
         ("allowed", "host", "status"),
