@@ -226,6 +226,22 @@ class TestOrigins:
                 assert "retry-after" in answer.headers["access-control-expose-headers"]
             assert "access-control-allow-credentials" not in answer.headers
 
+    @pytest.mark.parametrize(("origin", "status"), [("https://app.example", 200), ("null", 403)])
+    def test_an_allowed_page_of_the_internet_may_use_a_loopback_server(
+        self, origin: str, status: int
+    ) -> None:
+        headers = {
+            "origin": origin,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "content-type",
+            "access-control-request-private-network": "true",
+        }
+        with LocalServer(app=create_app(allow_origins=["https://app.example"])) as server:
+            preflight = httpx.options(server.base_url + "/chat", headers=headers)
+            assert preflight.status_code == status
+            permission = preflight.headers.get("access-control-allow-private-network")
+            assert permission == ("true" if status == 200 else None)
+
     def test_other_pages_and_hosts_stay_rejected(self) -> None:
         with LocalServer(app=create_app(allow_origins=["https://app.example"])) as server:
             assert ask(server, "localhost", origin="https://app.example") == 200
