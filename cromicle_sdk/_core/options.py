@@ -6,9 +6,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, NamedTuple, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
@@ -207,9 +207,12 @@ class ViewOptions(CallOptions, total=False):
     token: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The checked options of a call."""
+class Options(NamedTuple):
+    """The checked options of a call. Its repr shows none of them.
+
+    A named tuple, like the others that are made for each call: a frozen dataclass takes five times
+    as long to define, at import, and to make.
+    """
 
     endpoint: Endpoint
     token: Secret
@@ -217,9 +220,11 @@ class Options:
     retry: Retry
     max_reply_bytes: int
     strict: bool
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str]
     extra_body: ExtraBody
     send_messages: bool
+    # Whether nobody has chosen the endpoint: a token of one's own must not go there.
+    is_public_service: bool = False
 
     @classmethod
     def build(
@@ -241,10 +246,15 @@ class Options:
         """
         variable = "CROMICLE_BASE_URL"
         name = f"${variable}" if base_url is None and os.environ.get(variable) else "base_url"
-        url = os.environ.get(variable) or DEFAULT_BASE_URL if base_url is None else base_url
+        url = os.environ.get(variable) if base_url is None else base_url
+        found_token = find_token(token)
+        is_public_service = base_url is None and not url
+        if is_public_service:
+            _check_public_token(found_token, "$CROMICLE_TOKEN" if token is None else "the token")
         return cls(
-            endpoint=Endpoint.parse(name, url),
-            token=find_token(token),
+            endpoint=Endpoint.parse(name, DEFAULT_BASE_URL if is_public_service else url),
+            is_public_service=is_public_service,
+            token=found_token,
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
             max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
@@ -276,7 +286,7 @@ class Options:
                 raise ConfigurationError(
                     "a call has no such option", option=name, hint=f"the options are {known}"
                 )
-        return replace(self, **changes)
+        return self._replace(**changes)
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
         """These options, overridden by those of a view. Raises `ConfigurationError`."""
@@ -287,18 +297,22 @@ class Options:
                 hint="create a new client",
             )
         own = dict(options)
-        token = own.pop("token", self.token)
-        return replace(self, token=check_token("token", token)).with_call_options(own)
+        token = check_token("token", own.pop("token", self.token))
+        if self.is_public_service:
+            _check_public_token(token, "the token")
+        return self._replace(token=token).with_call_options(own)
+
+    def __repr__(self) -> str:
+        return f"<Options of calls to {self.endpoint.url}>"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConnectionOptions:
+class ConnectionOptions(NamedTuple):
     """The options of a client's connections, checked as far as possible without httpx."""
 
     max_connections: int
-    proxy: Any = field(repr=False)
-    verify: Any = field(repr=False)
-    http_client: Any = field(repr=False)
+    proxy: Any
+    verify: Any
+    http_client: Any
 
     @classmethod
     def build(
@@ -336,6 +350,10 @@ class ConnectionOptions:
             verify=verify,
             http_client=http_client,
         )
+
+    def __repr__(self) -> str:
+        # A proxy may have a password.
+        return f"ConnectionOptions(max_connections={self.max_connections})"
 
     def check_picklable(self) -> None:
         """Raise `ConfigurationError` for an option that cannot be pickled."""
@@ -383,6 +401,16 @@ def _token_problem(token: Secret) -> str | None:
     if not all(c.isprintable() and not c.isspace() for c in (text[0], text[-1])):
         return "it begins or ends with white space or an invisible character"
     return None
+
+
+def _check_public_token(token: Secret, what: str) -> None:
+    """Raise `ConfigurationError` for a token of one's own that would go to the public service."""
+    if token != Secret(DEFAULT_TOKEN):
+        raise ConfigurationError(
+            f"it is not set, and {what} would go to {DEFAULT_BASE_URL}, a host that is not yours",
+            option="base_url",
+            hint="pass base_url or set $CROMICLE_BASE_URL, or leave the token out",
+        )
 
 
 def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:
