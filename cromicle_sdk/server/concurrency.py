@@ -122,13 +122,13 @@ class ConcurrencyLimit:
         return RequestRejected(
             503,
             "too_busy",
-            f"{slots} replies are in progress, and {waiting} callers wait for one to end",
+            f"no slot is free: replies in progress {slots}, callers that wait {waiting}",
             retry_after=min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS),
         )
 
 
 class Slot:
-    """A place for one reply, or in the queue for one."""
+    """A slot for one reply, or a place in the queue for one."""
 
     def __init__(self, limit: ConcurrencyLimit, token: AcceptedToken | None) -> None:
         self.token = token
