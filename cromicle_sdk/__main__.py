@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command with the arguments of this process, and exit with its exit code."""
-    if any(find_spec(name) is None for name in ("click", "rich")):
+    if any(find_spec(name) is None for name in ("click", "platformdirs", "rich")):
         sys.exit('The command needs an extra: pip install "cromicle-sdk[cli]"')
     from cromicle_sdk.cli import run
 

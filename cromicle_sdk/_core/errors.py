@@ -154,11 +154,13 @@ class ConfigurationError(CromicleError, ValueError):
 
     `option` is the name of the option ("timeout.total") or of the environment variable
     ("$CROMICLE_TOKEN"), with which the message begins; None if the error is not about one option.
+    `detail` is the message without that name and without the hint.
     """
 
     def __init__(self, problem: str, *, option: str | None = None, hint: str = "") -> None:
         message = problem if option is None else f"{option}: {problem}"
         super().__init__(message, hint=hint, option=option)
+        self.detail = problem
 
 
 class InvalidMessageError(CromicleError, ValueError):

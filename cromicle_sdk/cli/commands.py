@@ -10,26 +10,16 @@ import click
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
-from .ask import FLAGS as ASK_FLAGS
-from .ask import (
-    Target,
-    build_messages,
-    describe_early_end,
-    format_stats,
-    print_json,
-    print_stream,
-)
+from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
+from .configure import config
 from .errors import errors_for_the_shell
 from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
 from .output import report
 from .serve import ALL_OPTIONS, Network, Service, check_combination, serve_in_foreground
 from .serve import FLAGS as SERVE_FLAGS
+from .target import VISIBLE, Target, target_options
 
 __all__ = ["cromicle"]
-
-_VISIBLE = (
-    "Other users of this machine can see it in the list of processes; prefer $CROMICLE_TOKEN."
-)
 
 
 @click.group(
@@ -57,51 +47,15 @@ Examples:
 )
 @click.argument("words", metavar="[TEXT]...", nargs=-1)
 @click.option(
-    "--base-url",
-    metavar="URL",
-    help="The endpoint.  [default: $CROMICLE_BASE_URL, else https://cromicle.top]",
-)
-@click.option(
-    "--token",
-    metavar="TOKEN",
-    help=f"The token to send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
-)
-@click.option(
-    "--timeout",
-    type=parse_limit,
-    metavar="SECONDS",
-    help="The time limit for a connection, for the first text, and between two texts."
-    "  [default: 5, 300 and 120]",
-)
-@click.option(
-    "--total",
-    type=parse_limit,
-    metavar="SECONDS",
-    help="The time limit for the whole call, retries included.  [default: 600]",
-)
-@click.option(
-    "--retries",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="The number of retries after the first attempt.  [default: 2]",
-)
-@click.option(
-    "--header",
-    "headers",
+    "--file",
+    "files",
     multiple=True,
-    callback=parse_headers,
-    metavar="NAME:VALUE",
-    help="An additional header; may be given several times.",
+    type=click.Path(),
+    metavar="FILE",
+    help="A file to send before the text, in a fenced block with its name; may be given several"
+    " times. - is standard input.",
 )
-@click.option(
-    "--body",
-    "extra_body",
-    multiple=True,
-    callback=parse_fields,
-    metavar="NAME=JSON",
-    help="An additional field of the request, such as temperature=0.5; may be given several times.",
-)
-@click.option("--system", metavar="TEXT", help="A system message before TEXT.")
+@target_options
 @click.option(
     "--plain",
     is_flag=True,
@@ -112,21 +66,13 @@ Examples:
     "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text."
 )
 @click.option("--stats", is_flag=True, help="Print one line of statistics on stderr at the end.")
-@click.option("--local", is_flag=True, help="Use an embedded server that echoes, for a first try.")
 def ask(
+    target: Target,
     words: tuple[str, ...],
-    base_url: str | None,
-    token: str | None,
-    timeout: float | None,
-    total: float | None,
-    retries: int | None,
-    headers: Mapping[str, str],
-    extra_body: Mapping[str, Any],
-    system: str | None,
+    files: tuple[str, ...],
     plain: bool,
     as_json: bool,
     stats: bool,
-    local: bool,
 ) -> None:
     """Send TEXT and print the reply while it arrives.
 
@@ -140,24 +86,12 @@ def ask(
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
-    if local and base_url is not None:
-        raise click.UsageError("--local and --base-url exclude each other.")
-    text = read_text(words)
-    target = Target(
-        base_url=base_url,
-        token=token,
-        timeout=timeout,
-        total=total,
-        retries=retries,
-        headers=headers,
-        extra_body=extra_body,
-        # One message says no more with its role: the request is that of a plain client.
-        send_messages=bool(system) and not plain,
-        local=local,
-    )
-    with errors_for_the_shell(ASK_FLAGS):
+    system = target.settings.system
+    text = read_text(words, files)
+    with errors_for_the_shell(target.labels):
         messages = build_messages(text, system)
-        with target.open() as client:
+        # One message says no more with its role: the request is that of a plain client.
+        with target.open(send_messages=bool(system) and not plain) as client:
             reply = print_json(client, messages) if as_json else print_stream(client, messages)
     early_end = describe_early_end(reply)
     if early_end is not None:
@@ -188,7 +122,7 @@ Examples:
     "--token",
     envvar="CROMICLE_TOKEN",
     metavar="TOKEN",
-    help=f"The token that callers must send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
+    help=f"The token that callers must send. {VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
 )
 @click.option(
     "--tokens-file",
@@ -417,3 +351,6 @@ def serve(
         serve_in_foreground(service, network, access_log=access_log)
     # It returns after Ctrl-C only, for which `run` has an exit code.
     raise KeyboardInterrupt
+
+
+cromicle.add_command(config)

@@ -19,11 +19,17 @@ from cromicle_sdk import (
     ReplyTooLargeError,
 )
 
-__all__ = ["describe_error", "errors_for_the_shell"]
+__all__ = ["Misuse", "describe_error", "errors_for_the_shell"]
 
 
-class _Misuse(click.ClickException):
+class Misuse(click.ClickException):
+    """Options, variables or a file that do not do; `advice` is a line of its own."""
+
     exit_code = 2
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 @contextlib.contextmanager
@@ -36,7 +42,7 @@ def errors_for_the_shell(flags: Mapping[str, str]) -> Generator[None]:
         yield
     except CromicleError as error:
         is_misuse = isinstance(error, (ConfigurationError, InvalidMessageError))
-        kind = _Misuse if is_misuse else click.ClickException
+        kind = Misuse if is_misuse else click.ClickException
         raise kind(describe_error(error, flags)) from error
 
 
@@ -48,8 +54,7 @@ def describe_error(error: CromicleError, flags: Mapping[str, str]) -> str:
     """
     problem = error.problem
     if isinstance(error, ConfigurationError) and error.option is not None:
-        option = error.option
-        problem = flags.get(option, option) + problem.removeprefix(option)
+        problem = f"{flags.get(error.option, error.option)}: {error.detail}"
     # The hint goes with the problem as in the error itself.
     return str(CromicleError(problem, hint=_choose_hint(error, flags)))
 
@@ -80,4 +85,7 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
         case ReplyDecodeError():
             return "Check that --base-url is a Cromicle endpoint."
         case _:
-            return error.hint.replace("base_url", flags.get("base_url", "base_url"))
+            label = flags.get("base_url", "base_url")
+            # Where it cannot be given, such advice is of no use.
+            is_useless = not label and "base_url" in error.hint
+            return "" if is_useless else error.hint.replace("base_url", label)

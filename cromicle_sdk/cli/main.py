@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import click
 
 from .commands import cromicle
-from .output import abandon_stdout, report_error
+from .errors import Misuse
+from .output import abandon_stdout, report, report_error
 
 __all__ = ["run"]
 
@@ -38,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except click.ClickException as error:
         report_error(error.format_message())
+        if isinstance(error, Misuse) and error.advice:
+            report(error.advice)
         return error.exit_code
     except OSError as error:
         abandon_stdout()
