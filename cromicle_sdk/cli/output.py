@@ -20,12 +20,42 @@ __all__ = [
     "report_error",
 ]
 
-# The controls of ECMA-48, C0, DEL and C1: an escape sequence can retitle the window, write to the
-# clipboard or overwrite what is on the screen. U+FFFD shows where one was; carriage returns are
-# dropped, because they are half of a line break in too many texts to mark each.
+_MARK = "\N{REPLACEMENT CHARACTER}"
+
+# What a reply must not do to the terminal, or hide in it. U+FFFD shows where it was.
+_REPLACED = (
+    # The controls of ECMA-48, C0, DEL and C1: an escape sequence can retitle the window, write to
+    # the clipboard or overwrite what is on the screen.
+    *range(0x20),
+    *range(0x7F, 0xA0),
+    # They change the order of what follows, so that a line shows something else than it is.
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    # Line breaks to some programs, and not to others.
+    *(0x2028, 0x2029),
+    # Letters that nobody can see, for text that only a model reads.
+    *range(0xE0000, 0xE0080),
+)
+
+# What takes no space, and is in honest texts too, such as emoji, Persian and Hebrew: it is left out,
+# so that a text that is copied from the terminal is the text that was seen. Carriage returns are
+# half of a line break in too many texts to mark each.
+_LEFT_OUT = (
+    *(0x0D, 0xAD, 0x034F, 0x061C, 0x180E, 0xFEFF),
+    *range(0x180B, 0x180E),
+    *range(0x200B, 0x2010),
+    *range(0x2060, 0x2066),
+    *range(0x206A, 0x2070),
+    *range(0xFE00, 0xFE10),
+    *range(0xFFF9, 0xFFFC),
+    *range(0x1BCA0, 0x1BCA4),
+    *range(0x1D173, 0x1D17B),
+    *range(0xE0100, 0xE01F0),
+)
+
 _HARMLESS = {
-    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}"),
-    ord("\r"): "",
+    **dict.fromkeys(_REPLACED, _MARK),
+    **dict.fromkeys(_LEFT_OUT, ""),
     ord("\n"): "\n",
     ord("\t"): "\t",
 }
@@ -135,5 +165,8 @@ def _print_styled(line: str, label: str, style: str) -> None:
 
 
 def remove_controls(text: str) -> str:
-    """The text with U+FFFD for control characters, less "\\r"; "\\n" and "\\t" stay."""
+    """The text as a terminal may get it: no control, bidi or zero-width character is in it.
+
+    "\\n" and "\\t" stay; U+FFFD shows where a control or a bidi override was.
+    """
     return text.translate(_HARMLESS)
