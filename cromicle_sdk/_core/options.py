@@ -247,7 +247,7 @@ class Options:
         found_token = find_token(token)
         is_public_service = base_url is None and not url
         if is_public_service:
-            _check_public_token(found_token, "token" if token is not None else "$CROMICLE_TOKEN")
+            _check_public_token(found_token, "$CROMICLE_TOKEN" if token is None else "the token")
         return cls(
             endpoint=Endpoint.parse(name, DEFAULT_BASE_URL if is_public_service else url),
             is_public_service=is_public_service,
@@ -296,7 +296,7 @@ class Options:
         own = dict(options)
         token = check_token("token", own.pop("token", self.token))
         if self.is_public_service:
-            _check_public_token(token, "token")
+            _check_public_token(token, "the token")
         return replace(self, token=token).with_call_options(own)
 
 
@@ -394,11 +394,11 @@ def _token_problem(token: Secret) -> str | None:
     return None
 
 
-def _check_public_token(token: Secret, name: str) -> None:
+def _check_public_token(token: Secret, what: str) -> None:
     """Raise `ConfigurationError` for a token of one's own that would go to the public service."""
     if token != Secret(DEFAULT_TOKEN):
         raise ConfigurationError(
-            f"it is not set, and {name} would go to {DEFAULT_BASE_URL}, a host that is not yours",
+            f"it is not set, and {what} would go to {DEFAULT_BASE_URL}, a host that is not yours",
             option="base_url",
             hint="pass base_url or set $CROMICLE_BASE_URL, or leave the token out",
         )

@@ -23,6 +23,7 @@ from .errors import (
     ReplyError,
     ReplyTooLargeError,
     UnexpectedContentError,
+    describe_status,
     shorten,
     status_error_class,
 )
@@ -332,9 +333,10 @@ class ResponseDecoder:
 
     @property
     def summary(self) -> str:
-        """Figures for a log line; nothing of what was said."""
+        """Facts for a log line; nothing of what was said."""
         elapsed = 0.0 if self._ended is None else self._ended - self._started
-        return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
+        status = describe_status(self.status_code, self._headers.get("x-request-id"))
+        return f"{status}, {self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
 
     def _find_finish_reason(self, trailers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """The finish reason; None where there is none, or more than one."""
@@ -463,12 +465,14 @@ class ResponseDecoder:
         problem: str,
         body: str = "",
         hint: str = "Check that base_url is a Cromicle endpoint.",
+        option: str = "base_url",
     ) -> UnexpectedContentError:
         return UnexpectedContentError(
             f"What {self._url} answered is not a reply: {problem}.",
             body=body,
             attempts=self._attempt,
             hint=hint,
+            option=option,
         )
 
     def _empty(self) -> UnexpectedContentError:
@@ -477,6 +481,7 @@ class ResponseDecoder:
         return self._unexpected(
             f"it is empty, with the finish reason {self._finish_reason!r}",
             hint="The model ended without text: change the prompt, or pass strict=False.",
+            option="strict",
         )
 
     def _too_large(self) -> ReplyError:

@@ -6,7 +6,7 @@ import json
 
 from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply
 
-from .output import open_output
+from .output import Output
 
 __all__ = [
     "build_messages",
@@ -28,9 +28,8 @@ def build_messages(text: str, system: str | None) -> Messages:
     return Conversation(system).user(text) if system else text
 
 
-def print_stream(client: Client, messages: Messages) -> Reply:
+def print_stream(client: Client, messages: Messages, output: Output) -> Reply:
     """Print the reply while it arrives, and return it. Raises as `Client.stream`, and `OSError`."""
-    output = open_output()
     printed = 0
     try:
         with client.stream(messages) as stream:
@@ -46,9 +45,8 @@ def print_stream(client: Client, messages: Messages) -> Reply:
         output.end_line()
 
 
-def print_json(client: Client, messages: Messages) -> Reply:
+def print_json(client: Client, messages: Messages, output: Output) -> Reply:
     """Print the whole reply as one JSON object, and return it. Raises as `print_stream`."""
-    output = open_output()
     reply = client.chat(messages)
     output.write(format_json(reply) + "\n")
     return reply

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
@@ -13,13 +14,24 @@ from cromicle_sdk._version import __version__
 from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
 from .configure import config
 from .errors import errors_for_the_shell
-from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
-from .output import report
+from .input import (
+    check_stdin_once,
+    parse_delay,
+    parse_fields,
+    parse_headers,
+    parse_limit,
+    read_text,
+)
+from .output import open_output, report
 from .serve import ALL_OPTIONS, Network, Service, check_combination, serve_in_foreground
 from .serve import FLAGS as SERVE_FLAGS
 from .target import VISIBLE, Target, target_options
+from .verbose import calls_on_stderr
 
-__all__ = ["cromicle"]
+__all__ = ["COMPLETE_VARIABLE", "cromicle"]
+
+# The variable in which click's completion scripts pass their request.
+COMPLETE_VARIABLE = "_CROMICLE_COMPLETE"
 
 
 @click.group(
@@ -66,19 +78,31 @@ Examples:
     "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text."
 )
 @click.option("--stats", is_flag=True, help="Print one line of statistics on stderr at the end.")
+@click.option(
+    "--verbose",
+    is_flag=True,
+    help="Print a line on stderr for each attempt, its status and request id, and each wait.",
+)
+@click.pass_context
 def ask(
+    context: click.Context,
+    /,
+    *,
     target: Target,
     words: tuple[str, ...],
     files: tuple[str, ...],
     plain: bool,
     as_json: bool,
     stats: bool,
+    verbose: bool,
 ) -> None:
     """Send TEXT and print the reply while it arrives.
 
     The text may also be piped in; if TEXT is given too, standard input comes first, then a blank
-    line and TEXT. Standard input is read whenever it is not a terminal: add </dev/null where it
-    must not be, for example in a shell loop.
+    line and TEXT; a - among the words stands for it. Standard input is read whenever it is not a
+    terminal: add </dev/null where it must not be, for example in a shell loop.
+
+    Settings that are left out come from the environment, else from a profile: `cromicle config`.
 
     A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
     end. On a terminal the reply ends in a line break, and control characters are replaced.
@@ -87,12 +111,15 @@ def ask(
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
     system = target.settings.system
+    check_stdin_once(*words, *files, context.params["system_file"])
     text = read_text(words, files)
-    with errors_for_the_shell(target.labels):
+    output = open_output()
+    show = print_json if as_json else print_stream
+    with errors_for_the_shell(target.labels), calls_on_stderr(output, enabled=verbose):
         messages = build_messages(text, system)
         # One message says no more with its role: the request is that of a plain client.
         with target.open(send_messages=bool(system) and not plain) as client:
-            reply = print_json(client, messages) if as_json else print_stream(client, messages)
+            reply = show(client, messages, output)
     early_end = describe_early_end(reply)
     if early_end is not None:
         report(early_end)
@@ -351,6 +378,23 @@ def serve(
         serve_in_foreground(service, network, access_log=access_log)
     # It returns after Ctrl-C only, for which `run` has an exit code.
     raise KeyboardInterrupt
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
+  eval "$(cromicle completion bash)"                               in ~/.bashrc
+  eval "$(cromicle completion zsh)"                                in ~/.zshrc
+  cromicle completion fish > ~/.config/fish/completions/cromicle.fish
+"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script by which the shell completes commands, options and profiles."""
+    kind = get_completion_class(shell)
+    assert kind is not None, "click has those of these three shells"
+    script = kind(cromicle, {}, "cromicle", COMPLETE_VARIABLE).source()
+    open_output().write(script + "\n")
 
 
 cromicle.add_command(config)

@@ -31,6 +31,7 @@ PROFILE_VARIABLE = "CROMICLE_PROFILE"
 
 # The source of what none of these has.
 DEFAULT = "default"
+_WITHHELD = f"{DEFAULT}, as that of "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Settings:
                 labels[name] = source
             elif source == _name_source(self.profile):
                 labels[name] = f"{name} of {source}"
+            elif name == "token" and source.startswith(_WITHHELD):
+                labels[name] = f"--token or ${_VARIABLES[name]}{source.removeprefix(DEFAULT)}"
         return labels
 
     def with_system(self, text: str, source: str) -> Settings:
@@ -109,7 +112,7 @@ def load_settings(
     if sources["token"] == of_profile and not _is_same_origin(values["base_url"], own.base_url):
         # A token is for the endpoint that it was saved with.
         values["token"] = None
-        sources["token"] = f"{DEFAULT}, as that of {of_profile} is for its own base_url"
+        sources["token"] = f"{_WITHHELD}{of_profile} is for its own base_url"
     fields, sources_of_fields = _merge_fields(own, of_profile, model, extra_body or {})
     return Settings(
         profile=name, **values, extra_body=fields, sources={**sources, **sources_of_fields}

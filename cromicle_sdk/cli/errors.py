@@ -9,7 +9,6 @@ import click
 
 from cromicle_sdk import (
     APIConnectionError,
-    APITimeoutError,
     AuthenticationError,
     ConfigurationError,
     CromicleError,
@@ -17,6 +16,7 @@ from cromicle_sdk import (
     InvalidMessageError,
     ReplyDecodeError,
     ReplyTooLargeError,
+    UnexpectedContentError,
 )
 
 __all__ = ["Misuse", "describe_error", "errors_for_the_shell"]
@@ -30,6 +30,10 @@ class Misuse(click.ClickException):
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
         self.advice = advice
+
+
+# Where a token comes from, for whom it is not known.
+_BOTH = "--token or $CROMICLE_TOKEN"
 
 
 @contextlib.contextmanager
@@ -68,24 +72,31 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
             return "pass a --token of your own, or --tokens-file without it, or a loopback --host"
         case ConfigurationError(option="extra_body"):
             return ""
-        case APITimeoutError(phase="first_byte" | "stall"):
-            return "Raise --timeout if the server is known to be slow."
-        case APITimeoutError(phase="total"):
-            return "Raise --total if the reply is long."
         case APIConnectionError(option="verify"):
             return "For a private certificate authority, set $SSL_CERT_FILE to its certificate."
         case APIConnectionError(option="proxy"):
             return "Check the proxy variables of the environment."
+        case APIConnectionError(option="max_connections"):
+            return "Raise the limit of open files (ulimit -n)."
+        case UnexpectedContentError(option="strict"):
+            return "The model ended without text: change the prompt."
         case AuthenticationError():
-            return "Check the token: --token or $CROMICLE_TOKEN."
+            label = flags.get("token", "token")
+            return f"Check the token: {_BOTH if label == '--token' else label}."
         case IncompleteReplyError():
             return "Retry for the whole reply."
         case ReplyTooLargeError():
             return "Ask for a shorter reply."
         case ReplyDecodeError():
-            return "Check that --base-url is a Cromicle endpoint."
+            return _name_options("Check that base_url is a Cromicle endpoint.", error, flags)
         case _:
-            label = flags.get("base_url", "base_url")
-            # Where it cannot be given, such advice is of no use.
-            is_useless = not label and "base_url" in error.hint
-            return "" if is_useless else error.hint.replace("base_url", label)
+            return _name_options(error.hint, error, flags)
+
+
+def _name_options(hint: str, error: CromicleError, flags: Mapping[str, str]) -> str:
+    for option in {error.option or "base_url", "base_url"}:
+        if option in hint:
+            flag = flags.get(option, option)
+            # Where the option cannot be given, advice about it is of no use.
+            hint = hint.replace(option, flag) if flag else ""
+    return hint

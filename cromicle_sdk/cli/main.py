@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
-from .commands import cromicle
+from .commands import COMPLETE_VARIABLE, cromicle
 from .errors import Misuse
 from .output import abandon_stdout, report, report_error
 
@@ -28,6 +29,9 @@ def run(arguments: Sequence[str]) -> int:
     closed pipe at stdout, both without a message.
     """
     try:
+        request = os.environ.get(COMPLETE_VARIABLE)
+        if request:
+            return shell_complete(cromicle, {}, "cromicle", COMPLETE_VARIABLE, request)
         with cromicle.make_context("cromicle", list(arguments)) as context:
             cromicle.invoke(context)
     except click.exceptions.Exit as done:

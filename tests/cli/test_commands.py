@@ -603,7 +603,7 @@ def test_a_closed_pipe_of_windows_exits_141(
     monkeypatch.setattr(RawOutput, "write", fail)
     with Path(os.devnull).open("w") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
-        patch.setattr(_main, "os", SimpleNamespace(name=system))
+        patch.setattr(_main, "os", SimpleNamespace(name=system, environ=os.environ))
         assert ask(server) == code
 
 
