@@ -278,13 +278,14 @@ class AsyncStream:
             self._state = "failed"
             _logger.debug("attempt %d failed: %s", self._attempts.count, describe(failure))
             raise decision.error from cause
-        _logger.info(
-            "retrying in %.2f s, after attempt %d of %d: %s",
-            decision.wait,
-            self._attempts.count,
-            self._options.retry.attempts,
-            describe(failure),
-        )
+        facts = {
+            "wait": decision.wait,
+            "attempt": self._attempts.count,
+            "attempts": self._options.retry.attempts,
+            "reason": describe(failure),
+        }
+        line = "retrying in %.2f s, after attempt %d of %d: %s"
+        _logger.info(line, *facts.values(), extra={"retry": facts})
         await call.sleep(decision.wait)
 
     async def _fail(self) -> None:

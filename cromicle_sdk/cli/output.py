@@ -19,6 +19,7 @@ __all__ = [
     "remove_controls",
     "report",
     "report_error",
+    "report_quietly",
     "write_all",
 ]
 
@@ -68,12 +69,20 @@ RETRY_SECONDS = 0.005
 
 
 class Output(Protocol):
-    """Where a reply is printed. `write` returns once the text is passed to the system.
+    """Where a reply is printed.
 
-    Both methods raise `OSError`, and `BrokenPipeError` if the reader has closed the pipe.
+    The methods raise `OSError`, and `BrokenPipeError` if the reader has closed the pipe.
     """
 
+    def begin(self) -> None:
+        """The call begins: show people that something happens. `end_line` comes in any case."""
+        ...
+
     def write(self, text: str) -> None: ...
+
+    def note(self, line: str) -> None:
+        """Tell people what happens; programs get the reply alone."""
+        ...
 
     def end_line(self) -> None:
         """Make the next output of any process begin on a line of its own."""
@@ -90,6 +99,12 @@ class RawOutput:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
+    def begin(self) -> None:
+        """Nothing."""
+
+    def note(self, line: str) -> None:
+        """Nothing."""
+
     def write(self, text: str) -> None:
         write_all(self._stream, text.encode())
 
@@ -103,6 +118,13 @@ class TerminalOutput:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._at_line_start = True
+
+    def begin(self) -> None:
+        """Nothing: what it prints stays."""
+
+    def note(self, line: str) -> None:
+        self.end_line()
+        self.write(line + "\n")
 
     def write(self, text: str) -> None:
         shown = remove_controls(text)
@@ -137,12 +159,27 @@ def write_all(stream: BinaryIO, data: bytes) -> None:
     stream.flush()
 
 
-def open_output() -> Output:
-    """The output for this stdout. Raises `ClickException` if it is closed."""
+def open_output(*, raw: bool = False) -> Output:
+    """The output for this stdout: a reply as Markdown on a terminal, unless `raw`, else as it is.
+
+    Raises `ClickException` if stdout is closed.
+    """
     # Python has no stdout at all if the shell has closed it: `cromicle ask … >&-`.
     if sys.stdout is None:
         raise click.ClickException("There is no standard output to write to.")
-    return TerminalOutput(sys.stdout) if sys.stdout.isatty() else RawOutput(sys.stdout.buffer)
+    if not sys.stdout.isatty():
+        return RawOutput(sys.stdout.buffer)
+    if not raw:
+        # Imported here because only a terminal needs it.
+        from rich.console import Console
+
+        console = Console(file=sys.stdout)
+        # It moves its cursor as it is told.
+        if not console.is_dumb_terminal and not console.legacy_windows:
+            from .rendering import LiveOutput
+
+            return LiveOutput(sys.stdout, console)
+    return TerminalOutput(sys.stdout)
 
 
 def abandon_stdout() -> None:
@@ -173,6 +210,18 @@ def report(line: str, *, label: str = "", style: str = "bold") -> None:
 def report_error(message: str) -> None:
     """Print `Error: …` on stderr."""
     report(message, label="Error: ", style="bold red")
+
+
+def report_quietly(text: str) -> None:
+    """Print lines on stderr, dim on a terminal, with control characters replaced."""
+    with contextlib.suppress(OSError):
+        if sys.stderr is None:
+            return
+        # Imported here because only a chat needs it.
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text(remove_controls(text), "dim"), soft_wrap=True)
 
 
 def _print_styled(line: str, label: str, style: str) -> None:

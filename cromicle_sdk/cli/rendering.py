@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import sys
 import threading
@@ -21,9 +22,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from .markdown import Block, build_plain, divide, divide_anywhere, split_blocks
-from .output import remove_controls
+from .output import remove_controls, write_all
 
-__all__ = ["LiveOutput", "Painter", "RenderedText", "is_capable"]
+__all__ = ["LiveOutput", "Painter", "RenderedText", "draw"]
 
 REPAINTS_PER_SECOND = 12
 
@@ -39,13 +40,8 @@ _ASCII_FRAMES = "|/-\\"
 _STYLE_CODES = re.compile(r"\x1b\[[\d;]*m")
 
 
-def is_capable(console: Console) -> bool:
-    """Whether the terminal moves its cursor as it is told."""
-    return not console.is_dumb_terminal and not console.legacy_windows
-
-
 class LiveOutput:
-    """An `Output` for a terminal: a clock until the first text, then the text as Markdown.
+    """An `Output` for a terminal and one reply: a clock until its first text, then it as Markdown.
 
     A thread paints, at most `REPAINTS_PER_SECOND` times a second, so `write` does not wait for it.
     """
@@ -59,11 +55,14 @@ class LiveOutput:
         self._changed = threading.Event()
         self._over = threading.Event()
         self._error: OSError | None = None
-        self._started = time.monotonic()
+        self._started = 0.0
         self._keyboard = contextlib.ExitStack()
-        self._keyboard.enter_context(_without_echo())
         # A daemon: a terminal that is paused must not keep the process.
         self._thread = threading.Thread(target=self._run, name="cromicle-terminal", daemon=True)
+
+    def begin(self) -> None:
+        self._started = time.monotonic()
+        self._keyboard.enter_context(_without_echo())
         self._thread.start()
 
     @property
@@ -245,9 +244,9 @@ class Painter:
         return start + "\n".join(f"{line}\x1b[K" for line in target[same:]) + "\x1b[J"
 
     def _write(self, text: str) -> None:
-        encoding = self._stream.encoding
-        self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+        data = text.replace("\n", os.linesep).encode(self._stream.encoding, "replace")
+        # In one piece, so that the terminal shows all of it or nothing.
+        write_all(self._stream.buffer, data)
 
 
 def draw(console: Console, drawing: RenderableType, width: int) -> list[str]:
