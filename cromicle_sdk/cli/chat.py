@@ -97,7 +97,7 @@ class Chat:
 
     def show_last(self) -> None:
         """Print the last question and its reply, to go on from."""
-        self.say(f"> {self.transcript.question or ''}")
+        self.say(f"> {self.transcript.question or ''}\n")
         if self.is_interactive and self.transcript.reply is not None:
             output = open_output(raw=self.raw)
             try:
@@ -105,9 +105,11 @@ class Chat:
                 output.write(self.transcript.reply)
             finally:
                 output.end_line()
+            self.say("")
 
     def _answer(self, previous: str | None = None) -> None:
         """Print the reply to the last question; without one, the previous reply stays."""
+        self.say("")
         began = time.monotonic()
         stream: Stream | None = None
         output = open_output(raw=self.raw)
@@ -125,7 +127,8 @@ class Chat:
             if not self.is_interactive:
                 raise
             self._keep("" if stream is None else stream.text, previous, is_cut=True)
-            self.say(f"stopped by Ctrl-C after {time.monotonic() - began:.1f} s; /retry asks again")
+            seconds = time.monotonic() - began
+            self.say(f"\nstopped by Ctrl-C after {seconds:.1f} s; /retry asks again\n")
         except CromicleError as error:
             if isinstance(error, InvalidMessageError):
                 # It would be as invalid the next time.
@@ -136,7 +139,7 @@ class Chat:
             self._keep(reply.text, previous)
             if not sys.stdout.isatty() and not reply.text.endswith("\n"):
                 output.write("\n")
-            self.say(format_end(reply))
+            self.say(f"\n{format_end(reply)}\n")
 
     def _keep(self, text: str, previous: str | None, *, is_cut: bool = False) -> None:
         """Add a reply to the conversation, or else the previous one, and keep it in the archive."""
@@ -155,7 +158,7 @@ class Chat:
             raise click.ClickException(message) from error
         report_error(message)
         if self.transcript.question is not None:
-            self.say("The conversation stands; /retry asks again.")
+            self.say("The conversation stands; /retry asks again.\n")
 
     def _run(self, command: str, text: str) -> None:
         run = self._commands.get(command)

@@ -9,6 +9,7 @@ import click
 
 from cromicle_sdk import (
     APIConnectionError,
+    APIStatusError,
     AuthenticationError,
     ConfigurationError,
     CromicleError,
@@ -80,7 +81,7 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
             return "Raise the limit of open files (ulimit -n)."
         case UnexpectedContentError(option="strict"):
             return "The model ended without text: change the prompt."
-        case AuthenticationError():
+        case APIStatusError(option="token") | AuthenticationError():
             label = flags.get("token", "token")
             return f"Check the token: {_BOTH if label == '--token' else label}."
         case IncompleteReplyError():

@@ -119,9 +119,7 @@ def save_conversation(conversation: Conversation, path: Path) -> None:
         try:
             load_conversation(path)
         except Misuse:
-            raise Misuse(
-                f"{path} is there, and is not a conversation: it stays as it is."
-            ) from None
+            raise Misuse(f"{path} is not a conversation, so it is not replaced.") from None
     try:
         replace_file(path, conversation.to_json().encode())
     except OSError as error:

@@ -1,7 +1,7 @@
 """Markdown of a reply for a terminal: its blocks, and what rich draws of each.
 
-Not rich's own `Markdown`, which leaves out what a reply has written: HTML, definitions of links, the
-targets of images, line breaks. Here each of them is shown.
+Not rich's own `Markdown`, which leaves out what a reply has written: HTML, definitions of links,
+the targets of images, line breaks. Here each of them is shown.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ _REPLACED = (
     *range(0xE0000, 0xE0080),
 )
 
-# What takes no space, and is in honest texts too, such as emoji, Persian and Hebrew: it is left out,
-# so that a text that is copied from the terminal is the text that was seen. Carriage returns are
-# half of a line break in too many texts to mark each.
+# What takes no space, and is in honest texts too, such as emoji, Persian and Hebrew: it is left
+# out, so that a text that is copied from the terminal is the text that was seen. Carriage returns
+# are half of a line break in too many texts to mark each.
 _LEFT_OUT = (
     *(0x0D, 0xAD, 0x034F, 0x061C, 0x180E, 0xFEFF),
     *range(0x180B, 0x180E),
@@ -221,7 +221,7 @@ def report_quietly(text: str) -> None:
         from rich.console import Console
         from rich.text import Text
 
-        Console(stderr=True).print(Text(remove_controls(text), "dim"), soft_wrap=True)
+        Console(stderr=True).print(Text(remove_controls(text), "dim"))
 
 
 def _print_styled(line: str, label: str, style: str) -> None:

@@ -156,8 +156,7 @@ def change_file(file: Path, change: Callable[[Any], None], *, is_removal: bool =
 
 
 def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:
-    known = {"default_profile", "profile"}
-    _check_keys(file, "", content, known)
+    _check_keys(file, "", content, ("default_profile", "profile"))
     default_profile = content.get("default_profile")
     profiles = _check_table(file, "profile", content.get("profile", {}))
     if default_profile is not None and default_profile not in list(profiles):
@@ -174,7 +173,7 @@ def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:
 
 def _check_profile(file: Path, key: str, settings: object) -> Profile:
     table = _check_table(file, key, settings)
-    _check_keys(file, f"{key}.", table, set(NAMES))
+    _check_keys(file, f"{key}.", table, NAMES)
     values = {
         name: check_value(f"{file}: {key}.{name}", name, value) for name, value in table.items()
     }
@@ -189,10 +188,10 @@ def _check_table(file: Path, key: str, value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _check_keys(file: Path, prefix: str, table: Mapping[str, Any], known: set[str]) -> None:
+def _check_keys(file: Path, prefix: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in table:
         if key not in known:
-            names = ", ".join(name for name in (*NAMES, *sorted(known)) if name in known)
+            names = ", ".join(known)
             raise Misuse(f"{file}: {prefix}{key}: there is no such key; the keys are {names}.")
 
 

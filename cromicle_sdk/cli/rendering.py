@@ -1,7 +1,7 @@
 """A reply on a terminal while it arrives, as Markdown.
 
-A block that is complete is printed once for good; only the last one is painted again, and of it only
-the lines that have changed. So a reply may be longer than the screen, and nothing flickers.
+A block that is complete is printed once for good; only the last one is painted again, and of it
+only the lines that have changed. So a reply may be longer than the screen, and nothing flickers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["LiveOutput", "Painter", "RenderedText", "draw"]
 
 REPAINTS_PER_SECOND = 12
 
-# What takes long to paint is painted less often, so that painting takes this part of a core at most.
+# What takes long to paint is painted less often: it takes this part of a core at most.
 LARGEST_SHARE = 0.25
 
 # A longer block is printed as plain text, since each paint costs as much as it is long.

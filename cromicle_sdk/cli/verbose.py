@@ -7,6 +7,8 @@ import logging
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from cromicle_sdk import APIStatusError, APITimeoutError, CromicleError
+
 from .output import Output, report
 
 __all__ = ["calls_on_stderr", "retries_noted"]
@@ -41,6 +43,7 @@ def _handled_by(handler: logging.Handler, level: int) -> Generator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+<<<<<<< HEAD
         logger.setLevel(level_before)
 
 
@@ -52,21 +55,45 @@ class _RetryHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         retry: Mapping[str, Any] | None = getattr(record, "retry", None)
         if retry is not None:
-            reason = str(retry["reason"]).removeprefix("status ")
             self._output.note(
                 f"retrying {retry['attempt'] + 1} of {retry['attempts']}"
-                f" in {retry['wait']:.1f} s: {reason}"
+                f" in {retry['wait']:.1f} s: {_describe_briefly(retry['error'])}"
             )
 
 
+def _describe_briefly(error: CromicleError) -> str:
+    match error:
+        case APIStatusError():
+            return str(error.status_code)
+        case APITimeoutError():
+            return f"timeout ({error.phase})"
+        case _:
+            return error.problem
+=======
+        logger.setLevel(level)
+        handler.report_end()
+>>>>>>> wt-config
+
+
 class _CallHandler(logging.Handler):
+    """Prints each record at once, but the last of a call after its text, which it may precede."""
+
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
+        self._end: list[str] = []
         # Not those below it: the embedded server has a log of its own.
         self.addFilter(lambda record: record.name == _NAME)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "end_of_call"):
+            self._end.append(record.getMessage())
+        else:
+            report(record.getMessage())
+
+    def report_end(self) -> None:
+        """Print the last record of the call, on a line of its own."""
         # Both may be the same terminal.
         self._output.end_line()
-        report(record.getMessage())
+        for line in self._end:
+            report(line)
