@@ -22,8 +22,12 @@ def calls_on_stderr(output: Output) -> Generator[None]:
 
     None of them holds a token, a prompt or a reply.
     """
-    with _handled_by(_CallHandler(output), logging.DEBUG):
-        yield
+    handler = _CallHandler(output)
+    try:
+        with _handled_by(handler, logging.DEBUG):
+            yield
+    finally:
+        handler.report_end()
 
 
 @contextlib.contextmanager
@@ -43,7 +47,6 @@ def _handled_by(handler: logging.Handler, level: int) -> Generator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-<<<<<<< HEAD
         logger.setLevel(level_before)
 
 
@@ -69,10 +72,6 @@ def _describe_briefly(error: CromicleError) -> str:
             return f"timeout ({error.phase})"
         case _:
             return error.problem
-=======
-        logger.setLevel(level)
-        handler.report_end()
->>>>>>> wt-config
 
 
 class _CallHandler(logging.Handler):
