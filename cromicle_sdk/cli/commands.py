@@ -14,6 +14,7 @@ from cromicle_sdk._version import __version__
 
 from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
 from .configure import config
+from .docs import complete_page, print_list, print_page
 from .errors import errors_for_the_shell
 from .input import (
     check_stdin_once,
@@ -473,6 +474,22 @@ def completion(shell: str) -> None:
     assert kind is not None, "click has those of these three shells"
     script = kind(cromicle, {}, "cromicle", COMPLETE_VARIABLE).source()
     open_output().write(script + "\n")
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
+  cromicle docs
+  cromicle docs gateway
+"""
+)
+@click.argument("topic", required=False, shell_complete=complete_page)
+def docs(topic: str | None) -> None:
+    """Show a page of the documentation, or the list of them."""
+    if topic is None:
+        print_list()
+    else:
+        print_page(topic)
 
 
 cromicle.add_command(config)

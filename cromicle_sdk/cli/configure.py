@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -91,7 +91,7 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
         from tomlkit.exceptions import ConvertError
 
         try:
-            item = tomlkit.item(checked)
+            item = cast("object", tomlkit.item(checked))
         except ConvertError:
             raise Misuse(f"{name}: TOML has no null.") from None
         *tables, last = _find_path(document, profile, key)

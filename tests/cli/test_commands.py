@@ -1292,9 +1292,12 @@ def test_main_leaves_ctrl_c_to_who_ignores_it(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "cromicle_sdk.cli.run", lambda _: seen.append(signal.getsignal(signal.SIGINT)) or 0
-    )
+
+    def see(arguments: list[str]) -> int:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    monkeypatch.setattr("cromicle_sdk.cli.run", see)
     with pytest.raises(SystemExit):
         __main__.main()
     assert seen == [signal.SIG_IGN if ignored else signal.default_int_handler]
@@ -1303,7 +1306,7 @@ def test_main_leaves_ctrl_c_to_who_ignores_it(
         assert left is signal.SIG_IGN
         return
     ended: list[int] = []
-    monkeypatch.setattr(__main__.os, "_exit", ended.append)
+    monkeypatch.setattr("os._exit", ended.append)
     left(signal.SIGINT, None)
     assert ended == [130]
 

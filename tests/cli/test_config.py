@@ -282,6 +282,17 @@ def test_a_file_that_others_can_use_is_a_warning(
     )
 
 
+def test_the_file_of_the_documentation_is_valid(file: Path) -> None:
+    page = Path(_profiles.__file__).parents[1] / "docs" / "command.md"
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    save(file, block)
+    settings = load_settings()
+    assert settings.profile == "work"
+    assert settings.token is not None
+    # It has an example of each.
+    assert set(settings.sources.values()) == {"default_profile", "profile work"}
+
+
 # cromicle config
 
 
@@ -451,7 +462,7 @@ def test_a_file_that_cannot_be_written_is_an_error(
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_profiles.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     assert run(["config", "set", "model", "m"]) == 2
     assert f"{file} cannot be written: No space left on device." in read_error(capsys)
     assert file.read_bytes() == before
