@@ -32,9 +32,7 @@ class Archive:
         self._folder = folder or platformdirs.user_data_path("cromicle", appauthor=False)
         self._lines = self._folder / "lines.jsonl"
         self._conversations = self._folder / "conversations"
-        # The name sorts by time; two chats may begin in the same second.
-        name = f"{time.strftime('%Y-%m-%dT%H-%M-%S', time.gmtime())}-{os.getpid()}.json"
-        self._current = self._conversations / name
+        self._current = self._conversations / _build_name()
         self.problem = ""
 
     def read_lines(self) -> list[str]:
@@ -71,7 +69,7 @@ class Archive:
 
     def start_anew(self) -> None:
         """Keep what comes in a file of its own."""
-        self._current = self._current.with_stem(f"{self._current.stem}-{time.time_ns()}")
+        self._current = self._conversations / _build_name()
 
     def continue_last(self) -> Conversation:
         """The conversation that was kept last, in whose file the next ones are kept.
@@ -124,6 +122,13 @@ def save_conversation(conversation: Conversation, path: Path) -> None:
         replace_file(path, conversation.to_json().encode())
     except OSError as error:
         raise Misuse(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def _build_name() -> str:
+    """The name of a new conversation's file; names sort by time."""
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    moment = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime(seconds))
+    return f"{moment}.{rest:09}-{os.getpid()}.json"
 
 
 def _parse_line(text: str) -> str | None:

@@ -94,12 +94,13 @@ def divide(block: Block, lines: list[str]) -> tuple[str, str] | None:
 
 
 def divide_anywhere(block: Block, text: str) -> tuple[str, str]:
-    """The text as two, the second one being short, and of code still code."""
-    cut = max(text.rfind("\n"), text.rfind(" ")) + 1 or len(text)
+    """The text of the only block as two texts; that of code is code in both."""
     prefix = ""
     if block.node is not None and block.node.type == "fence":
         prefix = text.split("\n")[block.start] + "\n"
-    return text[:cut], prefix + text[cut:]
+    _, _, rest = text.partition(prefix) if prefix else ("", "", text)
+    cut = max(rest.rfind("\n"), rest.rfind(" ")) + 1 or len(rest)
+    return prefix + rest[:cut], prefix + rest[cut:]
 
 
 def _find_last_item(node: SyntaxTreeNode) -> int:
@@ -133,7 +134,7 @@ def _build(node: SyntaxTreeNode) -> RenderableType:
         case "bullet_list" | "ordered_list":
             return _build_list(node)
         case "blockquote":
-            return _Marked("▌ ", "▌ ", Style(dim=True), _join(node.children))
+            return _Marked("▌ ", "▌ ", node.children)
         case "table":
             return _build_table(node)
         case "hr":
@@ -156,12 +157,11 @@ def _build_code(node: SyntaxTreeNode) -> RenderableType:
 def _build_list(node: SyntaxTreeNode) -> RenderableType:
     is_ordered = node.type == "ordered_list"
     first = int(node.attrs.get("start", 1))
-    marks = [f"{first + index}. " if is_ordered else "• " for index in range(len(node.children))]
-    width = len(marks[-1])
+    # An item does not depend on those after it, which need not be there yet.
     return Group(
         *(
-            _Marked(" " + mark.rjust(width), " " * (width + 1), _MARK_STYLE, _join(item.children))
-            for mark, item in zip(marks, node.children, strict=True)
+            _Marked(f" {first + index}. " if is_ordered else " • ", None, item.children)
+            for index, item in enumerate(node.children)
         )
     )
 
@@ -195,22 +195,23 @@ def _join(nodes: list[SyntaxTreeNode]) -> RenderableType:
 
 
 class _Marked:
-    """A block with a mark at the left of its first line, and another at that of its others."""
+    """Blocks with a mark at the left of their first line, and another one at that of the others."""
 
-    def __init__(self, first: str, rest: str, style: Style, drawing: RenderableType) -> None:
+    def __init__(self, first: str, others: str | None, nodes: list[SyntaxTreeNode]) -> None:
         self._first = first
-        self._rest = rest
-        self._style = style
-        self._drawing = drawing
+        self._others = " " * len(first) if others is None else others
+        self._style = _MARK_STYLE if others is None else Style(dim=True)
+        self._drawing = _join(nodes)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         inner = options.update(width=max(1, options.max_width - len(self._first)))
         mark = self._first
-        for line in console.render_lines(self._drawing, inner, pad=False):
+        # An empty item has a mark all the same.
+        for line in console.render_lines(self._drawing, inner, pad=False) or [[]]:
             yield Segment(mark.translate(_ASCII) if options.ascii_only else mark, self._style)
             yield from line
             yield Segment.line()
-            mark = self._rest
+            mark = self._others
 
 
 def _build_inline(node: SyntaxTreeNode) -> Text:

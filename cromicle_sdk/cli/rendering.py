@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from .markdown import Block, build_plain, divide, divide_anywhere, split_blocks
+from .markdown import Block, divide, divide_anywhere, split_blocks
 from .output import remove_controls, write_all
 
 __all__ = ["LiveOutput", "Painter", "RenderedText", "draw"]
@@ -31,7 +31,7 @@ REPAINTS_PER_SECOND = 12
 # What takes long to paint is painted less often: it takes this part of a core at most.
 LARGEST_SHARE = 0.25
 
-# A longer block is printed as plain text, since each paint costs as much as it is long.
+# A longer block is printed in parts, since each paint costs as much as the block is long.
 LONGEST_BLOCK = 16_384
 
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -142,6 +142,11 @@ class RenderedText:
         self._needs_gap = False
         self.has_begun = False
 
+    @property
+    def open_length(self) -> int:
+        """The length of the text that is not final."""
+        return len(self._open)
+
     def append(self, text: str) -> None:
         self._new.append(remove_controls(text))
         self.has_begun = True
@@ -172,13 +177,11 @@ class RenderedText:
                 return final, drawn[-height:]
             (block,) = blocks
             parts = divide(block, lines)
-            if parts is not None:
-                final += self._draw(split_blocks(parts[0]), width)
-            elif is_too_long:
+            if parts is None and is_too_long:
                 parts = divide_anywhere(block, self._open)
-                final += self._draw([Block(0, None, build_plain(parts[0]))], width)
-            else:
+            if parts is None:
                 return final, drawn[-height:]
+            final += self._draw(split_blocks(parts[0]), width)
             self._needs_gap = False
             self._open = parts[1]
 

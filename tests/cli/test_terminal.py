@@ -90,7 +90,9 @@ def test_control_characters_of_a_reply_do_not_reach_the_terminal(server: FaultyS
 
 def test_characters_that_the_terminal_cannot_encode_are_replaced(server: FaultyServer) -> None:
     server.reply("Grüße 🎉")
-    with Terminal("ask", "--raw", "--base-url", server.base_url, "Hi", PYTHONIOENCODING="ascii") as terminal:
+    with Terminal(
+        "ask", "--raw", "--base-url", server.base_url, "Hi", PYTHONIOENCODING="ascii"
+    ) as terminal:
         assert terminal.read_all() == b"Gr??e ?\r\n"
         assert terminal.process.wait(PATIENCE) == 0
 
@@ -131,7 +133,9 @@ def test_without_text_it_does_not_read_the_terminal() -> None:
 def test_a_terminal_that_does_not_block_loses_nothing(server: FaultyServer) -> None:
     lines = [f"{number:9}" for number in range(20_000)]
     server.reply("\n".join(lines))
-    with Terminal("ask", "--raw", "--base-url", server.base_url, "Hi", is_blocking=False) as terminal:
+    with Terminal(
+        "ask", "--raw", "--base-url", server.base_url, "Hi", is_blocking=False
+    ) as terminal:
         assert terminal.read_all().decode().splitlines() == lines
         assert terminal.process.wait(PATIENCE) == 0
 
