@@ -171,14 +171,9 @@ def open_output(*, raw: bool = False) -> Output:
         return RawOutput(sys.stdout.buffer)
     if not raw:
         # Imported here because only a terminal needs it.
-        from rich.console import Console
+        from .rendering import open_live
 
-        console = Console(file=sys.stdout)
-        # It moves its cursor as it is told.
-        if not console.is_dumb_terminal and not console.legacy_windows:
-            from .rendering import LiveOutput
-
-            return LiveOutput(sys.stdout, console)
+        return open_live(sys.stdout) or TerminalOutput(sys.stdout)
     return TerminalOutput(sys.stdout)
 
 

@@ -7,6 +7,7 @@ only the lines that have changed. So a reply may be longer than the screen, and 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -24,7 +25,7 @@ from rich.text import Text
 from .markdown import Block, divide, divide_anywhere, split_blocks
 from .output import remove_controls, write_all
 
-__all__ = ["LiveOutput", "Painter", "RenderedText", "draw"]
+__all__ = ["LiveOutput", "Painter", "RenderedText", "build_console", "draw", "open_live"]
 
 REPAINTS_PER_SECOND = 12
 
@@ -38,6 +39,23 @@ _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _ASCII_FRAMES = "|/-\\"
 
 _STYLE_CODES = re.compile(r"\x1b\[[\d;]*m")
+
+
+def open_live(stream: TextIO) -> LiveOutput | None:
+    """An output that renders on this terminal; None if that does not move its cursor as told."""
+    console = build_console(stream.encoding)
+    is_simple = console.is_dumb_terminal or console.legacy_windows
+    return None if is_simple else LiveOutput(stream, console)
+
+
+def build_console(encoding: str, **options: Any) -> Console:
+    """The console that knows how the terminal is, and draws for it, but writes nothing to it.
+
+    rich flushes the file of a console after each drawing.
+    """
+    return Console(
+        file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), force_terminal=True, **options
+    )
 
 
 class LiveOutput:
@@ -288,15 +306,18 @@ def _without_echo() -> Generator[None]:
     """Keep what is typed meanwhile off the screen, for the next program that reads it."""
     try:
         import termios
-
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-    except (ImportError, AttributeError, OSError, ValueError, termios.error):
-        # Windows does not echo; stdin is not a terminal, or there is none.
+    except ImportError:
+        # Windows, which echoes only what a program reads.
         yield
         return
-    changed = [*before]
-    changed[3] = int(before[3]) & ~termios.ECHO
+    try:
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+    except (AttributeError, OSError, ValueError, termios.error):
+        # It is not a terminal, or there is none.
+        yield
+        return
+    changed = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
     termios.tcsetattr(descriptor, termios.TCSANOW, changed)
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 
 import pytest
@@ -12,12 +11,11 @@ from rich.console import Console
 from screens import Screen
 
 from cromicle_sdk.cli import rendering as _rendering
-from cromicle_sdk.cli.rendering import RenderedText
+from cromicle_sdk.cli.rendering import RenderedText, build_console
 
 
 def open_console(width: int = 40, encoding: str = "utf-8") -> Console:
-    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    return Console(file=file, force_terminal=True, width=width, color_system="256", _environ={})
+    return build_console(encoding, width=width, color_system="256", _environ={})
 
 
 def draw(text: str, width: int = 40, encoding: str = "utf-8") -> Screen:
