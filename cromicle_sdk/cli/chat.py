@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 import click
 
@@ -42,14 +43,18 @@ class Reader(Protocol):
 class LineReader:
     """Reads the lines of a file or a pipe."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
     def read(self, draft: str = "") -> str:
+        """The next line. Raises `EOFError`, and `Misuse` if it is not UTF-8."""
         line = self._stream.readline()
         if not line:
             raise EOFError
-        return line.removesuffix("\n").removesuffix("\r")
+        try:
+            return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise Misuse("A line of standard input is not UTF-8.") from None
 
 
 class Leave(Exception):  # noqa: N818 - it is the end, and not an error
@@ -234,13 +239,13 @@ class Chat:
         self.say(f"The model is {self.fields.get('model', 'that of the server')}.")
 
     def _set_field(self, text: str) -> None:
-        name, _, value = text.partition("=")
-        if value.strip():
-            self.fields = check("/set", "extra_body", {**self.fields, name.strip(): _parse(value)})
-        elif text.strip().endswith("="):
-            self.fields.pop(name.strip(), None)
-        elif text:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if text and not (name and equals):
             raise Misuse("/set takes NAME=JSON, such as temperature=0.5.")
+        if value:
+            self.fields = check("/set", "extra_body", {**self.fields, name: _parse(value)})
+        else:
+            self.fields.pop(name, None)
         shown = [f"{key}={json.dumps(item)}" for key, item in self.fields.items()]
         self.say("Fields of each request: " + (", ".join(shown) or "none"))
 
@@ -320,7 +325,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 def _open_reader(chat: Chat) -> Reader:
     if not chat.is_interactive:
-        return LineReader(sys.stdin)
+        return LineReader(io.BytesIO() if sys.stdin is None else sys.stdin.buffer)
     # Imported here because only a terminal needs it.
     from .prompt import PromptReader
 
