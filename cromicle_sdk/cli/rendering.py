@@ -120,7 +120,9 @@ class LiveOutput:
                 self._changed.clear()
                 self._paint()
                 spent = time.monotonic() - began
-                self._over.wait(max(1 / REPAINTS_PER_SECOND, spent / LARGEST_SHARE))
+                if self._over.wait(max(1 / REPAINTS_PER_SECOND, spent / LARGEST_SHARE)):
+                    # `end_line` has set the other event, too, which may be cleared again.
+                    break
                 if self._text.has_begun:
                     self._changed.wait()
         except OSError as error:
