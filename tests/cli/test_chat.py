@@ -14,6 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from cromicle_sdk import Client, Conversation, Retry
 from cromicle_sdk.cli import chat as _chat
@@ -469,3 +472,34 @@ def test_a_line_reader_ends_with_its_stream() -> None:
 def test_a_closed_stdin_is_the_end(faults: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert chat_with(faults) == 0
+
+
+# A terminal
+
+
+class Typewriter(io.TextIOWrapper):
+    """A stdin or stdout that says that it is a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), "utf-8")
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_terminal_gets_a_prompt_and_replies_as_markdown(
+    term: str, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    faults.reply("One **bold**.")
+    monkeypatch.setenv("TERM", term)
+    screen = Typewriter()
+    monkeypatch.setattr(sys, "stdin", Typewriter())
+    monkeypatch.setattr(sys, "stdout", screen)
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text("One?\r/quit\r")
+        assert chat_with(faults) == 0
+    assert isinstance(screen.buffer, io.BytesIO)
+    shown = screen.buffer.getvalue().decode()
+    assert ("**bold**" in shown) == (term == "dumb")
+    assert f"Chat with {faults.base_url}" in capsys.readouterr().err
