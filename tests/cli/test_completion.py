@@ -20,7 +20,7 @@ import pexpect  # type: ignore[import-untyped]  # it has no types
 
 Capture = pytest.CaptureFixture[str]
 
-PATIENCE = 60
+PATIENCE = 20
 PROMPT = "READY> "
 
 # How each starts without the user's own files, and what it is told first.
@@ -37,7 +37,7 @@ SHELLS = {
 @pytest.fixture
 def folder(tmp_path: Path, config_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to start a shell in; the command is on its PATH, and it has two profiles."""
-    config_folder.mkdir()
+    config_folder.mkdir(parents=True)
     text = '[profile.home]\nmodel = "a"\n[profile.office]\nmodel = "b"\n'
     (config_folder / "config.toml").write_text(text)
     (config_folder / "config.toml").chmod(0o600)

@@ -53,7 +53,7 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 
 
 def save(file: Path, text: str, base_url: str = "http://work.example", mode: int = 0o600) -> None:
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text.replace("BASE_URL", base_url), encoding="utf-8")
     file.chmod(mode)
 
@@ -391,6 +391,15 @@ def test_a_token_is_read_from_standard_input(
     assert token.reveal() == "s3cret"
 
 
+def test_a_token_is_prompted_for_on_a_terminal(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("click.prompt", lambda *_, **options: "s3cret" * options["hide_input"])
+    assert run(["config", "set", "token"]) == 0
+    assert "s3cret" in file.read_text()
+
+
 def test_unset_of_what_is_not_there(file: Path) -> None:
     for name in ("default_profile", "model", "extra_body.a"):
         assert run(["config", "unset", name]) == 0
@@ -438,10 +447,15 @@ def test_set_rejects_a_bad_value_and_changes_nothing(
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", [["set", "model", "m"], ["unset", "model"]])
+@pytest.mark.parametrize("command", [["set", "extra_body.a", "1"], ["unset", "extra_body.a"]])
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("nonsense", "is not TOML"), ("profile = 1", "profile: expected a table")],
+    [
+        ("nonsense", "is not TOML"),
+        ("profile = 1", "profile: expected a table"),
+        ("profile.default = 1", "profile.default: expected a table"),
+        ("[profile.default]\nextra_body = 1", "profile.default.extra_body: expected a table"),
+    ],
 )
 def test_a_file_that_is_not_valid_is_not_changed(
     text: str, problem: str, command: list[str], file: Path, capsys: Capture
@@ -473,7 +487,7 @@ def test_a_file_that_cannot_be_written_is_an_error(
 def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
     kept = tmp_path / "dotfiles"
     kept.write_text("")
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.symlink_to(kept)
     assert run(["config", "set", "model", "m"]) == 0
     assert file.is_symlink()
