@@ -10,9 +10,11 @@ from typing import Any
 
 import pexpect
 import pyte
+from rich.style import Style
+from rich.text import Text
 from typing_extensions import Self
 
-__all__ = ["PATIENCE", "Process", "Screen"]
+__all__ = ["PATIENCE", "Process", "Screen", "isolate"]
 
 PATIENCE = 30.0
 
@@ -62,6 +64,18 @@ class Screen:
                 found = {name for name in names if getattr(cell, name)}
                 return found | {name for name in (cell.fg, cell.bg) if name != "default"}
         raise AssertionError(f"{text!r} is not on the screen")
+
+    @property
+    def styled(self) -> list[Text]:
+        """The visible lines with their styles, for rich."""
+        lines = []
+        for row in range(len(self.visible)):
+            line = Text()
+            for column in range(self._screen.columns):
+                cell = self._screen.buffer[row][column]
+                line.append(cell.data, _build_style(cell))
+            lines.append(line)
+        return lines
 
 
 class Process:
@@ -149,6 +163,26 @@ def isolate(folder: Path) -> dict[str, str]:
         "XDG_DATA_HOME": str(folder / "data"),
         "XDG_CONFIG_HOME": str(folder / "config"),
     }
+
+
+def _build_style(cell: Any) -> Style:
+    return Style(
+        color=_name_color(cell.fg),
+        bgcolor=_name_color(cell.bg),
+        bold=cell.bold,
+        italic=cell.italics,
+        underline=cell.underscore,
+        strike=cell.strikethrough,
+    )
+
+
+def _name_color(color: str) -> str | None:
+    """A colour of the emulator, which has those of 256 as hexadecimal digits, for rich."""
+    if color == "default":
+        return None
+    if len(color) == 6 and set(color) <= set("0123456789abcdef"):
+        return f"#{color}"
+    return {"brown": "yellow"}.get(color, color.replace("bright", "bright_"))
 
 
 def _trim(lines: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from .history import Archive
 from .slash import FILE_COMMANDS, complete_name
 
-__all__ = ["PromptReader"]
+__all__ = ["Commands", "PromptReader"]
 
 
 class PromptReader:
@@ -29,7 +29,7 @@ class PromptReader:
             multiline=True,
             prompt_continuation="  ",
             history=_Lines(archive),
-            completer=_Commands(),
+            completer=Commands(),
             complete_while_typing=False,
             enable_open_in_editor=True,
             key_bindings=self._build_keys(),
@@ -81,7 +81,7 @@ class _Lines(History):
             self._archive.add_line(string)
 
 
-class _Commands(Completer):
+class Commands(Completer):
     """Completes the commands of a chat, and the names of files after some of them."""
 
     def __init__(self) -> None:

@@ -230,7 +230,7 @@ class Painter:
         `width` is that of the screen. Raises `OSError`.
         """
         target = [*final, *lines]
-        if target == self._lines:
+        if not final and lines == self._lines:
             return
         changes = self._build_changes(target, width)
         if not lines and target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -503,3 +504,30 @@ def test_a_terminal_gets_a_prompt_and_replies_as_markdown(
     shown = screen.buffer.getvalue().decode()
     assert ("**bold**" in shown) == (term == "dumb")
     assert f"Chat with {faults.base_url}" in capsys.readouterr().err
+
+
+# Retries
+
+
+def test_a_retry_is_noted_on_a_terminal_that_gets_the_text_as_it_is(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.reset().fail(503, retry_after=0).stall().reply("One.")
+    screen = Typewriter()
+    monkeypatch.setattr(sys, "stdout", screen)
+    pipe_in(monkeypatch, "One?\n")
+    arguments = ["chat", "--base-url", faults.base_url, "--raw", "--timeout", "0.3"]
+    assert run([*arguments, "--retries", "3"]) == 0
+    assert isinstance(screen.buffer, io.BytesIO)
+    lines = screen.buffer.getvalue().decode().splitlines()
+    assert [re.sub(r"in \d\.\d s", "in 0.0 s", line) for line in lines[1:]] == [
+        "retrying 3 of 4 in 0.0 s: 503",
+        "retrying 4 of 4 in 0.0 s: timeout (first_byte)",
+        "One.",
+    ]
+    assert re.match(r"retrying 2 of 4 in \d\.\d s: \w+", lines[0])
+
+
+def test_without_a_stderr_nothing_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    build(client).handle("/help")

@@ -17,6 +17,7 @@ from cromicle_sdk.testing import FaultyServer
 if sys.platform == "win32":
     pytest.skip("it has no pseudo terminals", allow_module_level=True)
 
+from pictures_chat import PICTURE, draw_chat, read_text
 from screens import Process, isolate
 
 ESCAPE = "\x1b"
@@ -293,3 +294,7 @@ def test_a_burst_is_painted_a_few_times(faults: FaultyServer, tmp_path: Path) ->
         assert ask.screen.text.split() == "".join(words).split()
         # Painted again for each chunk, it would be a hundred times as much.
         assert len(ask.output) < 20 * len("".join(words))
+
+
+def test_the_picture_in_the_readme_is_what_chat_shows() -> None:
+    assert read_text(draw_chat()) == read_text(PICTURE.read_text(encoding="utf-8"))

@@ -226,6 +226,7 @@ def test_a_line_that_only_looks_like_a_heading_stays_in_its_paragraph() -> None:
         "a line\n" * 30 + "\nAfter.",
         "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 30,
         "1. one\n" + "   - below\n" * 30,
+        (">" * 50 + " deep\n") * 10,
     ],
 )
 def test_what_is_longer_than_the_screen_looks_as_it_does_at_once(text: str, height: int) -> None:

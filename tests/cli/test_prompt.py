@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from cromicle_sdk.cli.history import Archive
-from cromicle_sdk.cli.prompt import PromptReader
+from cromicle_sdk.cli.prompt import Commands, PromptReader
 
 
 @pytest.fixture
@@ -49,18 +51,17 @@ def test_ctrl_d_is_the_end(keys: PipeInput) -> None:
         PromptReader(None).read()
 
 
-def test_tab_completes_commands_and_files(
-    keys: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conversation.json").touch()
-    keys.send_text("/sy\t Hi\r")
-    reader = PromptReader(None)
-    assert reader.read() == "/system Hi"
-    keys.send_text("/load conv\t\r")
-    assert reader.read() == "/load conversation.json"
-    keys.send_text("Hi\t\r")
-    assert reader.read().rstrip() == "Hi"
+
+    def complete(text: str) -> list[str]:
+        found = Commands().get_completions(Document(text), CompleteEvent())
+        return [completion.text for completion in found]
+
+    assert complete("/sy") == ["/system"]
+    assert complete("/load conv") == ["ersation.json"]
+    assert complete("sy") == []
 
 
 def test_the_line_before_comes_from_the_archive(keys: PipeInput, tmp_path: Path) -> None:
