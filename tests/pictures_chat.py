@@ -62,7 +62,7 @@ def draw_chat() -> str:
             *("chat", "--base-url", server.base_url),
             columns=WIDTH,
             lines=HEIGHT,
-            **isolate(Path(folder)),
+            environment=isolate(Path(folder)),
         ) as chat:
             chat.wait_for_prompt()
             chat.type("How do I find the greatest common divisor?\r")

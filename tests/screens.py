@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pexpect
+import pexpect  # type: ignore[import-untyped]  # it has no types
 import pyte
 from rich.style import Style
 from rich.text import Text
@@ -82,7 +82,11 @@ class Process:
     """A process of the command on a pseudo terminal, seen through an emulator."""
 
     def __init__(
-        self, *arguments: str, columns: int = 80, lines: int = 24, **environment: str
+        self,
+        *arguments: str,
+        environment: Mapping[str, str],
+        columns: int = 80,
+        lines: int = 24,
     ) -> None:
         kept = {name: text for name, text in os.environ.items() if name[:9] != "CROMICLE_"}
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED"):

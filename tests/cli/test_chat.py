@@ -245,9 +245,9 @@ def test_undo_takes_the_last_question_back(client: Client, capsys: Capture) -> N
 def test_the_system_message_can_be_changed(client: Client, capsys: Capture) -> None:
     chat = build(client)
     chat.handle("/system Be brief.")
-    assert chat.transcript.system == "Be brief."
+    assert read(chat) == ["Be brief."]
     chat.handle("/system")
-    assert chat.transcript.system is None
+    assert read(chat) == []
     assert "it was: Be brief." in capsys.readouterr().err
     chat.handle("/system")
     assert "it was: none" in capsys.readouterr().err

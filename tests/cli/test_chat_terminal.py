@@ -37,8 +37,7 @@ def start(
     return Process(
         *("chat", "--base-url", faults.base_url, *arguments),
         columns=columns,
-        **isolate(tmp_path),
-        **environment,
+        environment={**isolate(tmp_path), **environment},
     )
 
 
@@ -265,7 +264,7 @@ def test_hostile_rtl_and_wide_text_at_40_columns(faults: FaultyServer, tmp_path:
 def test_ask_renders_on_a_terminal(faults: FaultyServer, tmp_path: Path) -> None:
     text = "# Title\n\n" + "".join(f"1. item {number}\n" for number in range(1, 60)) + "\nThe end."
     faults.reply(chunks=[text[start : start + 7] for start in range(0, len(text), 7)], delay=0.002)
-    with Process("ask", "--base-url", faults.base_url, "Hi", **isolate(tmp_path)) as ask:
+    with Process("ask", "--base-url", faults.base_url, "Hi", environment=isolate(tmp_path)) as ask:
         assert ask.wait() == 0
         lines = [f" {number}. item {number}" for number in range(1, 60)]
         assert ask.screen.lines == ["Title", "", *lines, "", "The end."]
@@ -278,7 +277,7 @@ def test_a_window_that_changes_its_size_keeps_the_text(
 ) -> None:
     gate = threading.Event()
     faults.reply(chunks=["First paragraph.\n\nSecond", " one, and more."], gate=gate)
-    with Process("ask", "--base-url", faults.base_url, "Hi", **isolate(tmp_path)) as ask:
+    with Process("ask", "--base-url", faults.base_url, "Hi", environment=isolate(tmp_path)) as ask:
         ask.wait_for("Second")
         ask.resize(60, 20)
         gate.set()
@@ -289,7 +288,7 @@ def test_a_window_that_changes_its_size_keeps_the_text(
 def test_a_burst_is_painted_a_few_times(faults: FaultyServer, tmp_path: Path) -> None:
     words = [f"word{number} " for number in range(2000)]
     faults.reply(chunks=words)
-    with Process("ask", "--base-url", faults.base_url, "Hi", **isolate(tmp_path)) as ask:
+    with Process("ask", "--base-url", faults.base_url, "Hi", environment=isolate(tmp_path)) as ask:
         assert ask.wait() == 0
         assert ask.screen.text.split() == "".join(words).split()
         # Painted again for each chunk, it would be a hundred times as much.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,13 @@ def test_old_conversations_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_that_cannot_be_used_is_a_problem_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    uses: list[Callable[[Archive], object]] = [
+        lambda archive: archive.add_line("One?"),
+        lambda archive: archive.save(TALK),
+        Archive.read_lines,
+    ]
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        for use in (
-            lambda archive: archive.add_line("One?"),
-            lambda archive: archive.save(TALK),
-            lambda archive: archive.read_lines(),
-        ):
+        for use in uses:
             archive = Archive(folder)
             assert not use(archive)
             assert str(folder) in archive.problem
