@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import resource
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -293,6 +295,37 @@ def test_a_burst_is_painted_a_few_times(faults: FaultyServer, tmp_path: Path) ->
         assert ask.screen.text.split() == "".join(words).split()
         # Painted again for each chunk, it would be a hundred times as much.
         assert len(ask.output) < 20 * len("".join(words))
+
+
+def measure_cpu(*arguments: str, folder: Path) -> float:
+    """The CPU time of a process of the command on a terminal, in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with Process(*arguments, environment=isolate(folder)) as process:
+        assert process.wait() == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_rendering_a_burst_costs_little_more_than_printing_it(
+    faults: FaultyServer, tmp_path: Path
+) -> None:
+    text = ("Some **bold** words and `code`.\n\n- one\n- two\n\n```python\nx = 1\n```\n\n") * 100
+    size = len(text) // 2000 + 1
+    chunks = [text[start : start + size] for start in range(0, len(text), size)]
+    faults.reply(chunks=chunks).reply(chunks=chunks)
+    call = ("ask", "--base-url", faults.base_url, "Hi")
+    raw = measure_cpu(*call, "--raw", folder=tmp_path)
+    # 1.4 times on an idle machine.
+    assert measure_cpu(*call, folder=tmp_path) < 3 * raw
+
+
+def test_the_help_loads_nothing_that_a_chat_needs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cromicle_sdk.cli import run; run(['chat', '--help']);"
+        "print({'prompt_toolkit', 'markdown_it', 'rich.markdown'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_the_picture_in_the_readme_is_what_chat_shows() -> None:
