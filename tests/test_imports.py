@@ -42,7 +42,7 @@ MODULES: dict[str, set[str]] = {
     "_core.deadline": {"_core.errors", "_core.options"},
     # What both sides know of the network.
     "_http.sockets": set(),
-    "_http.slots": set(),
+    "_http.slots": {"_http.sockets"},
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),

@@ -511,7 +511,7 @@ def test_an_error_is_one_line_with_a_hint(
         ),
         (lambda server: server.fail(403, body=WRONG_HOST), "Check --base-url: the server that"),
         (lambda server: server.fail(429, retry_after=9, body=GUESSED), "$CROMICLE_TOKEN."),
-        (lambda server: server.fail(501), "Check --base-url: what answers there does not take"),
+        (lambda server: server.fail(501), "Check --base-url: the server does not accept"),
     ],
 )
 def test_advice_fits_the_problem(
