@@ -261,11 +261,11 @@ class Chat:
         self.show_last()
 
     def _help(self, _: str) -> None:
-        width = max(len(f"{command.name} {command.argument}") for command in COMMANDS)
-        for command in COMMANDS:
-            usage = f"{command.name} {command.argument}"
-            self.say(f"  /{usage:{width}}  {command.help}")
-        self.say("Alt-Enter begins a new line, Ctrl-C stops a reply, and //TEXT asks /TEXT.")
+        if self.is_interactive:
+            report_quietly(
+                "Alt-Enter begins a new line, Ctrl-C stops a reply, and //TEXT asks /TEXT.",
+                rows=[(f"/{one.name} {one.argument}", one.help) for one in COMMANDS],
+            )
 
     def _quit(self, _: str) -> None:
         raise Leave

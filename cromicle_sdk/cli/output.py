@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, BinaryIO, Protocol, TextIO
 
 import click
@@ -207,16 +208,23 @@ def report_error(message: str) -> None:
     report(message, label="Error: ", style="bold red")
 
 
-def report_quietly(text: str) -> None:
-    """Print lines on stderr, dim on a terminal, with control characters replaced."""
+def report_quietly(text: str, *, rows: Iterable[tuple[str, str]] = ()) -> None:
+    """Print rows of two columns and a text on stderr, dim on a terminal, controls replaced."""
     with contextlib.suppress(OSError):
         if sys.stderr is None:
             return
         # Imported here because only a chat needs it.
         from rich.console import Console
+        from rich.table import Table
         from rich.text import Text
 
-        Console(stderr=True).print(Text(remove_controls(text), "dim"))
+        console = Console(stderr=True)
+        table = Table.grid(padding=(0, 2))
+        for name, explanation in rows:
+            table.add_row(Text(name, "dim", no_wrap=True), Text(explanation, "dim"))
+        if table.row_count:
+            console.print(table)
+        console.print(Text(remove_controls(text), "dim"))
 
 
 def _print_styled(line: str, label: str, style: str) -> None:

@@ -178,7 +178,10 @@ def test_every_command_is_in_the_help(client: Client, capsys: Capture) -> None:
     chat.handle("/help")
     shown = capsys.readouterr().err
     assert {command.name for command in COMMANDS} == set(chat._commands)
-    assert all(f"/{command.name}" in shown for command in COMMANDS)
+    assert all(f"/{command.name} " in shown for command in COMMANDS)
+    chat.is_interactive = False
+    chat.handle("/help")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
