@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cromicle_sdk"
 
 # Each side has its own.
-HANDWRITTEN = {"__init__.py", "concurrency.py"}
+HANDWRITTEN = {"__init__.py", "concurrency.py", "iterators.py", "socket_reader.py"}
 
 # Substitutions in this order: a regular expression, and what replaces its matches. First the
 # phrases that describe only one side, as they are.

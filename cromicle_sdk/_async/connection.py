@@ -166,7 +166,7 @@ class AsyncConnection:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise ClosedByCaller("it was closed while it was under way")
+            raise ClosedByCaller
 
     def __del__(self) -> None:
         # An interrupt may leave one half made.

@@ -39,6 +39,7 @@ from cromicle_sdk._http.sockets import (
 )
 
 from . import concurrency
+from .socket_reader import SocketReader
 
 __all__ = ["AsyncNetwork"]
 
@@ -58,7 +59,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._call: _AsyncWaitLimits | None = None
         self._write_call: _AsyncWaitLimits | None = None
         self._socket: socket.socket | None = None
-        self._reader: concurrency.SocketReader | None = None
+        self._reader: SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
         self._stream: _AsyncNetworkStream | None = None
         self._observer: FramingObserver | None = None
@@ -347,7 +348,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
 
     def _set_socket(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._reader = concurrency.SocketReader(sock)
+        self._reader = SocketReader(sock)
 
     async def _wait_connected(
         self, pending: list[socket.socket], call: _AsyncWaitLimits, *, is_last: bool

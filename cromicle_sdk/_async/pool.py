@@ -32,7 +32,7 @@ from cromicle_sdk._http.slots import Slot
 from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
 from cromicle_sdk._http.translate import redact_error, redact_reason
 
-from . import concurrency
+from . import concurrency, iterators
 from .connection import AsyncConnection, AsyncLoopPool
 from .upgrade import AsyncUpgradedStream
 
@@ -378,7 +378,7 @@ class AsyncExchange:
             connection.close()
         # An iterator that another task or thread runs is for that one to finish: it is interrupted.
         if self._chunks is not None and (connection is None or not connection.is_in_use):
-            concurrency.finish_iterator(self._chunks)
+            iterators.finish_iterator(self._chunks)
             self._chunks = None
         slot, self._slot = self._slot, None
         if slot is not None:

@@ -39,7 +39,7 @@ from cromicle_sdk._http.sockets import (
     snapshot,
 )
 
-from . import concurrency
+from . import concurrency, iterators
 from .pool import AsyncExchange, AsyncTrace
 from .transport import AsyncTransport
 
@@ -318,7 +318,7 @@ class _AsyncChunks:
         chunk = b""
         try:
             while not chunk:
-                chunk = await concurrency.limit_waits(read, limit, cancel_handle)
+                chunk = await iterators.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     await concurrency.checkpoint()
@@ -336,4 +336,4 @@ class _AsyncChunks:
         is_closed = chunks is self._stream and not isinstance(self._stream, AsyncGenerator)
         if chunks is not None and not is_closed:
             limit = self._call.find_cleanup_limit()
-            await concurrency.close_iterator(chunks, limit, is_nested=self._is_nested)
+            await iterators.close_iterator(chunks, limit, is_nested=self._is_nested)

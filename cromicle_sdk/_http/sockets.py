@@ -89,6 +89,9 @@ _KEEP_ALIVE = [
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
     """The stream or its client was closed while this call was under way."""
 
+    def __init__(self, reason: str = "it was closed while it was under way") -> None:
+        super().__init__(reason)
+
 
 class TimeLimitReached(Exception):  # noqa: N818 - becomes an APITimeoutError
     """A limit of the call's timeouts ran out, in code that knows no exception of httpx's."""

@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import repeat
@@ -28,20 +28,15 @@ from cromicle_sdk._http.sockets import (
     TimeLimitReached,
     is_from_system,
     poll,
-    receive_now,
 )
 
 __all__ = [
     "CancelHandle",
     "ConnectionLimiter",
     "Runtime",
-    "SocketReader",
     "checkpoint",
-    "close_iterator",
     "current_runtime",
-    "finish_iterator",
     "is_runtime_alive",
-    "limit_waits",
     "resolve",
     "shield",
     "time_limit",
@@ -97,7 +92,7 @@ class CancelHandle:
     def check(self) -> None:
         """Raise `ClosedByCaller` after `cancel`."""
         if self.is_cancelled:
-            raise ClosedByCaller("it was closed while it was under way")
+            raise ClosedByCaller
 
     def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
         """Run a wait of a custom client's, which neither a cancellation nor the timeout ends.
@@ -142,33 +137,6 @@ class CancelHandle:
     def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
         _get(self._wake, 0 if self.is_cancelled else seconds)
-
-
-class SocketReader:
-    """Waits for bytes of a socket, and closes it."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-
-    def receive(
-        self, max_bytes: int, timeout: float | None, cancel_handle: CancelHandle
-    ) -> bytes | OSError | None:
-        """Wait for bytes. An end is b"", and an error of the system is returned.
-
-        None if nothing came, perhaps before the `timeout`, in seconds. Raises `ClosedByCaller`.
-        """
-        is_ready = cancel_handle.wait_readable(self._socket, timeout)
-        return self.receive_now(max_bytes) if is_ready else None
-
-    def receive_now(self, max_bytes: int) -> bytes | OSError | None:
-        """What has arrived, without a wait; None for nothing. Otherwise as `receive`."""
-        return receive_now(self._socket, max_bytes)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
 
 
 def resolve(
@@ -266,19 +234,6 @@ class ConnectionLimiter:
         self._free.put(slot)
 
 
-def finish_iterator(chunks: Iterator[bytes]) -> None:
-    """Close an iterator of httpcore's, whose connection is closed."""
-    close_iterator(chunks, 0, is_nested=True)
-
-
-def close_iterator(chunks: Iterator[bytes], seconds: float, *, is_nested: bool) -> None:
-    """End an iterator before its end: close it where it is one to close, a generator, in any time.
-
-    Those that it holds are closed with it.
-    """
-    getattr(chunks, "close", list)()
-
-
 @contextmanager
 def shield(seconds: float) -> Generator[None]:
     """Let a clean-up finish: nothing cancels blocking code, after any time."""
@@ -292,16 +247,3 @@ def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: Ca
     """
     if not cancel_handle.run(run, seconds):
         raise TimeLimitReached
-
-
-def limit_waits(
-    run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: CancelHandle
-) -> T:
-    """Run one step of a custom client's iterator, whose limit the caller looks at before the next.
-
-    Raises `ClosedByCaller` where `cancel` was called before it or meanwhile.
-    """
-    cancel_handle.check()
-    result = run()
-    cancel_handle.check()
-    return result

@@ -40,6 +40,7 @@ from cromicle_sdk._http.sockets import (
 )
 
 from . import concurrency
+from .socket_reader import SocketReader
 
 __all__ = ["Network"]
 
@@ -59,7 +60,7 @@ class Network(httpcore.NetworkBackend):
         self._call: _WaitLimits | None = None
         self._write_call: _WaitLimits | None = None
         self._socket: socket.socket | None = None
-        self._reader: concurrency.SocketReader | None = None
+        self._reader: SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
         self._stream: _NetworkStream | None = None
         self._observer: FramingObserver | None = None
@@ -348,7 +349,7 @@ class Network(httpcore.NetworkBackend):
 
     def _set_socket(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._reader = concurrency.SocketReader(sock)
+        self._reader = SocketReader(sock)
 
     def _wait_connected(
         self, pending: list[socket.socket], call: _WaitLimits, *, is_last: bool

@@ -40,7 +40,7 @@ from cromicle_sdk._http.sockets import (
     snapshot,
 )
 
-from . import concurrency
+from . import concurrency, iterators
 from .pool import Exchange, Trace
 from .transport import Transport
 
@@ -317,7 +317,7 @@ class _Chunks:
         chunk = b""
         try:
             while not chunk:
-                chunk = concurrency.limit_waits(read, limit, cancel_handle)
+                chunk = iterators.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     concurrency.checkpoint()
@@ -335,4 +335,4 @@ class _Chunks:
         is_closed = chunks is self._stream and not isinstance(self._stream, Generator)
         if chunks is not None and not is_closed:
             limit = self._call.find_cleanup_limit()
-            concurrency.close_iterator(chunks, limit, is_nested=self._is_nested)
+            iterators.close_iterator(chunks, limit, is_nested=self._is_nested)
