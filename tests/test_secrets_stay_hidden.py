@@ -329,7 +329,7 @@ def assert_frames_are_ours(error: BaseException) -> None:
 
 
 def test_pickled_options_do_carry_the_token() -> None:
-    assert TOKEN.encode() in pickle.dumps(Client(token=TOKEN))
+    assert TOKEN.encode() in pickle.dumps(Client(base_url="http://h", token=TOKEN))
 
 
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)

@@ -224,6 +224,8 @@ class Options:
     headers: Mapping[str, str] = field(repr=False)
     extra_body: ExtraBody
     send_messages: bool
+    # Whether nobody has chosen the endpoint: a token of one's own must not go there.
+    is_public_service: bool = False
 
     @classmethod
     def build(
@@ -245,10 +247,15 @@ class Options:
         """
         variable = "CROMICLE_BASE_URL"
         name = f"${variable}" if base_url is None and os.environ.get(variable) else "base_url"
-        url = os.environ.get(variable) or DEFAULT_BASE_URL if base_url is None else base_url
+        url = os.environ.get(variable) if base_url is None else base_url
+        found_token = find_token(token)
+        is_public_service = base_url is None and not url
+        if is_public_service:
+            _check_public_token(found_token, "$CROMICLE_TOKEN" if token is None else "the token")
         return cls(
-            endpoint=Endpoint.parse(name, url),
-            token=find_token(token),
+            endpoint=Endpoint.parse(name, DEFAULT_BASE_URL if is_public_service else url),
+            is_public_service=is_public_service,
+            token=found_token,
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
             max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
@@ -291,8 +298,10 @@ class Options:
                 hint="create a new client",
             )
         own = dict(options)
-        token = own.pop("token", self.token)
-        return replace(self, token=check_token("token", token)).with_call_options(own)
+        token = check_token("token", own.pop("token", self.token))
+        if self.is_public_service:
+            _check_public_token(token, "the token")
+        return replace(self, token=token).with_call_options(own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +396,16 @@ def _token_problem(token: Secret) -> str | None:
     if not all(c.isprintable() and not c.isspace() for c in (text[0], text[-1])):
         return "it begins or ends with white space or an invisible character"
     return None
+
+
+def _check_public_token(token: Secret, what: str) -> None:
+    """Raise `ConfigurationError` for a token of one's own that would go to the public service."""
+    if token != Secret(DEFAULT_TOKEN):
+        raise ConfigurationError(
+            f"it is not set, and {what} would go to {DEFAULT_BASE_URL}, a host that is not yours",
+            option="base_url",
+            hint="pass base_url or set $CROMICLE_BASE_URL, or leave the token out",
+        )
 
 
 def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:

@@ -23,6 +23,7 @@ from .errors import (
     ReplyError,
     ReplyTooLargeError,
     UnexpectedContentError,
+    describe_status,
     shorten,
     status_error_class,
 )
@@ -58,16 +59,19 @@ _READ_BY_NAME = frozenset({"content-encoding", "content-type", "location", "x-re
 # Parts of subtypes: text/html, text/x-json, text/event-stream.
 _NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
 
+_WRONG_CREDENTIAL = "Check the token: the option token, or $CROMICLE_TOKEN."
+_NO_POST = "Check base_url: what answers there does not take POST requests."
 _ADVICE = {
     400: "The server could not read the request: check that base_url is a Cromicle endpoint.",
-    401: "Check the token: the option token, or $CROMICLE_TOKEN.",
+    401: _WRONG_CREDENTIAL,
     403: "This token is not allowed to do that.",
     404: "Check base_url: requests go to its path plus /chat.",
-    405: "Check base_url: what answers there does not take POST requests.",
+    405: _NO_POST,
     408: "Try again later.",
     413: "Send a shorter prompt.",
     422: "If it is a Cromicle endpoint, check that client and server have the same token.",
     429: "Wait before the next request.",
+    501: _NO_POST,
     503: "Try again later.",
     504: "Try again later.",
 }
@@ -84,9 +88,12 @@ _ADVICE_BY_CODE = {
     "hash_mismatch": "Check that client and server have the same token.",
     "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
     "string_above_max_length": _TOO_LONG,
+    "too_many_wrong_tokens": _WRONG_CREDENTIAL,
     "unknown_field": "Leave that field out, or ask who runs the server to allow it.",
     "upstream_denied": _ASK_OPERATOR,
     "upstream_redirected": _ASK_OPERATOR,
+    "wrong_host": "Check base_url: the server that answers there is not for that host.",
+    "wrong_origin": "Leave the header origin out.",
 }
 # The other codes that a gateway has for these statuses are those of its model server.
 _OF_GATEWAY = frozenset(
@@ -332,9 +339,10 @@ class ResponseDecoder:
 
     @property
     def summary(self) -> str:
-        """Figures for a log line; nothing of what was said."""
+        """Facts for a log line; nothing of what was said."""
         elapsed = 0.0 if self._ended is None else self._ended - self._started
-        return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
+        status = describe_status(self.status_code, self._headers.get("x-request-id"))
+        return f"{status}, {self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
 
     def _find_finish_reason(self, trailers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """The finish reason; None where there is none, or more than one."""
@@ -456,6 +464,8 @@ class ResponseDecoder:
             attempts=self._attempt,
         )
         error.hint = _choose_hint(error)
+        if error.hint == _WRONG_CREDENTIAL:
+            error.option = "token"
         return error
 
     def _unexpected(
@@ -463,12 +473,14 @@ class ResponseDecoder:
         problem: str,
         body: str = "",
         hint: str = "Check that base_url is a Cromicle endpoint.",
+        option: str = "base_url",
     ) -> UnexpectedContentError:
         return UnexpectedContentError(
             f"What {self._url} answered is not a reply: {problem}.",
             body=body,
             attempts=self._attempt,
             hint=hint,
+            option=option,
         )
 
     def _empty(self) -> UnexpectedContentError:
@@ -477,6 +489,7 @@ class ResponseDecoder:
         return self._unexpected(
             f"it is empty, with the finish reason {self._finish_reason!r}",
             hint="The model ended without text: change the prompt, or pass strict=False.",
+            option="strict",
         )
 
     def _too_large(self) -> ReplyError:

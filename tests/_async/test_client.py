@@ -434,7 +434,8 @@ def test_a_pickled_client_has_the_same_options(faults: FaultyServer) -> None:
         client.chat("Hi")
     assert [request.token for request in faults.requests] == ["pickled token"] * 2
     assert faults.connections == 2
-    assert pickle.loads(pickle.dumps(AsyncClient(token="another token"))).is_closed is False
+    another = AsyncClient(base_url=faults.base_url, token="another token")
+    assert pickle.loads(pickle.dumps(another)).is_closed is False
 
 
 def test_a_client_with_a_context_of_its_own_can_not_be_pickled() -> None:

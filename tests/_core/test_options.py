@@ -105,6 +105,42 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.token.reveal() == "abc"
 
 
+@pytest.mark.parametrize("is_variable", [True, False])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("http_client", [True, False])
+def test_a_token_of_ones_own_does_not_go_to_the_public_service(
+    is_variable: bool,
+    client: type[Client | AsyncClient],
+    http_client: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: dict[str, Any] = {} if is_variable else {"token": CANARY}
+    if is_variable:
+        monkeypatch.setenv("CROMICLE_TOKEN", CANARY)
+    if http_client:
+        options["http_client"] = httpx.Client() if client is Client else httpx.AsyncClient()
+    with pytest.raises(ConfigurationError) as caught:
+        client(**options)
+    what = "$CROMICLE_TOKEN" if is_variable else "the token"
+    assert str(caught.value) == (
+        f"base_url: it is not set, and {what} would go to https://cromicle.top, a host that is not"
+        " yours; pass base_url or set $CROMICLE_BASE_URL, or leave the token out"
+    )
+    assert caught.value.option == "base_url"
+    # Whoever names that host has chosen it.
+    chosen = client(base_url="https://cromicle.top", **options)
+    assert chosen.with_options(token="another")
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://mine")
+    assert client(**options)
+
+
+def test_neither_does_that_of_a_view() -> None:
+    options = build_options(base_url=None, token=None)
+    for same in (options, options.with_view_options({"token": Secret("abc")})):
+        with pytest.raises(ConfigurationError, match="base_url: it is not set, and the token"):
+            same.with_view_options({"token": Secret(CANARY)})
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
@@ -122,6 +158,7 @@ def test_an_invalid_variable_is_named(
     with pytest.raises(ConfigurationError) as caught:
         build_options(base_url=None, token=None)
     assert str(caught.value).startswith(says)
+    assert f"{caught.value.option}: {caught.value.detail}" == caught.value.problem
     assert CANARY not in str(caught.value)
 
 
@@ -711,6 +748,9 @@ def test_the_locals_of_a_failed_constructor_can_be_shown() -> None:
 
 
 def test_the_repr_of_a_client_shows_no_token() -> None:
-    for client in (Client(token=CANARY, base_url="http://u:hunter2@h"), AsyncClient(token=CANARY)):
+    for client in (
+        Client(token=CANARY, base_url="http://u:hunter2@h"),
+        AsyncClient(token=CANARY, base_url="http://h"),
+    ):
         assert CANARY not in repr(client)
         assert "hunter2" not in repr(client)

@@ -765,6 +765,11 @@ def test_messages(
         (504, "upstream_timeout", None, "Try again later."),
         (408, None, "3", "Retry after that time."),
         (403, None, "3", "not allowed"),
+        (403, "wrong_host", None, "Check base_url"),
+        (403, "wrong_origin", None, "Leave the header origin out."),
+        (401, "wrong_token", None, "Check the token"),
+        (429, "too_many_wrong_tokens", "9", "Check the token"),
+        (501, None, None, "does not take POST requests"),
     ],
 )
 def test_the_hint_fits_what_the_server_says(
@@ -775,6 +780,7 @@ def test_the_hint_fits_what_the_server_says(
     error = status_error(status_code, body, *headers)
     assert error.code == code
     assert hint in error.hint
+    assert error.option == ("token" if hint == "Check the token" else None)
     assert ("asks to wait" in error.problem) == (retry_after is not None)
 
 

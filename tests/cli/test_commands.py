@@ -44,15 +44,16 @@ from cromicle_sdk import (
     __version__,
 )
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk.cli import ask as _ask
 from cromicle_sdk.cli import commands as _commands
 from cromicle_sdk.cli import main as _main
 from cromicle_sdk.cli import run
 from cromicle_sdk.cli import serve as _serve
 from cromicle_sdk.cli.ask import format_json, format_stats
+from cromicle_sdk.cli.config import Settings
 from cromicle_sdk.cli.errors import describe_error
 from cromicle_sdk.cli.output import RawOutput, report
 from cromicle_sdk.cli.serve import Network, Service
+from cromicle_sdk.cli.target import Target
 from cromicle_sdk.testing import FaultyServer
 
 Capture = pytest.CaptureFixture[bytes]
@@ -190,17 +191,7 @@ def test_retries_0_makes_one_attempt(server: FaultyServer, capsysbinary: Capture
 
 
 def test_the_retries_of_one_call_have_no_budget() -> None:
-    target = _ask.Target(
-        base_url="http://127.0.0.1:1",
-        token=None,
-        timeout=None,
-        total=None,
-        retries=200,
-        headers={},
-        extra_body={},
-        send_messages=False,
-        local=False,
-    )
+    target = Target(settings=Settings(base_url="http://127.0.0.1:1"), retries=200)
     with target.open() as client:
         assert client._options.retry == Retry(attempts=201, budget=None)
 
@@ -295,7 +286,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--body", 'token="s3cret"', "Hi"], "--body: the protocol sets the field 'token'"),
         (["ask", "--body", "messages=[]", "Hi"], "'messages', which cannot be replaced\n"),
         (["ask", "Hi\udcff"], "TEXT holds bytes that are not UTF-8"),
-        (["ask", "--system", "Hi\udcff", "Hi"], "message 0: its text has a lone surrogate"),
+        (["ask", "--system", "Hi\udcff", "Hi"], "--system: it has a lone surrogate"),
         (["serve", "--port", "65536"], "'--port'"),
         (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
         (["serve", "--host", "0.0.0.0"], "--token of your own"),
@@ -383,8 +374,10 @@ def test_version_and_help(capsysbinary: Capture) -> None:
     ],
 )
 def test_wrong_usage_is_named_and_exits_2(
-    arguments: list[str], problem: str, capsysbinary: Capture
+    arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
+    # Nothing listens there.
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://127.0.0.1:1")
     assert run(arguments) == 2
     out, err = capsysbinary.readouterr()
     assert out == b""
@@ -561,7 +554,7 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
 def test_errors_name_flags_and_keep_the_words_of_the_server(
     error: CromicleError, described: str
 ) -> None:
-    assert describe_error(error, _ask.FLAGS) == described
+    assert describe_error(error, Target(settings=Settings()).labels) == described
 
 
 def test_ctrl_c_exits_130(
@@ -610,7 +603,7 @@ def test_a_closed_pipe_of_windows_exits_141(
     monkeypatch.setattr(RawOutput, "write", fail)
     with Path(os.devnull).open("w") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
-        patch.setattr(_main, "os", SimpleNamespace(name=system))
+        patch.setattr(_main, "os", SimpleNamespace(name=system, environ=os.environ))
         assert ask(server) == code
 
 

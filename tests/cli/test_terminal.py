@@ -121,6 +121,6 @@ def test_ctrl_c_leaves_the_cursor_on_a_line_of_its_own(server: FaultyServer) -> 
 
 
 def test_without_text_it_does_not_read_the_terminal() -> None:
-    with Terminal("ask") as terminal:
+    with Terminal("ask", "--local") as terminal:
         assert b"There is no text to send" in terminal.read_all()
         assert terminal.process.wait(PATIENCE) == 2
