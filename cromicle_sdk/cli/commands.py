@@ -12,6 +12,7 @@ from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
 from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
+from .batch import batch
 from .configure import config
 from .docs import complete_page, print_list, print_page
 from .errors import errors_for_the_shell
@@ -384,7 +385,6 @@ def serve(
 @cromicle.command(
     epilog="""\b
 Examples:
-<<<<<<< HEAD
   cromicle docs
   cromicle docs gateway
 """
@@ -396,7 +396,11 @@ def docs(topic: str | None) -> None:
         print_list()
     else:
         print_page(topic)
-=======
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
   eval "$(cromicle completion bash)"                               in ~/.bashrc
   eval "$(cromicle completion zsh)"                                in ~/.zshrc
   cromicle completion fish > ~/.config/fish/completions/cromicle.fish
@@ -411,5 +415,5 @@ def completion(shell: str) -> None:
     open_output().write(script + "\n")
 
 
+cromicle.add_command(batch)
 cromicle.add_command(config)
->>>>>>> wt-config
