@@ -65,7 +65,7 @@ class Pace:
         self.round: int = 0
         self._accepted = 0
         self._before = self._window
-        self._pause = 0.0
+        self._retry_after = math.inf
         self._rejected_rounds = 0
 
     def admit(self, now: float) -> float:
@@ -78,10 +78,10 @@ class Pace:
         start = max(self._paused_until, self._next_start)
         if start > now:
             return start - now
+        if self._last_reply is None:
+            self._last_reply = self._next_start = now
         if self._interval:
             self._next_start = max(self._next_start, now - _RATE_SLACK) + self._interval
-        if self._last_reply is None:
-            self._last_reply = now
         self._in_flight += 1
         return 0
 
@@ -114,21 +114,23 @@ class Pace:
             self._rejected_rounds += 1
             self._accepted = self._in_flight
             self._before = self._window
-            self._pause = math.inf
+            self._retry_after = math.inf
         else:
             self._accepted = max(0, self._accepted - 1)
         self._window = float(max(1, self._accepted))
         self._threshold = self._window if self._accepted else max(1.0, self._before / 2)
-        # Of several pauses the shortest: somebody may come back then, and it is one call at most
-        # for each that the server has accepted.
-        self._pause = min(self._pause, self._find_pause(retry_after))
-        self._paused_until = now + self._pause
-        self._raise_at = self._paused_until + max(_SECONDS_APART, _PAUSES_APART * self._pause)
-        self._decide_to_give_up(now)
-
-    def _find_pause(self, retry_after: float | None) -> float:
         if retry_after is not None:
-            return retry_after
+            # The shortest of the round: somebody may come back then, and those who do are no more
+            # than the server has accepted.
+            self._retry_after = min(self._retry_after, retry_after)
+        pause = self._find_pause()
+        self._paused_until = now + pause
+        self._raise_at = self._paused_until + max(_SECONDS_APART, _PAUSES_APART * pause)
+        self._decide_to_give_up(now, pause)
+
+    def _find_pause(self) -> float:
+        if self._retry_after < math.inf:
+            return self._retry_after
         if self._accepted:
             # The next call starts when one of those in flight has ended.
             return 0.0
@@ -136,9 +138,9 @@ class Pace:
         # At least half of it, because nobody else spreads these calls.
         return min(longest, self._retry.max_delay) * (1 + self._random()) / 2
 
-    def _decide_to_give_up(self, now: float) -> None:
+    def _decide_to_give_up(self, now: float, pause: float) -> None:
         assert self._last_reply is not None, "a call has been admitted"
-        is_too_long = self._pause > self._retry.max_retry_after
+        is_too_long = pause > self._retry.max_retry_after
         if is_too_long or (not self._accepted and now - self._last_reply >= self._patience):
             self._given_up_until = self._paused_until
         else:

@@ -88,8 +88,10 @@ class _Outcomes:
             self.future.set_exception(error)
 
 
-def run_shard(setup: Setup, shard: Shard) -> list[tuple[int, Outcome]]:
+def run_shard(setup: Setup, shard: Shard, task: str = "") -> list[tuple[int, Outcome]]:
     """The outcomes of these prompts. It is a task of an executor, in any thread and process.
+
+    `task` is a name that no other task has: Dask runs one of two tasks with the same arguments.
 
     Raises `CromicleError` where `bulk` has ended in this process and has cancelled the calls.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
+from uuid import uuid4
 
 from cromicle_sdk import ConfigurationError, CromicleError, Messages
 
@@ -107,14 +108,14 @@ class _Workers:
 
     def _submit(self, shard: Shard) -> Future[list[tuple[int, Outcome]]]:
         try:
-            return self._executor.submit(run_shard, self._setup, shard)
+            return self._executor.submit(run_shard, self._setup, shard, uuid4().hex)
         except Exception as error:  # noqa: BLE001 - of any executor; it is broken or shut down
             failure = error
         if self._make is not None:
             self._executor.shutdown(wait=False)
             try:
                 self._executor = _check_executor(self._make())
-                return self._executor.submit(run_shard, self._setup, shard)
+                return self._executor.submit(run_shard, self._setup, shard, uuid4().hex)
             except Exception as error:  # noqa: BLE001 - as above
                 failure = error
         self.error = failure

@@ -23,11 +23,32 @@ _Send = MemoryObjectSendStream[tuple[int, Outcome]]
 _Receive = MemoryObjectReceiveStream[tuple[int, Outcome]]
 
 
+class _Source:
+    """An iterable or an async one."""
+
+    def __init__(self, prompts: AsyncPrompts) -> None:
+        self._iterator = aiter(prompts) if isinstance(prompts, AsyncIterable) else iter(prompts)
+
+    async def read(self) -> Prompt | Messages:
+        """The next prompt. Raises `StopAsyncIteration` at the end."""
+        if isinstance(self._iterator, AsyncIterator):
+            return await anext(self._iterator)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        """Close an async generator: one that is dropped is a warning under trio."""
+        if isinstance(self._iterator, AsyncGenerator):
+            await self._iterator.aclose()
+
+
 class _Run:
     """The tasks, which share a source, and a stream of outcomes."""
 
     def __init__(self, prompts: AsyncPrompts, paced: PacedClient, limit: int) -> None:
-        self._source = _iterate(prompts)
+        self._source = _Source(prompts)
         self._paced = paced
         self._limit = limit
         self._read = 0
@@ -38,11 +59,13 @@ class _Run:
         self.error: BaseException | None = None
 
     async def run(self, send: _Send) -> None:
-        async with send, anyio.create_task_group() as group:
-            for _ in range(self._limit):
-                group.start_soon(self._stream, send, group.cancel_scope)
-        with anyio.CancelScope(shield=True):
-            await self._source.aclose()
+        try:
+            async with send, anyio.create_task_group() as group:
+                for _ in range(self._limit):
+                    group.start_soon(self._stream, send, group.cancel_scope)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._source.aclose()
 
     def count_taken(self) -> None:
         """An outcome was taken: one more prompt may be read."""
@@ -63,7 +86,7 @@ class _Run:
             if self._is_at_end:
                 return None
             try:
-                prompt = Prompt.of(await anext(self._source))
+                prompt = Prompt.of(await self._source.read())
             except StopAsyncIteration:
                 self._is_at_end = True
                 return None
@@ -130,12 +153,3 @@ async def run_in_tasks(
     if error is not None:
         # Raised here, it is not in an exception group.
         raise error
-
-
-async def _iterate(prompts: AsyncPrompts) -> AsyncGenerator[Prompt | Messages]:
-    if isinstance(prompts, AsyncIterable):
-        async for prompt in prompts:
-            yield prompt
-    else:
-        for prompt in prompts:
-            yield prompt

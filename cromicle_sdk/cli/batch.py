@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -257,17 +258,20 @@ def _open_executor(url: str | None) -> Generator[Executor | None]:
     if address == url or not address:
         raise Misuse("--executor: expected dask://HOST:PORT.")
     try:
-        from distributed import Client as DaskClient
+        # It has no types.
+        distributed: Any = import_module("distributed")
     except ImportError as error:
         raise Misuse(
             '--executor dask:// needs an extra: pip install "cromicle-sdk[dask]"'
         ) from error
     try:
-        scheduler = DaskClient(f"tcp://{address}", timeout=_SCHEDULER_SECONDS, set_as_default=False)
+        scheduler = distributed.Client(
+            f"tcp://{address}", timeout=_SCHEDULER_SECONDS, set_as_default=False
+        )
     except (OSError, ValueError) as error:
         raise click.ClickException(
             f"--executor: no Dask scheduler answers at tcp://{address}"
             f" ({type(error).__name__}: {error})."
         ) from error
     with scheduler:
-        yield scheduler.get_executor(pure=False)
+        yield scheduler.get_executor()
