@@ -6,6 +6,7 @@ import gc
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -360,3 +361,33 @@ def test_a_closed_thread_takes_nothing(client: Client) -> None:
     thread._is_waiting = True
     thread.put([(2, Prompt("Three"))], sink)
     assert len(sink.outcomes) == 1
+
+
+class _FoundLater(deque[Any]):
+    """Looks empty once, as if a job came just after somebody had looked."""
+
+    looks = 0
+
+    def __bool__(self) -> bool:
+        self.looks += 1
+        return len(self) > 0 and self.looks % 2 == 0
+
+
+def test_a_job_that_comes_while_nobody_waits_yet_is_found(client: Client) -> None:
+    own, _ = copy_client(client)
+    thread = LoopThread(own, BulkOptions(limit=1), owns_client=True)
+    done = threading.Event()
+
+    class Sink:
+        def give(self, index: int, outcome: Outcome) -> None:
+            done.set()
+
+        def end(self, error: Exception) -> None:
+            pass
+
+    sink = Sink()
+    thread.attach(sink)
+    thread._jobs = _FoundLater()
+    thread.put([(0, Prompt("One"))], sink)
+    assert done.wait(PATIENCE)
+    thread.close()

@@ -20,7 +20,7 @@ import pytest
 from cromicle_sdk import AsyncClient, Client, ConfigurationError, CromicleError, Reply
 from cromicle_sdk.bulk import Outcome, bulk
 from cromicle_sdk.bulk.options import BulkOptions, dump_client
-from cromicle_sdk.bulk.process import Setup, _Process, run_shard
+from cromicle_sdk.bulk.process import Setup, _Outcomes, _Process, run_shard
 from cromicle_sdk.bulk.prompts import Prompt
 from cromicle_sdk.server import LocalServer
 from cromicle_sdk.testing import FaultyServer
@@ -48,28 +48,17 @@ def text_of(outcome: Outcome) -> str:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_threads_share_one_client(ordered: bool) -> None:
-    clients: set[int] = set()
-
-    async def answer(prompt: str) -> AsyncIterator[str]:
-        clients.add(0)
-        yield prompt
-
-    with (
-        LocalServer(answer) as server,
-        Client(base_url=server.base_url) as client,
-        ThreadPoolExecutor(4) as executor,
-    ):
-        outcomes = list(
-            bulk(
-                map(str, range(100)),
-                client=client,
-                executor=executor,
-                shard_size=7,
-                ordered=ordered,
-            )
-        )
-    seen = [(index, text_of(outcome)) for index, outcome in outcomes]
+def test_threads_share_one_client(client: Client, ordered: bool) -> None:
+    loops: set[int] = set()
+    seen: list[tuple[int, str]] = []
+    with ThreadPoolExecutor(4) as executor:
+        for index, outcome in bulk(
+            map(str, range(100)), client=client, executor=executor, shard_size=7, ordered=ordered
+        ):
+            seen.append((index, text_of(outcome)))
+            names = [thread.name for thread in threading.enumerate()]
+            loops.add(names.count("cromicle-bulk"))
+    assert loops == {1}
     assert (seen if ordered else sorted(seen)) == [(i, str(i)) for i in range(100)]
 
 
@@ -196,21 +185,18 @@ def test_a_shard_whose_task_always_fails_comes_back_as_errors(client: Client) ->
     outcomes = list(bulk(map(str, range(5)), client=client, executor=executor, shard_size=3))
     assert sorted(index for index, _ in outcomes) == [0, 1, 2, 3, 4]
     assert executor.submitted == 6
-    messages = {str(outcome) for _, outcome in outcomes}
-    assert messages == {
+    (message,) = {str(outcome) for _, outcome in outcomes}
+    assert message == (
         "The executor has not run the task of this prompt in 3 attempts (OSError: lost it);"
         " check its workers"
-    }
+    )
 
 
 def test_an_executor_that_takes_no_more_tasks(client: Client) -> None:
     executor = Unreliable(lambda number: OSError() if number > 1 else None, at_submit=True)
     seen: dict[int, Outcome] = {}
     with pytest.raises(CromicleError, match="not all prompts were read"):
-        for index, outcome in bulk(
-            map(str, range(1000)), client=client, executor=executor, shard_size=2
-        ):
-            seen[index] = outcome
+        seen.update(bulk(map(str, range(1000)), client=client, executor=executor, shard_size=2))
     assert sorted(seen) == [0, 1, 2, 3]
     assert text_of(seen[0]) == "0"
     assert "1 attempt (OSError)" in str(seen[2])
@@ -231,6 +217,21 @@ def test_a_task_that_runs_out_of_a_closed_event_loop_fails(client: Client) -> No
     # A child that was forked.
     threads.pid = -1
     assert _Process.get_threads() is not threads
+
+
+def test_an_event_loop_is_closed_with_its_last_user(client: Client) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        first = bulk(map(str, range(100)), client=client, executor=executor, shard_size=1)
+        next(first)
+        assert len(list(bulk(["One"], client=client, executor=executor))) == 1
+        assert len(list(first)) == 99
+
+
+def test_the_end_of_an_event_loop_changes_no_outcome_that_is_there() -> None:
+    outcomes = _Outcomes(1)
+    outcomes.give(0, CromicleError("x"))
+    outcomes.end(CromicleError("closed"))
+    assert outcomes.future.result() == [(0, CromicleError("x"))]
 
 
 def test_no_option_of_the_client_is_shown(client: Client) -> None:
