@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -12,13 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cromicle_sdk.cli import batch as _batch
 from cromicle_sdk.cli import batch_output, batch_progress, run
 from cromicle_sdk.server import LocalServer
 from cromicle_sdk.testing import FaultyServer
@@ -45,8 +45,9 @@ def read(name: str = "out.jsonl") -> list[dict[str, Any]]:
 
 
 def batch(server: LocalServer | FaultyServer, *arguments: str) -> int:
-    names = arguments[:2] if arguments and arguments[0][0] != "-" else ("in.txt", "out.jsonl")
-    rest = arguments[2:] if arguments and arguments[0][0] != "-" else arguments
+    is_default = not arguments or arguments[0].startswith("--")
+    names = ("in.txt", "out.jsonl") if is_default else arguments[:2]
+    rest = arguments if is_default else arguments[2:]
     return run(["batch", *names, "--base-url", server.base_url, *rest])
 
 
@@ -150,7 +151,7 @@ BAD = {
     '{"id": 1, "prompt": ["x"]}': "prompt must be a text",
     '{"id": 1, "messages": "x"}': "messages must be a list",
     '{"id": 1, "messages": []}': "there is no message; pass a text or at least one message",
-    '{"id": 1, "messages": [{"role": "user"}]}': "messages[0]: it has no 'content'",
+    '{"id": 1, "messages": [{"role": "user"}]}': "message 0: it has no 'content'",
     '{"id": 1, "prompt": "x", "temperature": 1}': (
         'it has a field "temperature"; fields of the request belong in extra_body'
     ),
@@ -200,11 +201,18 @@ def test_files_that_cannot_be_used(echo: LocalServer, capsys: Capture) -> None:
         (("empty.txt", "out.jsonl"), "empty.txt has no prompt to send"),
         (("in.txt", "folder"), "folder is not a regular file"),
         (("in.txt", "in.txt"), "in.txt is not empty"),
+        (("in.txt", "in.txt/out.jsonl"), "in.txt/out.jsonl cannot be read: Not a directory"),
         (("in.txt", "missing/out.jsonl"), "missing/out.jsonl cannot be written: No such file"),
     ]
     for names, problem in cases:
         assert batch(echo, *names) in (1, 2)
         assert problem in capsys.readouterr().err
+
+
+def test_standard_input_in_this_process(echo: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"One")))
+    assert batch(echo, "-", "out.jsonl") == 0
+    assert [each["text"] for each in read()] == ["One"]
 
 
 def test_there_is_no_standard_input(
@@ -213,13 +221,6 @@ def test_there_is_no_standard_input(
     monkeypatch.setattr(sys, "stdin", None)
     assert batch(echo, "-", "out.jsonl") == 2
     assert "There is no standard input" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads any file")
-def test_an_output_that_cannot_be_read(echo: LocalServer, capsys: Capture) -> None:
-    write("in.txt", "One")
-    Path("out.jsonl").touch(0)
-    assert batch(echo, "--resume") == 2
 
 
 def test_options_that_exclude_each_other(echo: LocalServer, capsys: Capture) -> None:
@@ -511,6 +512,23 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_now_and_then(
     assert lines[0] == "0 of 1 done, 0 failed, 0.0 a second"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar(echo: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    write("in.txt", "One", "Two")
+    assert batch(echo) == 0
+    assert "━━━━━━━━" in terminal.getvalue()
+    assert "2 of 2 done, 0 failed, " in terminal.getvalue()
+    assert terminal.getvalue().endswith("2 answered.\n")
+
+
 def test_the_line_of_progress() -> None:
     progress = batch_progress.Progress(10_000)
     progress._started = time.monotonic() - 100
@@ -524,26 +542,3 @@ def test_the_line_of_progress() -> None:
     assert re.fullmatch(
         r"1,000 of 10,000 done, 1 failed, (10\.0|9\.9) a second, 15:\d\d left", progress.describe()
     )
-
-
-# Dask
-
-
-def test_a_scheduler_that_is_not_there(
-    echo: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setattr(_batch, "_SCHEDULER_SECONDS", 0.2)
-    write("in.txt", "One")
-    assert batch(echo, "--executor", "dask://127.0.0.1:9") == 1
-    assert "--executor: no Dask scheduler answers at tcp://127.0.0.1:9 (" in capsys.readouterr().err
-    assert not Path("out.jsonl").exists()
-    assert batch(echo, "--executor", "dask://nonsense:x") == 1
-
-
-def test_the_extra_is_missing(
-    echo: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    write("in.txt", "One")
-    assert batch(echo, "--executor", "dask://127.0.0.1:9") == 2
-    assert 'pip install "cromicle-sdk[dask]"' in capsys.readouterr().err
