@@ -42,7 +42,8 @@ def is_suite(block: str) -> bool:
     return "def test_" in block
 
 
-PYTHON = find_blocks("python")
+# Ray has an environment of its own: tests/bulk/test_ray.py.
+PYTHON = [(name, block) for name, block in find_blocks("python") if "import ray" not in block]
 SCRIPTS = [pytest.param(block, id=name) for name, block in PYTHON if not is_suite(block)]
 SUITES = [pytest.param(block, id=name) for name, block in PYTHON if is_suite(block)]
 
