@@ -73,10 +73,12 @@ def _chat(base_url: str, count: int, *, limit: int) -> Iterator[str]:
             for prompt in prompts:
                 texts.append((await client.chat(prompt)).text)  # noqa: PERF401 - of all tasks
 
-        async with AsyncClient(base_url=base_url, token="abc") as client:  # noqa: S106
-            async with anyio.create_task_group() as group:
-                for _ in range(limit):
-                    group.start_soon(work)
+        async with (
+            AsyncClient(base_url=base_url, token="abc") as client,  # noqa: S106
+            anyio.create_task_group() as group,
+        ):
+            for _ in range(limit):
+                group.start_soon(work)
 
     anyio.run(main)
     return iter(texts)

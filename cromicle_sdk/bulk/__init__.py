@@ -62,9 +62,9 @@ def bulk(
       its prompts have errors. Defaults to an event loop in a thread of this process.
     - `ordered`: yield them in the order of the prompts.
     - `rate`: the calls that start in a second at most; not with an executor.
-    - `patience`: after a status 429 or 503 all calls wait together for the `Retry-After`, and fewer
-      are sent at a time. If that lasts for so many seconds without any reply, or the server asks
-      for a wait longer than `retry.max_retry_after`, the prompts have that error as their outcome.
+    - `patience`: a status 429 or 503 slows all calls down together, and they wait for the
+      `Retry-After`. If that lasts for so many seconds without any reply, or the server asks for a
+      wait longer than `retry.max_retry_after`, the prompts have that error as their outcome.
 
     Closing the generator cancels the calls, except those in other processes, and closes their
     connections.

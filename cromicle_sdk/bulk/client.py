@@ -48,7 +48,9 @@ class PacedClient:
                     self._leave()
                     return error
                 self._last_rejection = error
-                self._pace.reject(started_in, time.monotonic(), error.retry_after)
+                self._pace.reject(
+                    started_in, time.monotonic(), error.status_code, error.retry_after
+                )
                 self._ended.set()
             except CromicleError as error:
                 self._leave()

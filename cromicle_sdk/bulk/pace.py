@@ -18,7 +18,7 @@ __all__ = ["Pace"]
 # so these take a twentieth of the time at most.
 _PAUSES_APART = 20
 
-# The same in seconds, where the server does not say how long to wait and a raise costs one request.
+# The same in seconds, where a raise that is too much costs one request and no pause.
 _SECONDS_APART = 1.0
 
 # By how much calls may start late, and the calls after them catch up, in seconds: timers are late.
@@ -29,9 +29,11 @@ class Pace:
     """Limits the calls of a client to what the server takes.
 
     At most `limit` calls are in flight, and `rate` start in a second. A status 429 or 503 is a
-    rejection: it pauses all calls for the `Retry-After`, and sets their number to those that the
-    server has accepted at the same time. Then each reply raises the number, up to `limit`
-    (additive increase, multiplicative decrease, with the slow start of TCP, RFC 5681).
+    rejection: it sets the number of calls to those that the server has accepted at the same time,
+    and then each reply raises the number, up to `limit` (as TCP does, RFC 5681: additive increase,
+    and a slow start). A 429, which is about the rate of requests, also pauses all calls for the
+    `Retry-After`. So does a 503 if no call is accepted; otherwise the next call starts when one of
+    those has ended, which is when the server has room.
 
     The server is given up while it asks for a longer pause than `retry.max_retry_after`, and once
     it has rejected all calls for `patience` seconds.
@@ -66,6 +68,7 @@ class Pace:
         self._accepted = 0
         self._before = self._window
         self._retry_after = math.inf
+        self._is_rate_limited = False
         self._rejected_rounds = 0
 
     def admit(self, now: float) -> float:
@@ -106,7 +109,9 @@ class Pace:
             self._window += 1 / self._window
         self._window = min(self._window, self._limit)
 
-    def reject(self, started_in: int, now: float, retry_after: float | None) -> None:
+    def reject(
+        self, started_in: int, now: float, status_code: int, retry_after: float | None
+    ) -> None:
         """A call that started in this round was rejected with 429 or 503."""
         self._in_flight -= 1
         if started_in == self.round:
@@ -115,10 +120,12 @@ class Pace:
             self._accepted = self._in_flight
             self._before = self._window
             self._retry_after = math.inf
+            self._is_rate_limited = False
         else:
             self._accepted = max(0, self._accepted - 1)
         self._window = float(max(1, self._accepted))
         self._threshold = self._window if self._accepted else max(1.0, self._before / 2)
+        self._is_rate_limited = self._is_rate_limited or status_code == 429
         if retry_after is not None:
             # The shortest of the round: somebody may come back then, and those who do are no more
             # than the server has accepted.
@@ -129,10 +136,11 @@ class Pace:
         self._decide_to_give_up(now, pause)
 
     def _find_pause(self) -> float:
+        if self._accepted and not self._is_rate_limited:
+            return 0.0
         if self._retry_after < math.inf:
             return self._retry_after
         if self._accepted:
-            # The next call starts when one of those in flight has ended.
             return 0.0
         longest = self._retry.first_delay * 2.0 ** min(self._rejected_rounds - 1, 1000)
         # At least half of it, because nobody else spreads these calls.

@@ -366,11 +366,13 @@ def test_a_closed_thread_takes_nothing(client: Client) -> None:
 class _FoundLater(deque[Any]):
     """Looks empty once, as if a job came just after somebody had looked."""
 
-    looks = 0
+    was_overlooked = False
 
     def __bool__(self) -> bool:
-        self.looks += 1
-        return len(self) > 0 and self.looks % 2 == 0
+        if len(self) and not self.was_overlooked:
+            self.was_overlooked = True
+            return False
+        return len(self) > 0
 
 
 def test_a_job_that_comes_while_nobody_waits_yet_is_found(client: Client) -> None:

@@ -36,7 +36,7 @@ def test_rejections_set_the_number_of_calls_to_those_that_were_accepted() -> Non
     pace = build(32)
     assert admit_all(pace, 0) == 32
     for _ in range(27):
-        pace.reject(0, 0.1, None)
+        pace.reject(0, 0.1, 503, None)
     # The five others run, and the next starts when one of them has ended.
     assert pace.admit(0.2) == math.inf
     pace.succeed(0.3)
@@ -46,20 +46,34 @@ def test_rejections_set_the_number_of_calls_to_those_that_were_accepted() -> Non
 def test_all_calls_wait_for_the_shortest_retry_after() -> None:
     pace = build(8)
     admit_all(pace, 0)
-    pace.reject(0, 0, 5)
-    pace.reject(0, 0, 3)
-    pace.reject(0, 0, 4)
+    pace.reject(0, 0, 429, 5)
+    pace.reject(0, 0, 429, 3)
+    pace.reject(0, 0, 429, 4)
     for _ in range(5):
         pace.succeed(1)
     assert pace.admit(1) == 2
     assert admit_all(pace, 3) == 5
 
 
+def test_where_some_are_accepted_a_503_does_not_stop_them() -> None:
+    pace = build(8)
+    admit_all(pace, 0)
+    for _ in range(3):
+        pace.reject(0, 0, 503, 30)
+    pace.succeed(1)
+    assert admit_all(pace, 1) == 1
+    # It is rejected, too, and so are the others in the end: then it is time to wait.
+    pace.reject(pace.round, 2, 503, 30)
+    for _ in range(4):
+        pace.reject(0, 3, 503, 10)
+    assert pace.admit(3) == 10
+
+
 def test_the_number_rises_by_one_for_as_many_replies_and_not_before_its_time() -> None:
     pace = build(8)
     admit_all(pace, 0)
     for _ in range(4):
-        pace.reject(0, 0, None)
+        pace.reject(0, 0, 503, None)
     for _ in range(8):
         pace.succeed(0.5)
         assert admit_all(pace, 0.5) == 1
@@ -74,7 +88,7 @@ def test_a_raise_after_a_pause_waits_for_twenty_times_the_pause() -> None:
     pace = build(8)
     admit_all(pace, 0)
     for _ in range(4):
-        pace.reject(0, 0, 2)
+        pace.reject(0, 0, 429, 2)
     for now in (10, 20, 30, 41):
         for _ in range(10):
             pace.succeed(now)
@@ -94,7 +108,7 @@ def test_if_all_are_rejected_one_call_is_tried_and_each_reply_doubles_them() -> 
     pace = build(8)
     admit_all(pace, 0)
     for _ in range(8):
-        pace.reject(0, 0, None)
+        pace.reject(0, 0, 503, None)
     assert pace.admit(0) == 1
     assert admit_all(pace, 1) == 1
     pace.succeed(1)
@@ -109,7 +123,7 @@ def test_the_pauses_grow_while_all_are_rejected() -> None:
     now, pauses = 0.0, []
     for _ in range(6):
         assert pace.admit(now) == 0
-        pace.reject(pace.round, now, None)
+        pace.reject(pace.round, now, 503, None)
         pauses.append(pace.admit(now))
         now += pauses[-1]
     assert pauses == [1, 2, 4, 8, 8, 8]
@@ -120,7 +134,7 @@ def test_a_server_is_given_up_after_its_patience_and_tried_again_after_each_paus
     now = 0.0
     while not pace.is_given_up(now):
         assert pace.admit(now) == 0
-        pace.reject(pace.round, now, None)
+        pace.reject(pace.round, now, 503, None)
         if not pace.is_given_up(now):
             now += pace.admit(now)
     assert now == 15
@@ -136,7 +150,7 @@ def test_a_server_that_asks_for_too_long_a_wait_is_given_up(
 ) -> None:
     pace = build(2)
     admit_all(pace, 0)
-    pace.reject(0, 0, retry_after)
+    pace.reject(0, 0, 429, retry_after)
     assert pace.is_given_up(59) == given_up
     assert not pace.is_given_up(61)
 

@@ -23,7 +23,9 @@ PAGE = ROOT / "cromicle_sdk" / "docs" / "ten-thousand-prompts.md"
 def test_the_example_of_the_documentation(echo: LocalServer, tmp_path: Path) -> None:
     (block,) = (
         block
-        for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+        for block in re.findall(
+            r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        )
         if "import ray" in block
     )
     script = tmp_path / "script.py"
@@ -45,6 +47,6 @@ def test_the_example_of_the_documentation(echo: LocalServer, tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^0 One$", done.stdout, re.M), done.stdout
-    assert re.search(r"^1 Two$", done.stdout, re.M)
+    assert re.search(r"^0 One$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^1 Two$", done.stdout, re.MULTILINE)
     assert "[{'prompt': 'One', 'reply': 'One', 'error': None}," in done.stdout
