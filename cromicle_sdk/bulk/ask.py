@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from cromicle_sdk import AsyncClient, Client, ConfigurationError, CromicleError, Messages, Reply
 
@@ -46,7 +46,7 @@ class Ask:
         reply: str = "reply",
         error: str = "error",
     ) -> None:
-        names = {"column": column, "reply": reply, "error": error}
+        names: dict[str, object] = {"column": column, "reply": reply, "error": error}
         for option, name in names.items():
             if not isinstance(name, str) or list(names.values()).count(name) > 1:
                 raise ConfigurationError("expected the name of a column of its own", option=option)
@@ -56,11 +56,12 @@ class Ask:
     def __call__(self, batch: Any) -> Any:
         """The batch with the replies, in the order of its rows. Raises `CromicleError`."""
         if isinstance(batch, Iterator):
-            return map(self, batch)
+            batches: Iterator[Any] = batch
+            return map(self, batches)
         if hasattr(batch, "assign"):
             return batch.assign(**self._answer_column(batch))
         if isinstance(batch, Mapping):
-            return {**batch, **self._answer_column(batch)}
+            return {**cast("Mapping[str, Any]", batch), **self._answer_column(batch)}
         return self._answer(batch)
 
     def _answer_column(self, batch: Any) -> dict[str, list[str | None]]:

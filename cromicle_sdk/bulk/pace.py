@@ -136,12 +136,11 @@ class Pace:
         self._decide_to_give_up(now, pause)
 
     def _find_pause(self) -> float:
-        if self._accepted and not self._is_rate_limited:
+        is_asked = self._retry_after < math.inf
+        if self._accepted and not (self._is_rate_limited and is_asked):
             return 0.0
-        if self._retry_after < math.inf:
+        if is_asked:
             return self._retry_after
-        if self._accepted:
-            return 0.0
         longest = self._retry.first_delay * 2.0 ** min(self._rejected_rounds - 1, 1000)
         # At least half of it, because nobody else spreads these calls.
         return min(longest, self._retry.max_delay) * (1 + self._random()) / 2

@@ -32,11 +32,10 @@ class Prompt:
 
 def check_prompts(prompts: object, *, may_be_async: bool = False) -> None:
     """Raise `ConfigurationError` unless it is an iterable of prompts; a text is a single one."""
+    kind = type(prompts).__name__
     kinds = (Iterable, AsyncIterable) if may_be_async else Iterable
     if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, kinds):
-        raise ConfigurationError(
-            f"expected an iterable of prompts, not {type(prompts).__name__}", option="prompts"
-        )
+        raise ConfigurationError(f"expected an iterable of prompts, not {kind}", option="prompts")
 
 
 class Reader:

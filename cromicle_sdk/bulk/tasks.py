@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -27,7 +27,9 @@ class _Source:
     """An iterable or an async one."""
 
     def __init__(self, prompts: AsyncPrompts) -> None:
-        self._iterator = aiter(prompts) if isinstance(prompts, AsyncIterable) else iter(prompts)
+        self._iterator: AsyncIterator[Prompt | Messages] | Iterator[Prompt | Messages] = (
+            aiter(prompts) if isinstance(prompts, AsyncIterable) else iter(prompts)
+        )
 
     async def read(self) -> Prompt | Messages:
         """The next prompt. Raises `StopAsyncIteration` at the end."""
@@ -40,8 +42,9 @@ class _Source:
 
     async def aclose(self) -> None:
         """Close an async generator: one that is dropped is a warning under trio."""
-        if isinstance(self._iterator, AsyncGenerator):
-            await self._iterator.aclose()
+        aclose = getattr(self._iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
 
 
 class _Run:

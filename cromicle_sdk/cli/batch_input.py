@@ -168,13 +168,14 @@ def _parse_object(text: str) -> tuple[Id, str | list[Any], dict[str, Any] | None
         raise BadLine("it has no id that is a text or a whole number")
     if ("prompt" in fields) == ("messages" in fields):
         raise BadLine("it must have a prompt or messages, and not both")
-    messages = fields.get("prompt", fields.get("messages"))
+    messages: Any = fields.get("prompt", fields.get("messages"))
     if not isinstance(messages, str if "prompt" in fields else list):
         raise BadLine("prompt must be a text" if "prompt" in fields else "messages must be a list")
-    extra_body = fields.get("extra_body")
+    extra_body: Any = fields.get("extra_body")
     if extra_body is not None and not isinstance(extra_body, dict):
         raise BadLine("extra_body must be an object")
-    return key, messages, extra_body
+    checked: str | list[Any] = messages
+    return key, checked, cast("dict[str, Any] | None", extra_body)
 
 
 def _digest(messages: object, extra_body: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
 from cromicle_sdk import Client, ConfigurationError, CromicleError, InvalidMessageError, Reply

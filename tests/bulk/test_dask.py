@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import distributed
 import pytest
 
 from cromicle_sdk import Client, Reply
@@ -20,6 +20,9 @@ from cromicle_sdk.bulk import bulk
 from cromicle_sdk.cli import batch as _batch
 from cromicle_sdk.cli import run
 from cromicle_sdk.server import LocalServer
+
+# It has no types.
+distributed: Any = importlib.import_module("distributed")
 
 PATIENCE = 60.0
 

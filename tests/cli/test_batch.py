@@ -376,7 +376,7 @@ def test_a_disk_that_is_full_leaves_whole_lines(
         return os_write(descriptor, data[:written])
 
     os_write = os.write
-    monkeypatch.setattr(batch_output.os, "write", write_a_part)
+    monkeypatch.setattr(os, "write", write_a_part)
     assert batch(echo) == 1
     error = capsys.readouterr().err
     assert "out.jsonl cannot be written: No space left on device. What it has is whole" in error
@@ -396,7 +396,7 @@ def test_a_new_version_that_cannot_be_written_changes_nothing(
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(batch_output.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     assert batch(echo, "--resume") == 1
     assert Path("out.jsonl").read_bytes() == before
     assert sorted(path.name for path in Path().iterdir()) == ["in.txt", "out.jsonl"]
@@ -411,7 +411,7 @@ def test_lines_are_on_the_disk_after_a_second(
     write("in.txt", *map(str, range(10)))
     syncs: list[int] = []
     monkeypatch.setattr(batch_output, "_SYNC_SECONDS", 0.0)
-    monkeypatch.setattr(batch_output.os, "fsync", syncs.append)
+    monkeypatch.setattr(os, "fsync", syncs.append)
     assert batch(echo) == 0
     assert len(syncs) == 12
 
