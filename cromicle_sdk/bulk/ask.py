@@ -56,8 +56,7 @@ class Ask:
     def __call__(self, batch: Any) -> Any:
         """The batch with the replies, in the order of its rows. Raises `CromicleError`."""
         if isinstance(batch, Iterator):
-            batches: Iterator[Any] = batch
-            return map(self, batches)
+            return map(self, cast("Any", batch))
         if hasattr(batch, "assign"):
             return batch.assign(**self._answer_column(batch))
         if isinstance(batch, Mapping):

@@ -174,8 +174,7 @@ def _parse_object(text: str) -> tuple[Id, str | list[Any], dict[str, Any] | None
     extra_body: Any = fields.get("extra_body")
     if extra_body is not None and not isinstance(extra_body, dict):
         raise BadLine("extra_body must be an object")
-    checked: str | list[Any] = messages
-    return key, checked, cast("dict[str, Any] | None", extra_body)
+    return key, cast("Any", messages), cast("dict[str, Any] | None", extra_body)
 
 
 def _digest(messages: object, extra_body: object) -> str:
