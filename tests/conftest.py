@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from runtimes import RUNTIMES, Runtime
@@ -81,8 +82,8 @@ def interrupt() -> Callable[[], None]:
 def config_folder(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The folder of the command's `config.toml`, empty; the user's own is out of reach."""
-    home = tmp_path_factory.mktemp("config")
+    """The folder of the command's `config.toml`, not there yet; the user's own is out of reach."""
+    home = tmp_path_factory.getbasetemp() / f"config-{uuid4().hex}"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     return home / "cromicle"
 

@@ -30,6 +30,8 @@ __all__ = ["Stream"]
 T = TypeVar("T")
 
 _logger = logging.getLogger("cromicle_sdk")
+# Of the last line of a call, which may come before the last text is yielded.
+_LAST = {"end_of_call": True}
 
 _State = Literal["new", "open", "ended", "closed", "failed"]
 
@@ -238,7 +240,9 @@ class Stream:
         self._attempts.succeed()
         self._state = "ended"
         if _logger.isEnabledFor(logging.DEBUG):
-            _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+            _logger.debug(
+                "attempt %d succeeded: %s", self._attempts.count, decoder.summary, extra=_LAST
+            )
         return text
 
     def _translate(self, error: Exception) -> CromicleError | None:
@@ -277,7 +281,9 @@ class Stream:
         decision = self._attempts.decide(failure, time_left=call.find_limit())
         if decision.wait is None:
             self._state = "failed"
-            _logger.debug("attempt %d failed: %s", self._attempts.count, describe(failure))
+            _logger.debug(
+                "attempt %d failed: %s", self._attempts.count, describe(failure), extra=_LAST
+            )
             raise decision.error from cause
         _logger.info(
             "retrying in %.2f s, after attempt %d of %d: %s",

@@ -332,6 +332,12 @@ Examples:
     help="Serve metrics for Prometheus at GET /metrics, without a token.",
 )
 @click.option(
+    "--page/--no-page",
+    default=True,
+    show_default=True,
+    help="Serve a page at GET / that chats in a browser.",
+)
+@click.option(
     "--access-log/--no-access-log",
     default=True,
     show_default=True,
@@ -385,22 +391,6 @@ def serve(
 @cromicle.command(
     epilog="""\b
 Examples:
-  cromicle docs
-  cromicle docs gateway
-"""
-)
-@click.argument("topic", required=False, shell_complete=complete_page)
-def docs(topic: str | None) -> None:
-    """Show a page of the documentation, or the list of them."""
-    if topic is None:
-        print_list()
-    else:
-        print_page(topic)
-
-
-@cromicle.command(
-    epilog="""\b
-Examples:
   eval "$(cromicle completion bash)"                               in ~/.bashrc
   eval "$(cromicle completion zsh)"                                in ~/.zshrc
   cromicle completion fish > ~/.config/fish/completions/cromicle.fish
@@ -413,6 +403,22 @@ def completion(shell: str) -> None:
     assert kind is not None, "click has those of these three shells"
     script = kind(cromicle, {}, "cromicle", COMPLETE_VARIABLE).source()
     open_output().write(script + "\n")
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
+  cromicle docs
+  cromicle docs gateway
+"""
+)
+@click.argument("topic", required=False, shell_complete=complete_page)
+def docs(topic: str | None) -> None:
+    """Show a page of the documentation, or the list of them."""
+    if topic is None:
+        print_list()
+    else:
+        print_page(topic)
 
 
 cromicle.add_command(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,7 +17,7 @@ from .config import PROFILE_VARIABLE, Settings
 from .errors import Misuse
 from .input import STDIN, read_file
 from .output import open_output, remove_controls
-from .profiles import DEFAULT_PROFILE, NAMES, change_file, check_value, find_file
+from .profiles import DEFAULT_PROFILE, NAMES, change_file, check_table, check_value, find_file
 from .target import add_profile_option, add_settings_options, take_settings
 
 __all__ = ["config"]
@@ -83,6 +83,7 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
     default_profile. The VALUE - is read from standard input, and so is a token without a VALUE,
     which is prompted for on a terminal. As a VALUE, a token would stay in the shell's history.
     """
+    file = find_file()
     key = _parse_name(name)
     checked = _parse_value(name, key, _read_value(name, value))
 
@@ -91,7 +92,7 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
         from tomlkit.exceptions import ConvertError
 
         try:
-            item = tomlkit.item(checked)
+            item = cast("object", tomlkit.item(checked))
         except ConvertError:
             raise Misuse(f"{name}: TOML has no null.") from None
         *tables, last = _find_path(document, profile, key)
@@ -100,10 +101,10 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
             if each not in table:
                 # The first one has no line of its own.
                 table[each] = tomlkit.table(is_super_table=depth == 0)
-            table = table[each]
+            table = check_table(file, ".".join(tables[: depth + 1]), table[each])
         table[last] = item
 
-    change_file(find_file(), change)
+    change_file(file, change)
 
 
 @config.command("unset")
@@ -114,16 +115,17 @@ def unset_value(profile: str | None, name: str) -> None:
 
     NAME is one that `cromicle config set` takes. A setting that is not there is no error.
     """
+    file = find_file()
     key = _parse_name(name)
 
     def change(document: Any) -> None:
         *tables, last = _find_path(document, profile, key)
         table = document
-        for each in tables:
-            table = table.get(each, {})
+        for depth, each in enumerate(tables):
+            table = check_table(file, ".".join(tables[: depth + 1]), table.get(each, {}))
         table.pop(last, None)
 
-    change_file(find_file(), change, is_removal=True)
+    change_file(file, change, is_removal=True)
 
 
 def _parse_name(name: str) -> tuple[str, ...]:

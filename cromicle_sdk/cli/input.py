@@ -67,9 +67,8 @@ def read_file(path: str, flag: str) -> str:
         return _decode(data, "Standard input")
     try:
         data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        # A null byte in a path is a ValueError.
-        problem = getattr(error, "strerror", None) or "the path is not valid"
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
         raise click.UsageError(f"{flag}: {path} cannot be read: {problem}.") from None
     return _decode(data, f"{flag}: {path}")
 

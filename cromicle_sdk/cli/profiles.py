@@ -25,9 +25,9 @@ from cromicle_sdk._core.secrets import Secret
 from .errors import Misuse
 from .output import report
 
-if sys.version_info >= (3, 11):
+if sys.version_info >= (3, 11):  # pragma: no cover - one of the two, on each version
     import tomllib
-else:
+else:  # pragma: no cover - as above
     import tomli as tomllib
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Profiles",
     "change_file",
     "check",
+    "check_table",
     "check_value",
     "complete_profile",
     "find_file",
@@ -139,12 +140,7 @@ def change_file(file: Path, change: Callable[[Any], None], *, is_removal: bool =
         document = tomlkit.parse(_read_text(target))
     except (TOMLKitError, RecursionError) as error:
         raise Misuse(f"{file} is not TOML: {error}.") from None
-    try:
-        change(document)
-    except (AttributeError, TypeError, TOMLKitError):
-        # What tomlkit raises where a value stands in the place of a table.
-        read_profiles(file)
-        raise
+    change(document)
     text = tomlkit.dumps(document)
     if not is_removal:
         _check_content(file, tomllib.loads(text))
@@ -174,7 +170,7 @@ def _replace(target: Path, data: bytes) -> None:
 def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:
     _check_keys(file, "", content, ("default_profile", "profile"))
     default_profile = content.get("default_profile")
-    profiles = _check_table(file, "profile", content.get("profile", {}))
+    profiles = check_table(file, "profile", content.get("profile", {}))
     if default_profile is not None and default_profile not in list(profiles):
         names = ", ".join(profiles) or "none"
         raise Misuse(f"{file}: default_profile: expected the name of a profile; there are {names}.")
@@ -188,7 +184,7 @@ def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:
 
 
 def _check_profile(file: Path, key: str, settings: object) -> Profile:
-    table = _check_table(file, key, settings)
+    table = check_table(file, key, settings)
     _check_keys(file, f"{key}.", table, NAMES)
     values = {
         name: check_value(f"{file}: {key}.{name}", name, value) for name, value in table.items()
@@ -198,7 +194,8 @@ def _check_profile(file: Path, key: str, settings: object) -> Profile:
     return Profile(**values)
 
 
-def _check_table(file: Path, key: str, value: object) -> dict[str, Any]:
+def check_table(file: Path, key: str, value: object) -> dict[str, Any]:
+    """The value, which must be a table. Raises `Misuse`."""
     if not isinstance(value, dict):
         raise Misuse(f"{file}: {key}: expected a table, as in [profile.work].")
     return cast("dict[str, Any]", value)

@@ -116,6 +116,7 @@ class Service:
     max_request_bytes: int
     max_buffered_bytes: int | None
     metrics: bool
+    page: bool
     allowed_hosts: Sequence[str]
     allow_origins: Sequence[str]
 
@@ -163,6 +164,7 @@ class Service:
             max_concurrent_per_token=self.max_concurrent_per_token,
             max_waiting=self.max_waiting,
             metrics=self.metrics,
+            page=self.page,
             allowed_hosts=self.allowed_hosts,
             allow_origins=self.allow_origins,
         )
@@ -221,7 +223,9 @@ def serve_in_foreground(service: Service, network: Network, *, access_log: bool)
         def report_address(base_url: str) -> None:
             example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
             report(base_url, label="Serving at ")
-            report(example, label="Try it with ")
+            report(
+                example, label="Try it in a browser, or with " if service.page else "Try it with "
+            )
             if service.required_token is not None:
                 report(service.required_token, label="Callers need ")
             for label, line in lines:

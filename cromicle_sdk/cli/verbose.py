@@ -32,16 +32,28 @@ def calls_on_stderr(output: Output, *, enabled: bool) -> Generator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        handler.report_end()
 
 
 class _CallHandler(logging.Handler):
+    """Prints each record at once, but the last of a call after its text, which it may precede."""
+
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
+        self._end: list[str] = []
         # Not those below it: the embedded server has a log of its own.
         self.addFilter(lambda record: record.name == _NAME)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "end_of_call"):
+            self._end.append(record.getMessage())
+        else:
+            report(record.getMessage())
+
+    def report_end(self) -> None:
+        """Print the last record of the call, on a line of its own."""
         # Both may be the same terminal.
         self._output.end_line()
-        report(record.getMessage())
+        for line in self._end:
+            report(line)

@@ -31,6 +31,7 @@ from .options import (
     choose_max_buffered_bytes,
 )
 from .origins import OriginMiddleware, parse_allow_origins, parse_allowed_hosts
+from .page import build_page_route
 from .request import receive_chat_request
 from .response import StreamedReply
 from .routing import ExactRoute
@@ -56,6 +57,7 @@ def create_app(
     metrics: bool = True,
     allowed_hosts: Iterable[str] = (),
     allow_origins: Iterable[str] = (),
+    page: bool = False,
 ) -> Starlette:
     """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
@@ -91,6 +93,8 @@ def create_app(
     - `allow_origins`: the origins of the pages whose requests are accepted, such as
       `https://app.example`, or `*` for any; their browsers may read the responses (CORS). By
       default `serve` and `LocalServer` reject a request of a page from another host.
+    - `page`: add `GET /`, a page that chats with this app in a browser. A program that does not ask
+      for HTML gets JSON that says where `/chat` and `/openapi.json` are.
 
     An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 403 host and
     origin, 404 path, 405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a
@@ -131,6 +135,7 @@ def create_app(
             hint="give the backend a second parameter: backend(prompt, request)",
         )
     check_flag("metrics", metrics)
+    check_flag("page", page)
     hosts, origins = parse_allowed_hosts(allowed_hosts), parse_allow_origins(allow_origins)
     concurrency = ConcurrencyLimit(
         max_concurrent, max_waiting=max_waiting, per_token=max_concurrent_per_token
@@ -163,7 +168,9 @@ def create_app(
     app = Starlette(
         routes=[
             ExactRoute("/chat", chat, methods=["POST"]),
-            *_build_public_routes(registry, allowed, getattr(backend, "describe_health", None)),
+            *_build_public_routes(
+                registry, allowed, getattr(backend, "describe_health", None), page=page
+            ),
         ],
         middleware=[
             Middleware(ResponseHeadersMiddleware),
@@ -189,6 +196,8 @@ def resolve_app(
     token: str | None,
     max_request_bytes: int,
     allow_options: bool | Iterable[str],
+    page: bool,
+    default_page: bool,
 ) -> ASGIApp:
     """`app` if it is given, otherwise a new app with the other options.
 
@@ -196,13 +205,17 @@ def resolve_app(
     """
     if app is None:
         return create_app(
-            backend, token=token, max_request_bytes=max_request_bytes, allow_options=allow_options
+            backend,
+            token=token,
+            max_request_bytes=max_request_bytes,
+            allow_options=allow_options,
+            page=page,
         )
     check_callable("app", app)
-    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES, False)
-    if (backend, token, max_request_bytes, allow_options) != defaults:
+    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES, False, default_page)
+    if (backend, token, max_request_bytes, allow_options, page) != defaults:
         raise ConfigurationError(
-            "it has its own backend, token, max_request_bytes and allow_options",
+            "it has its own backend, token, max_request_bytes, allow_options and page",
             option="app",
             hint="pass those to create_app()",
         )
@@ -240,9 +253,11 @@ def _build_public_routes(
     metrics: Metrics | None,
     allow_options: frozenset[str] | None,
     describe_upstream: Callable[[], Mapping[str, Any]] | None,
+    *,
+    page: bool,
 ) -> list[ExactRoute]:
     """The routes that need no token."""
-    description = build_openapi(metrics=metrics is not None, allow_options=allow_options)
+    description = build_openapi(metrics=metrics is not None, page=page, allow_options=allow_options)
 
     async def get_health(request: Request) -> Response:
         upstream = {} if describe_upstream is None else {"upstream": describe_upstream()}
@@ -260,6 +275,8 @@ def _build_public_routes(
             return metrics.build_response()
 
         routes.append(ExactRoute("/metrics", get_metrics))
+    if page:
+        routes.append(build_page_route())
     return routes
 
 

@@ -27,7 +27,7 @@ __all__ = [
 CHAT = "/chat"
 
 # Any other path or method is text of the client's, of any length and any number of values.
-PATHS = (CHAT, "/health", "/metrics", "/openapi.json")
+PATHS = ("/", CHAT, "/health", "/metrics", "/openapi.json")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # The key of an ASGI scope's state that is set once the server has truncated the response.

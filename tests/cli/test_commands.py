@@ -51,7 +51,7 @@ from cromicle_sdk.cli import serve as _serve
 from cromicle_sdk.cli.ask import format_json, format_stats
 from cromicle_sdk.cli.config import Settings
 from cromicle_sdk.cli.errors import describe_error
-from cromicle_sdk.cli.output import RawOutput, report
+from cromicle_sdk.cli.output import RawOutput, TerminalOutput, report
 from cromicle_sdk.cli.serve import Network, Service
 from cromicle_sdk.cli.target import Target
 from cromicle_sdk.testing import FaultyServer
@@ -502,6 +502,35 @@ def test_an_error_is_one_line_with_a_hint(
     assert not re.search(r"partial_text|strict|verify|max_|base_url|\btimeout\.\w", line)
 
 
+@pytest.mark.parametrize(
+    ("break_it", "advice"),
+    [
+        (
+            lambda server: server.reply("", finish_reason="length"),
+            "The model ended without text: change the prompt.",
+        ),
+        (lambda server: server.fail(403, body=WRONG_HOST), "Check --base-url: the server that"),
+        (lambda server: server.fail(429, retry_after=9, body=GUESSED), "$CROMICLE_TOKEN."),
+        (lambda server: server.fail(501), "Check --base-url: the server does not accept"),
+    ],
+)
+def test_advice_fits_the_problem(
+    break_it: Callable[[FaultyServer], object],
+    advice: str,
+    server: FaultyServer,
+    capsysbinary: Capture,
+) -> None:
+    break_it(server)
+    assert ask(server) == 1
+    error = read_error(capsysbinary)
+    assert advice in error
+    assert not re.search("try again|[Rr]etry|not allowed|strict", error)
+
+
+WRONG_HOST = '{"error": {"code": "wrong_host", "message": "the server is for other hosts"}}'
+GUESSED = '{"error": {"code": "too_many_wrong_tokens", "message": "it does not accept the token"}}'
+
+
 def test_total(server: FaultyServer, capsysbinary: Capture) -> None:
     server.stall(after="Hello")
     assert ask(server, "--total", "1") == 1
@@ -543,6 +572,10 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
             APITimeoutError("Late.", phase="connect", hint="Check base_url."),
             "Late. Check --base-url.",
         ),
+        (
+            APIConnectionError("No socket.", option="max_connections", hint="Lower that."),
+            "No socket. Raise the limit of open files (ulimit -n).",
+        ),
         (IncompleteReplyError("Cut."), "Cut. Retry for the whole reply."),
         (CromicleError("base_url"), "base_url"),
         (
@@ -557,6 +590,11 @@ def test_errors_name_flags_and_keep_the_words_of_the_server(
     assert describe_error(error, Target(settings=Settings()).labels) == described
 
 
+def test_advice_about_an_option_that_cannot_be_given_is_left_out() -> None:
+    labels = Target(settings=Settings(), local=True).labels
+    assert describe_error(APIConnectionError("No.", hint="Check base_url."), labels) == "No."
+
+
 def test_ctrl_c_exits_130(
     server: FaultyServer, capsysbinary: Capture, interrupt: Callable[[], None]
 ) -> None:
@@ -569,13 +607,20 @@ def test_ctrl_c_exits_130(
 
 
 class Reluctant(io.RawIOBase):
-    """An unbuffered file that takes three bytes at a time."""
+    """An unbuffered file that takes three bytes at a time, and is full every other time."""
 
     def __init__(self) -> None:
         self.taken = b""
+        self.is_full = False
 
-    def write(self, data: Any) -> int:
-        self.taken += data[:3]
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int | None:
+        self.is_full = not self.is_full
+        if self.is_full:
+            return None
+        self.taken += bytes(data[:3])
         return len(data[:3])
 
 
@@ -583,6 +628,12 @@ def test_a_file_that_writes_a_part_gets_everything() -> None:
     file = Reluctant()
     RawOutput(cast("BinaryIO", file)).write("Grüße, world!")
     assert file.taken.decode() == "Grüße, world!"
+
+
+def test_a_terminal_that_does_not_block_gets_everything() -> None:
+    file = Reluctant()
+    TerminalOutput(io.TextIOWrapper(io.BufferedWriter(file), "utf-8")).write("Grüße,\nworld!")
+    assert file.taken.decode() == "Grüße,\nworld!".replace("\n", os.linesep)
 
 
 def test_a_closed_pipe_exits_141(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,7 +772,10 @@ def test_serve_runs_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replies == ["Hello there"]
     serving, asking = lines
     base_url = serving.split()[-1]
-    assert asking == f'Try it with cromicle ask --base-url {base_url} "Hello, how are you?"'
+    assert (
+        asking
+        == f'Try it in a browser, or with cromicle ask --base-url {base_url} "Hello, how are you?"'
+    )
 
 
 def test_serve_has_a_delay_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -762,6 +816,7 @@ DEFAULTS: dict[str, Any] = {
     "max_request_bytes": 1024 * 1024,
     "max_buffered_bytes": None,
     "metrics": True,
+    "page": True,
     "allowed_hosts": (),
     "allow_origins": (),
 }
@@ -862,6 +917,7 @@ NETWORK: dict[str, Any] = {
             },
         ),
         (["--no-metrics", "--no-access-log"], {"metrics": False}, {}),
+        (["--no-page"], {"page": False}, {}),
     ],
 )
 def test_the_options_of_serve(
@@ -889,11 +945,13 @@ def test_the_defaults_are_those_of_the_package() -> None:
 
     for function, expected in ((server.create_app, DEFAULTS), (server.serve, NETWORK)):
         defaults = function.__kwdefaults__ or {}
-        shared = defaults.keys() & expected.keys() - {"allow_options"}
+        # `create_app` has a page only where it is asked for.
+        shared = defaults.keys() & expected.keys() - {"allow_options", "page"}
         assert len(shared) >= 6
         assert {name: defaults[name] for name in shared} == {
             name: expected[name] for name in shared
         }
+    assert (server.serve.__kwdefaults__ or {})["page"] is DEFAULTS["page"]
 
 
 def test_the_proxies_come_from_the_variable_of_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1228,11 +1286,48 @@ def test_main_is_the_command(
     assert capsysbinary.readouterr().out.startswith(b"cromicle ")
 
 
-@pytest.mark.parametrize("missing", ["click", "rich"])
+@pytest.mark.parametrize("missing", ["click", "platformdirs", "rich"])
 def test_main_without_its_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit, match=r'pip install "cromicle-sdk\[cli\]"'):
         __main__.main()
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_main_leaves_ctrl_c_to_who_ignores_it(
+    ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    seen: list[Any] = []
+
+    def see(arguments: list[str]) -> int:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    monkeypatch.setattr("cromicle_sdk.cli.run", see)
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert seen == [signal.SIG_IGN if ignored else signal.default_int_handler]
+    left: Any = signal.getsignal(signal.SIGINT)
+    if ignored:
+        assert left is signal.SIG_IGN
+        return
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    left(signal.SIGINT, None)
+    assert ended == [130]
+
+
+def test_main_is_quiet_where_ctrl_c_comes_before_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cromicle_sdk.cli.run", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
 
 
 def test_the_console_script_is_the_same_command() -> None:
