@@ -84,7 +84,7 @@ def _show_bar(progress: Progress) -> Generator[None]:
     def render() -> Table:
         table = Table.grid(padding=(0, 1))
         table.add_row(
-            ProgressBar(total=max(progress.total, 1), completed=progress.done, width=30),
+            ProgressBar(total=max(progress.total, 1), completed=progress.done, width=20),
             progress.describe(),
         )
         return table
