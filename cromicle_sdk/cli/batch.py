@@ -8,12 +8,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cromicle_sdk import APIStatusError, Client, CromicleError, Reply
-from cromicle_sdk.bulk import Outcome, Prompt, bulk
 
 from .ask import build_messages
 from .batch_input import Id, Input, open_input, parse_format
@@ -22,6 +21,9 @@ from .batch_progress import Progress, show_progress
 from .errors import Misuse, describe_error, errors_for_the_shell
 from .output import report
 from .target import Target, target_options
+
+if TYPE_CHECKING:
+    from cromicle_sdk.bulk import Outcome, Prompt
 
 __all__ = ["batch"]
 
@@ -155,6 +157,8 @@ class _PromptMaker:
 
     def build(self, messages: str | list[Any]) -> Prompt:
         """What is sent for the prompt or the messages of a line."""
+        from cromicle_sdk.bulk import Prompt
+
         if isinstance(messages, str):
             prompt = Prompt(build_messages(messages, self.system))
             is_one = not self.system
@@ -178,6 +182,9 @@ class _Run:
 
     def write(self, output: OutputFile, ids: list[Id]) -> Progress:
         """Write the results for these ids, and report on them."""
+        # It loads the async client, which no other command needs.
+        from cromicle_sdk.bulk import bulk
+
         progress = Progress(len(ids))
         has_ended = False
         outcomes = bulk(

@@ -10,16 +10,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import click
 
 from cromicle_sdk import CallOptions, CromicleError
-from cromicle_sdk.bulk import Prompt
 
 from .errors import Misuse
 from .input import STDIN
+
+if TYPE_CHECKING:
+    from cromicle_sdk.bulk import Prompt
 
 __all__ = ["BadLine", "Entry", "Id", "Input", "open_input", "parse_format"]
 
@@ -110,7 +113,7 @@ class Input:
         prompt = self._build(messages)
         if extra_body is not None:
             options: CallOptions = {**prompt.options, "extra_body": extra_body}
-            prompt = Prompt(prompt.messages, options)
+            prompt = replace(prompt, options=options)
         return key, prompt, _digest(messages, extra_body)
 
 
