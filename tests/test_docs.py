@@ -9,41 +9,29 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, FOLDER, ROOT, find_blocks, needs_packages
 
 import cromicle_sdk
 from cromicle_sdk.cli.commands import cromicle, serve
 from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
 
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "cromicle_sdk" / "docs"
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
-DOCUMENTS = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted(FOLDER.glob("*.md")))
-}
 README = DOCUMENTS["README.md"]
 PAGES = {Path(name).stem: text for name, text in DOCUMENTS.items()}
-
-
-def find_blocks(language: str) -> list[tuple[str, str]]:
-    """Each fenced block in this language, with a name for its test."""
-    return [
-        (f"{Path(name).stem} {number}", block)
-        for name, text in DOCUMENTS.items()
-        for number, block in enumerate(
-            re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL), 1
-        )
-    ]
 
 
 def is_suite(block: str) -> bool:
     return "def test_" in block
 
 
-# Ray has an environment of its own: tests/bulk/test_ray.py.
-PYTHON = [(name, block) for name, block in find_blocks("python") if "import ray" not in block]
+# Of the others, tests/integrations/packages/test_page.py and tests/bulk/test_ray.py.
+PYTHON = [
+    (name, block)
+    for name, block in find_blocks("python")
+    if not needs_packages(block) and "import ray" not in block
+]
 SCRIPTS = [pytest.param(block, id=name) for name, block in PYTHON if not is_suite(block)]
 SUITES = [pytest.param(block, id=name) for name, block in PYTHON if is_suite(block)]
 
@@ -101,18 +89,24 @@ def test_the_lines_for_curl_get_a_reply() -> None:
     assert done.stdout == "Hello, how are you?"
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_it_links_to_is_there(name: str) -> None:
-    text = DOCUMENTS[name]
-    folder = (ROOT / name).parent
-    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    headings = {
+def find_headings(path: Path) -> set[str]:
+    """The anchors of a page."""
+    return {
         re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
-        for line in text.splitlines()
+        for line in path.read_text(encoding="utf-8").splitlines()
         if line.startswith("#")
     }
-    for target in targets:
-        assert target[1:] in headings if target[0] == "#" else (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_it_links_to_is_there(name: str) -> None:
+    page = ROOT / name
+    targets = re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name])
+    for target in (target for target in targets if "://" not in target):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in find_headings(linked), target
 
 
 def test_the_readme_is_short_and_links_to_every_page() -> None:

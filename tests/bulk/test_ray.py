@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_servers import ROOT, install
+from documents import find_blocks
+from environments import ROOT, install
 
 from cromicle_sdk.server import LocalServer
-
-PAGE = ROOT / "cromicle_sdk" / "docs" / "ten-thousand-prompts.md"
 
 
 @pytest.mark.slow
@@ -21,13 +20,7 @@ PAGE = ROOT / "cromicle_sdk" / "docs" / "ten-thousand-prompts.md"
 @pytest.mark.skipif(sys.platform == "win32", reason="install() knows the layout of others")
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Ray has no wheel for it")
 def test_the_example_of_the_documentation(echo: LocalServer, tmp_path: Path) -> None:
-    (block,) = (
-        block
-        for block in re.findall(
-            r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
-        )
-        if "import ray" in block
-    )
+    (block,) = (block for _, block in find_blocks("python") if "import ray" in block)
     script = tmp_path / "script.py"
     script.write_text(block, "utf-8")
     python = install("ray", "ray[data]>=2.50,<3", "httpx>=0.28.1", "anyio>=4.10") / "python"
