@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Generator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cromicle_sdk import APIStatusError, Client, CromicleError, Reply
+from cromicle_sdk import APIStatusError, Client, CromicleError, Reply, format_prompt
 
 from .ask import build_messages
 from .batch_input import Id, Input, open_input, parse_format
@@ -128,8 +129,7 @@ def batch(
             name,
             is_jsonl=parse_format(file, source, kind),
             build=maker.build,
-            # It builds the request, and sends nothing.
-            check=lambda prompt: client.stream(prompt.messages, **prompt.options).close(),
+            check=partial(_check_prompt, client),
         )
         _check_input(prompts, name, skip_bad=skip_bad)
         earlier = read_earlier(target_path, prompts.entries, name, resume=resume)
@@ -228,6 +228,16 @@ class _Run:
             "partial_text": outcome.partial_text,
         }
         return {"id": key, "error": error, "digest": digest}
+
+
+def _check_prompt(client: Client, prompt: Prompt) -> None:
+    """Raise `CromicleError` for a prompt that cannot be sent."""
+    if isinstance(prompt.messages, str) and prompt.messages and not prompt.options:
+        # What is left to check of a text, at a tenth of the cost.
+        format_prompt(prompt.messages)
+    else:
+        # It builds the request, and sends nothing.
+        client.stream(prompt.messages, **prompt.options).close()
 
 
 def _check_input(prompts: Input, name: str, *, skip_bad: bool) -> None:
