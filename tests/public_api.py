@@ -18,6 +18,7 @@ __all__ = ["MODULES", "RECORD", "describe", "main"]
 
 MODULES = (
     "cromicle_sdk",
+    "cromicle_sdk.bulk",
     "cromicle_sdk.server",
     "cromicle_sdk.testing",
 )
