@@ -10,7 +10,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .addresses import parse_address
-from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
+from .observability import (
+    CHARACTERS,
+    METHODS,
+    PATHS,
+    TRUNCATED,
+    End,
+    RequestObserver,
+    RequestRecord,
+)
 from .routing import get_path
 from .tokens import find_token_of
 
@@ -94,6 +102,7 @@ class RequestRecordMiddleware:
         finally:
             token = find_token_of(scope)
             record.token = None if token is None else token.label
+            record.characters = scope["state"].get(CHARACTERS, 0)
             record.finish(end)
             for observer in self._observers:
                 observer.on_end(record)
