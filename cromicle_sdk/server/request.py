@@ -19,15 +19,15 @@ from cromicle_sdk._core.request import hash_prompt
 
 from .buffers import BodyBuffer
 from .errors import RequestRejected
-from .protections import Protections
 from .nesting import find_nesting_problem
+from .protections import Protections
 from .tokens import AcceptedToken, set_token
 
 __all__ = [
     "ChatRequest",
     "check_hash",
     "check_token",
-    "name_field",
+    "is_field_name",
     "receive_chat_request",
     "receive_object",
 ]
@@ -245,13 +245,13 @@ def _parse_message(item: object) -> Message:
     return Message(role=role, content=content)
 
 
-def name_field(name: str) -> str:
-    """What an error calls a field of the body."""
-    return f"the field {name!r}" if _FIELD_NAME.match(name) else "a field of the body"
+def is_field_name(name: str) -> bool:
+    """Whether an error may quote the name of a field."""
+    return _FIELD_NAME.match(name) is not None
 
 
 def _check_option(name: str, value: Any, allowed: frozenset[str] | None) -> Any:
-    shown = name_field(name)
+    shown = f"the field {name!r}" if is_field_name(name) else "a field of the body"
     if allowed is not None and name not in allowed:
         raise _bad_request(f"{shown} is not one that this server accepts", code="unknown_field")
     problem = find_json_problem({name: value})
