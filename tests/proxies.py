@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Proxy:
     """`seen` has the first line of each HTTP request, or the target of each SOCKS one.
 
-    `answer`, where given, is all that it says before it closes. `hosts` are addresses by name, in
-    place of the resolver's.
+    `answer`, where given, is all that it says before it closes, but for what it says to one more
+    packet (`then`). `hosts` are addresses by name, in place of the resolver's.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class Proxy:
         *,
         context: ssl.SSLContext | None = None,
         answer: bytes = b"",
+        then: bytes = b"",
         hosts: Mapping[str, str] | None = None,
     ) -> None:
         self._hosts = hosts or {}
@@ -33,6 +34,7 @@ class Proxy:
         self.heads: list[str] = []
         self._context = context
         self._answer = answer
+        self._then = then
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = [self._listener]
@@ -70,6 +72,8 @@ class Proxy:
                 if first != b"\x05":
                     self.seen.append(request.split(b" HTTP/", 1)[0].decode())
                 sock.sendall(self._answer)
+                if self._then and sock.recv(65536):
+                    sock.sendall(self._then)
             elif first == b"\x05":
                 self._serve_socks(sock)
             else:

@@ -42,38 +42,47 @@ MODULES: dict[str, set[str]] = {
     "_core.deadline": {"_core.errors", "_core.options"},
     # What both sides know of the network.
     "_http.sockets": set(),
+    "_http.slots": set(),
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
+    "_http.callers": set(),
+    "_http.logs": set(),
     "_http.no_proxy": set(),
     "_http.proxies": {"_core.endpoint", "_core.errors", "_http.no_proxy"},
     "_http.clients": {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
+        "_http.logs",
     },
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
-    # The async side, which waits in `concurrency` alone. A call goes through it from below.
-    "_async.concurrency": {"_http.resolver", "_http.sockets"},
+    # The async side, which waits in the first three alone. A call goes through it from below.
+    "_async.concurrency": {"_http.resolver", "_http.slots", "_http.sockets"},
+    "_async.iterators": {"_async.concurrency", "_http.sockets"},
+    "_async.socket_reader": {"_async.concurrency", "_http.sockets"},
     "_async.network": {
-        *("_async.concurrency", "_core.deadline", "_http.framing", "_http.sockets"),
+        *("_async.concurrency", "_async.socket_reader"),
+        *("_core.deadline", "_http.framing", "_http.sockets"),
     },
     "_async.connection": {
         *("_async.concurrency", "_async.network", "_core.deadline"),
         *("_http.framing", "_http.proxies", "_http.sockets"),
     },
+    "_async.upgrade": {"_async.connection", "_http.libraries", "_http.sockets"},
     "_async.pool": {
-        *("_async.concurrency", "_async.connection", "_core.compat", "_core.deadline"),
-        *("_http.clients", "_http.framing", "_http.libraries", "_http.proxies", "_http.sockets"),
-        "_http.translate",
+        *("_async.concurrency", "_async.connection", "_async.iterators", "_async.upgrade"),
+        *("_core.compat", "_core.deadline", "_http.clients", "_http.framing", "_http.libraries"),
+        *("_http.proxies", "_http.slots", "_http.sockets", "_http.translate"),
     },
-    "_async.transport": {"_async.pool", "_core.options", "_http.proxies"},
+    "_async.transport": {"_async.pool", "_core.options", "_http.clients", "_http.proxies"},
     "_async.session": {
-        *("_async.concurrency", "_async.pool", "_async.transport"),
+        *("_async.concurrency", "_async.iterators", "_async.pool", "_async.transport"),
         *("_core.deadline", "_core.options", "_core.request", "_core.response"),
-        *("_http.clients", "_http.framing", "_http.proxies", "_http.sockets"),
+        *("_http.clients", "_http.framing", "_http.logs", "_http.proxies", "_http.sockets"),
     },
     "_async.stream": {
         *("_async.session", "_core.compat", "_core.errors", "_core.options", "_core.request"),
-        *("_core.response", "_core.retry", "_http.sockets", "_http.translate"),
+        *("_core.response", "_core.retry"),
+        *("_http.callers", "_http.sockets", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream", "_core.compat"),
@@ -88,6 +97,9 @@ MODULES |= {
     for name, needs in MODULES.items()
     if name.startswith("_async.")
 }
+
+# A handwritten one, which needs less.
+MODULES["_sync.iterators"] = {"_sync.concurrency"}
 
 # What users see.
 MODULES["__init__"] = {
@@ -123,14 +135,14 @@ THIRD_PARTY: dict[str, set[str]] = {
     "httpx2": {"_http.clients", "_async.transport", "_sync.transport"},
     "httpcore": {
         *("_http.framing", "_http.libraries", "_http.proxies"),
-        *("_async.connection", "_async.network", "_async.pool"),
-        *("_sync.connection", "_sync.network", "_sync.pool"),
+        *("_async.connection", "_async.network", "_async.pool", "_async.upgrade"),
+        *("_sync.connection", "_sync.network", "_sync.pool", "_sync.upgrade"),
     },
     "h11": {
         *("_http.framing", "_async.connection", "_async.pool"),
         *("_sync.connection", "_sync.pool"),
     },
-    "anyio": {"_async.concurrency"},
+    "anyio": {"_async.concurrency", "_async.iterators"},
     "typing_extensions": {"_core.compat"},
 }
 

@@ -6,6 +6,8 @@ import hashlib
 import io
 import logging
 import pickle
+import signal
+import ssl
 import threading
 import traceback
 import warnings
@@ -15,6 +17,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import trustme
 from proxies import Proxy
 from rich.console import Console
 from rich.traceback import Traceback
@@ -181,8 +184,9 @@ def test_a_head_that_echoes_a_secret_is_not_logged(
 
     def echo(connection: Connection, request: RecordedRequest) -> None:
         name, hashed = token.encode(), request.hash.encode()
-        head = b"HTTP/1.1 200 OK\r\nx-token: %b\r\nx-hash: %b\r\ncontent-encoding: %b\r\n\r\n"
-        connection.send(head % (name, hashed, name))
+        line = b"HTTP/1.1 200 %b %b\r\n" % (hashed, name)
+        head = b"x-token: %b\r\nx-hash: %b\r\ncontent-encoding: %b\r\n\r\n"
+        connection.send(line + head % (name, hashed, name))
         connection.close()
 
     faults.script(echo)
@@ -356,3 +360,76 @@ def test_a_call_cancelled_while_it_sends_shows_no_secret(
     assert error.__context__ is None
     captured = traceback.TracebackException.from_exception(error, capture_locals=True)
     assert TOKEN not in "".join(captured.format())
+
+
+def raise_mine(*args: object) -> None:
+    # httpcore's own network takes an OSError for one of the system's.
+    raise ValueError("mine")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("is_custom", [False, True])
+def test_an_exception_of_a_signal_handler_while_sending_shows_no_secret(
+    is_custom: bool, scheme: str
+) -> None:
+    """It passes unchanged, with the frames of the handler and none that hold the request."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    before = signal.signal(signal.SIGALRM, raise_mine)
+    try:
+        with (
+            FaultyServer(ssl_context=context if scheme == "https" else None) as faults,
+            httpx.Client(verify=trusting) as own,
+        ):
+            faults.stall(when="head")
+            options: dict[str, Any] = {"http_client": own} if is_custom else {"verify": trusting}
+            client = Client(base_url=faults.base_url, token=TOKEN, retry=ONCE, **options)
+
+            def interrupt() -> None:
+                faults.wait_for_requests(1)
+                signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+
+            threading.Thread(target=interrupt, daemon=True).start()
+            with pytest.raises(ValueError, match="mine") as caught:
+                # More than the kernel takes while nobody reads.
+                client.chat(PROMPT + "x" * 30_000_000)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            client.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert_frames_are_ours(caught.value)
+    names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert names[-1] == "raise_mine"
+    assert "_send" not in names
+    captured = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    # The text of this test's own frame aside, which holds the prompt.
+    assert TOKEN not in "".join(captured.format())
+
+
+def test_an_exception_of_a_hook_keeps_its_text_and_its_frames(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    def fail(request: httpx.Request) -> None:
+        raise ValueError(f"no {TOKEN}")
+
+    async def fail_later(request: httpx.Request) -> None:
+        fail(request)
+
+    async def scenario() -> None:
+        kind: Any = httpx.Client if runtime.is_blocking else httpx.AsyncClient
+        own = kind(event_hooks={"request": [fail if runtime.is_blocking else fail_later]})
+        client = runtime.client(base_url=faults.base_url, token=TOKEN, http_client=own)
+        error = await outcome(client.chat(PROMPT))
+        assert isinstance(error, ValueError)
+        assert str(error) == f"no {TOKEN}"
+        names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        assert names[-1] == "fail"
+        assert not {"send", "_send", "_send_handling_auth"} & set(names)
+        own.close() if runtime.is_blocking else await own.aclose()
+
+    runtime.run(scenario)
+    assert not faults.requests

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cromicle_sdk"
 
 # Each side has its own.
-HANDWRITTEN = {"__init__.py", "concurrency.py"}
+HANDWRITTEN = {"__init__.py", "concurrency.py", "iterators.py", "socket_reader.py"}
 
 # Substitutions in this order: a regular expression, and what replaces its matches. First the
 # phrases that describe only one side, as they are.
@@ -41,6 +41,7 @@ RULES = [
         ("an asynchronous iterator of", "an iterator of"),
         ("While another task or thread reads", "While another thread reads"),
         ("while one task waits for", "while one thread waits for"),
+        ("closed while another task reads it", "closed while another thread reads it"),
         ("requests in flight, for each event loop; further", "requests in flight; further"),
         (
             "One transport may be used on several event loops, and after a fork.",

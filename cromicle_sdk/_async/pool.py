@@ -3,13 +3,14 @@
 httpcore's pool is not used. Its bookkeeping is quadratic in the requests in flight, and on asyncio
 a cancelled request can lose its slot for good (httpcore issue 1093; httpcore2 2.16 has mended
 both). Nor does it notice bytes that follow a response, which would be read as the response to the
-next request. Here a connection belongs to one exchange or is idle.
+next request. Here a connection belongs to one exchange or is idle. A second response that arrives
+after the next request has gone out is that request's by HTTP/1.1 (RFC 9112, 9.2), here as anywhere.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, MutableMapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet, finalize
@@ -18,7 +19,7 @@ import httpcore
 
 from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.clients import EXCHANGE_EXTENSION, redact_trace
+from cromicle_sdk._http.clients import ResponseObserver, find_exchange, is_byte_stream
 from cromicle_sdk._http.framing import Trailers, receive_body
 from cromicle_sdk._http.libraries import (
     convert_error,
@@ -27,16 +28,18 @@ from cromicle_sdk._http.libraries import (
     find_library,
 )
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, ProcessLock, snapshot
+from cromicle_sdk._http.slots import Slot
+from cromicle_sdk._http.sockets import ClosedByCaller, snapshot
 from cromicle_sdk._http.translate import redact_error, redact_reason
 
-from . import concurrency
+from . import concurrency, iterators
 from .connection import AsyncConnection, AsyncLoopPool
+from .upgrade import AsyncUpgradedStream
 
 if TYPE_CHECKING:
     import h11
 
-__all__ = ["AsyncExchange", "AsyncPool"]
+__all__ = ["AsyncExchange", "AsyncPool", "AsyncTrace"]
 
 
 class AsyncPool:
@@ -46,7 +49,6 @@ class AsyncPool:
         self._route = route
         self._max_connections = max_connections
         self._loop_pools: dict[concurrency.Runtime, AsyncLoopPool] = {}
-        self._lock = ProcessLock()
         # Of plain httpx requests: the calls of our own clients are cancelled by those.
         self._exchanges: WeakSet[AsyncExchange] = WeakSet()
         self.is_closed = False
@@ -64,17 +66,20 @@ class AsyncPool:
             return await self._handle(request)
         try:
             return await self._handle(convert_request(request), library)
-        except Exception as error:
-            raise convert_error(error, library) from error
+        except Exception as error:  # noqa: BLE001 - raised as one of the library's
+            raise convert_error(error, library)  # noqa: B904 - it has its cause
 
     async def _handle(
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
-        exchange = find_extensions(request).get(EXCHANGE_EXTENSION)
-        if isinstance(exchange, AsyncExchange):
-            return await exchange.run(self.find_loop_pool(), request, library)
-        return await self._handle_plain_request(request, library)
+        extensions = find_extensions(request)
+        exchange = find_exchange(extensions)
+        if not (isinstance(exchange, AsyncExchange) and exchange.is_for(request)):
+            return await self._handle_plain_request(request, library)
+        if self._route.proxy is not None:
+            extensions.setdefault("trace", AsyncTrace(exchange.observer))
+        return await exchange.run(self.find_loop_pool(), request, library)
 
     async def _handle_plain_request(
         self, request: httpcore.Request, library: ModuleType
@@ -90,6 +95,8 @@ class AsyncPool:
             exchange.abandon()
             raise httpcore.ReadError(str(error)) from error
         except BaseException:
+            # Cancelled, interrupted or failed: whoever keeps the exception keeps this frame, and so
+            # the exchange, which must not keep its slot.
             exchange.abandon()
             raise
 
@@ -100,25 +107,27 @@ class AsyncPool:
         runtime = concurrency.current_runtime()
         pool = self._loop_pools.get(runtime)
         if pool is None:
-            with self._lock:
-                self._close_dead_loop_pools()
-                pool = self._loop_pools.setdefault(
-                    runtime, AsyncLoopPool(self._route, self._max_connections)
-                )
+            self._close_dead_loop_pools()
+            # Threads may come here at the same time: this is one step, and they get the same one.
+            pool = self._loop_pools.setdefault(
+                runtime, AsyncLoopPool(self._route, self._max_connections)
+            )
         return pool
 
     def _close_dead_loop_pools(self) -> None:
         """Close what a fork or an event loop that has ended has left behind."""
         for runtime in list(self._loop_pools):
             if not concurrency.is_runtime_alive(runtime):
-                self._loop_pools.pop(runtime).close()
+                pool = self._loop_pools.pop(runtime, None)
+                if pool is not None:
+                    pool.close()
 
     async def aclose(self) -> None:
         """Close all connections, and cancel the plain requests in flight."""
         self.is_closed = True
         _close_all(self._loop_pools)
         for exchange in snapshot(self._exchanges):
-            exchange.cancel_handle.cancel()
+            exchange.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,7 +145,8 @@ class AsyncExchange:
     """One request and its response. It holds a slot and a connection until it is over.
 
     The call makes it and passes it in the extensions of its httpx request; the pool runs it. So
-    the call can abandon it at any moment, whichever layer of httpx an exception has passed.
+    the call can abandon it at any moment, whichever layer of httpx an exception has passed. Nothing
+    that it holds refers to it, so that one that is dropped releases both without the cyclic GC.
 
     It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
     unfinished is a warning under trio.
@@ -147,7 +157,7 @@ class AsyncExchange:
     """
 
     # An interrupt may leave one half made, and `__del__` finds these.
-    _pool: AsyncLoopPool | None = None
+    _slot: Slot | None = None
     _connection: AsyncConnection | None = None
     _chunks: AsyncIterator[bytes] | None = None
 
@@ -160,11 +170,15 @@ class AsyncExchange:
         self._timeouts = timeouts
         self.cancel_handle = cancel_handle
         self._redact = redact
-        self.response: httpcore.Response | None = None
+        self.observer = ResponseObserver(redact)
+        self._request_body: object = None
+        self._is_running = False
         self._start()
 
     def _start(self) -> None:
-        self.response = None
+        self._has_run = False
+        self._is_upgraded = False
+        self._pool: AsyncLoopPool | None = None
         self._parser: h11.Connection | None = None
         self._source: Any = None
         self._chunks = None
@@ -174,6 +188,20 @@ class AsyncExchange:
         self._trailers: Trailers = ()
         self._library: ModuleType = httpcore
 
+    def bind(self, body: object) -> None:
+        """Run the request with this body alone."""
+        self._request_body = body
+
+    def is_for(self, request: httpcore.Request) -> bool:
+        """Whether `run` may send a request that has this exchange in its extensions.
+
+        A hook may send another one with the same extensions. The same one comes again once its
+        response is over, as authentication sends it; a transport may also send it twice at a time.
+        """
+        is_in_use = self._is_running or (self._source is not None and self._slot is not None)
+        is_bound = self._request_body is None or self._request_body is request.stream
+        return is_bound and not is_in_use
+
     async def run(
         self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
     ) -> httpcore.Response:
@@ -181,12 +209,21 @@ class AsyncExchange:
 
         Errors while it is iterated are those of `library`.
 
-        Raises `httpcore`'s errors and `ClosedByCaller`. It may be run again, as httpx's
-        authentication does.
+        Raises `httpcore`'s errors and `ClosedByCaller`.
         """
-        if self._pool is not None or self.response is not None:
+        self._is_running = True
+        try:
+            return await self._run(pool, request, library)
+        finally:
+            self._is_running = False
+
+    async def _run(
+        self, pool: AsyncLoopPool, request: httpcore.Request, library: ModuleType
+    ) -> httpcore.Response:
+        if self._has_run:
             self.abandon()
             self._start()
+        self._has_run = True
         self._library = library
         await self._acquire_slot(pool)
         request.stream = _AsyncRequestBody(request.stream, self._timeouts)
@@ -199,17 +236,30 @@ class AsyncExchange:
             raise
         # httpcore's response is kept, and read through this object.
         self._source, response.stream = response.stream, self
-        self.response = response
+        extensions = find_extensions(response)
+        self.observer.receive_head(response.status, response.headers, extensions)
         if self._redact is not None:
-            redact_reason(response.status, find_extensions(response), self._redact)
+            redact_reason(response.status, extensions, self._redact)
+        is_tunnel = request.method == b"CONNECT" and 200 <= response.status < 300
+        if response.status == 101 or is_tunnel:
+            self._start_upgrade(extensions)
         return response
+
+    def _start_upgrade(self, extensions: MutableMapping[str, Any]) -> None:
+        assert self._connection is not None, "a response comes from a connection"
+        self._is_upgraded = True
+        self._connection.start_upgrade()
+        extensions["network_stream"] = AsyncUpgradedStream(
+            extensions["network_stream"], self._connection, self.abandon, self._library
+        )
 
     async def _acquire_slot(self, pool: AsyncLoopPool) -> None:
         self._timeouts.enter("pool", time.monotonic())
         left = self._timeouts.left(time.monotonic())
-        if not await pool.limiter.acquire(left, self.cancel_handle):
-            raise httpcore.PoolTimeout
         self._pool = pool
+        self._slot = await pool.limiter.acquire(left, self.cancel_handle)
+        if self._slot is None:
+            raise httpcore.PoolTimeout
 
     async def _send(self, pool: AsyncLoopPool, request: httpcore.Request) -> httpcore.Response:
         if request.url.scheme not in (b"http", b"https"):
@@ -231,7 +281,12 @@ class AsyncExchange:
         self, connection: AsyncConnection, request: httpcore.Request
     ) -> httpcore.Response:
         self._connection = connection
-        response = await connection.send(request, self._timeouts, self.cancel_handle)
+        response = await connection.send(
+            request,
+            self._timeouts,
+            self.cancel_handle,
+            in_one_piece=getattr(request.stream, "is_whole", False),
+        )
         self._parser = connection.find_h11()
         return response
 
@@ -292,11 +347,6 @@ class AsyncExchange:
         self._trailers = self._connection.observed_trailers
         return b""
 
-    async def trace(self, name: str, info: dict[str, Any]) -> None:
-        """httpcore's extension, for a call whose steps are logged."""
-        assert self._redact is not None, "only a call of this package is traced"
-        redact_trace(info, self._redact)
-
     async def aclose(self) -> None:
         """The body is not read any further.
 
@@ -306,36 +356,53 @@ class AsyncExchange:
         if self._is_end and connection is not None and pool is not None:
             await self._source.aclose()
             if connection.is_clean:
-                pool.put_idle(connection)
+                # First: `abandon` closes it where an interrupt comes between these lines.
                 self._connection = None
+                pool.put_idle(connection)
         self.abandon()
+
+    def cancel(self) -> None:
+        """End every wait of it; from any thread or signal handler."""
+        self.cancel_handle.cancel()
+        connection = self._connection
+        if self._is_upgraded and connection is not None:
+            # Its reads and writes wait at the same time, and the handle knows of one of them.
+            connection.interrupt()
 
     def abandon(self) -> None:
         """Release the slot and close the connection, without waiting."""
-        # An interrupt may come at any line; the next call does the rest.
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._chunks is not None:
-            concurrency.finish_iterator(self._chunks)
+        # An interrupt may come at any line. What it drops here releases itself, and the next call
+        # does the rest.
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        # An iterator that another task or thread runs is for that one to finish: it is interrupted.
+        if self._chunks is not None and (connection is None or not connection.is_in_use):
+            iterators.finish_iterator(self._chunks)
             self._chunks = None
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.limiter.release()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
+        connection = self._connection
         try:
-            data = await self.read()
-        except Exception as error:
+            if connection is None:
+                raise ClosedByCaller("it was closed before its end")
+            # Another task or thread may close the response meanwhile.
+            with connection.use():
+                data = await self.read()
+        except Exception as error:  # noqa: BLE001 - raised as one of the library's
             self.abandon()
-            if self._library is httpcore:
-                raise
-            raise convert_error(error, self._library) from error
+            if self._redact is None and isinstance(error, ClosedByCaller):
+                error = httpcore.ReadError(str(error))
+            raise convert_error(error, self._library)  # noqa: B904 - as above
         except BaseException:
+            # Cancelled or interrupted: some of the body may be lost.
             self.abandon()
             raise
         if not data:
@@ -354,6 +421,8 @@ class _AsyncRequestBody:
     """
 
     def __init__(self, stream: Any, timeouts: CallTimeouts) -> None:
+        # Another kind of body is made while it is sent: by a generator, or from a file.
+        self.is_whole = is_byte_stream(stream)
         self._stream = stream
         self._timeouts = timeouts
         self._parts: Iterator[bytes] | None = None
@@ -370,3 +439,13 @@ class _AsyncRequestBody:
         for part in self._parts:
             return part
         raise StopAsyncIteration
+
+
+class AsyncTrace:
+    """httpcore's extension `trace` for a call. It is not the exchange, to which it would refer."""
+
+    def __init__(self, observer: ResponseObserver) -> None:
+        self._observer = observer
+
+    async def __call__(self, name: str, info: dict[str, Any]) -> None:
+        self._observer.observe(name, info)

@@ -13,8 +13,9 @@ from cromicle_sdk._core.errors import CromicleError, describe
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
-from cromicle_sdk._http.sockets import TimeLimitReached
-from cromicle_sdk._http.translate import redact_error, strip_frames, translate_error
+from cromicle_sdk._http.callers import find_callers_error
+from cromicle_sdk._http.sockets import LATE_SECONDS, TimeLimitReached
+from cromicle_sdk._http.translate import strip_frames, strip_library_frames, translate_error
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -163,24 +164,16 @@ class AsyncStream:
         """Run a step, again with a new attempt where one has failed and may be retried."""
         self._check_readable()
         while True:
-            failure: CromicleError
-            cause: BaseException | None = None
             try:
                 return await step()
-            except CromicleError as error:
-                failure = error.with_traceback(None)
-            except Exception as error:
-                redact_error(error, self._request.redact)
-                translated = self._translate(error)
-                if translated is None:
-                    await self._fail()
-                    raise
-                failure, cause = translated, strip_frames(error)
+            except Exception as error:  # noqa: BLE001 - `_recover` raises it, if it is not ours
+                failure = error
             except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
                 await self._fail()
                 # It is the same error still, without the frames that hold the request.
-                raise strip_frames(error)  # noqa: B904
-            await self._recover(failure, cause)
+                raise strip_library_frames(error)  # noqa: B904
+            # Outside of the handler, whose error would be the context of those to come.
+            await self._recover(failure)
 
     async def _open(self) -> AsyncCall:
         """Begin an attempt: send the request, and wait for the head of a reply."""
@@ -221,11 +214,13 @@ class AsyncStream:
             if attempt is None or decoder is None or call is None:
                 await self._open()
                 continue
+            # Not after it, since what has come in time may be read late.
+            now = time.monotonic()
+            if call.timeouts.total_left(now) <= 0 and call.timeouts.late_for(now) > LATE_SECONDS:
+                raise TimeLimitReached
             data = await attempt.read()
             now = time.monotonic()
             if data:
-                if call.timeouts.total_left(now) <= 0:
-                    raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
                 if attempt.is_end and decoder.may_end:
                     await self._end(attempt, decoder, now)
@@ -247,15 +242,34 @@ class AsyncStream:
 
     def _translate(self, error: Exception) -> CromicleError | None:
         assert self._call is not None, "nothing fails before a call has started"
+        head = None if self._attempt is None else self._attempt.last_head
         translated = translate_error(
-            error, url=self._options.endpoint.url, timeouts=self._call.timeouts
+            error,
+            url=self._options.endpoint.url,
+            timeouts=self._call.timeouts,
+            redact=self._request.redact,
+            proxy_status=None if head is None else head.status_code,
         )
         if translated is None or self._decoder is None:
             return translated
         return self._decoder.receive_failure(translated)
 
-    async def _recover(self, failure: CromicleError, cause: BaseException | None) -> None:
+    async def _recover(self, error: Exception) -> None:
         """Wait for the next attempt, or raise."""
+        callers = find_callers_error(error)
+        if callers is not None:
+            await self._fail()
+            raise strip_library_frames(callers)
+        cause: BaseException | None = None
+        failure: CromicleError | None
+        if isinstance(error, CromicleError):
+            failure = error.with_traceback(None)
+        else:
+            failure = self._translate(error)
+            if failure is None:
+                await self._fail()
+                raise strip_library_frames(error)
+            cause = strip_frames(error)
         await self._close_attempt()
         call = self._call
         assert call is not None, "nothing fails before a call has started"

@@ -29,6 +29,7 @@ class CallTimeouts:
     __slots__ = (
         "_deadline",
         "_held",
+        "_late_since",
         "_limits",
         "_pool_entered",
         "_restarting",
@@ -53,6 +54,7 @@ class CallTimeouts:
         self._deadline: float | None = None
         self._pool_entered = now
         self._held: float | None = None
+        self._late_since: float | None = None
         self.phase: Phase = "pool"
         self._start("pool", now)
 
@@ -90,7 +92,7 @@ class CallTimeouts:
             self._deadline = (
                 now + self._total if self._deadline is None else self._deadline + waited
             )
-        self._held = None
+        self._held = self._late_since = None
         self._start(phase, now)
 
     def begin_wait(self, now: float) -> None:
@@ -122,6 +124,12 @@ class CallTimeouts:
         if self.phase == "pool":
             now = self._pool_entered
         return self._total if self._deadline is None else self._deadline - now
+
+    def late_for(self, now: float) -> float:
+        """Seconds since this was first called in this phase: with nothing left, for what waits."""
+        if self._late_since is None:
+            self._late_since = now
+        return now - self._late_since
 
     def limit(self, phase: TimeoutPhase) -> float | None:
         """The limit of a phase, or of the whole call, in seconds."""

@@ -378,9 +378,10 @@ def _token_problem(token: Secret) -> str | None:
         return "it is empty; leave it out for the default"
     if find_lone_surrogate(text) is not None:
         return LONE_SURROGATE
-    # Text read from a file ends in a line break, which would be hashed.
-    if text[0].isspace() or text[-1].isspace():
-        return "it begins or ends with white space"
+    # Text read from a file ends in a line break, and on Windows may begin with a byte order mark;
+    # either would be hashed.
+    if not all(c.isprintable() and not c.isspace() for c in (text[0], text[-1])):
+        return "it begins or ends with white space or an invisible character"
     return None
 
 

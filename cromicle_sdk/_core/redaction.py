@@ -18,6 +18,10 @@ _REDACTED = "[redacted]"
 # To locate an echo takes 2 us. A text of 72 KiB with more of them is hardly anything else.
 _MOST_ECHOES = 1000
 
+# Of a secret whose other characters were lost in a wrong decoding, the rest in ASCII is searched
+# for if it is no shorter: less may be an ordinary word.
+_SHORTEST_REST = 8
+
 # What JSON and Python write after a backslash for some characters, and HTML after an ampersand.
 _SHORT_ESCAPES = {
     "\n": "n",
@@ -36,7 +40,8 @@ def redact(text: str, secrets: Iterable[Secret]) -> str:
     """The text with `[redacted]` in place of each secret that it echoes.
 
     A secret is found as it is, as JSON, Python, URLs and HTML spell it, in several layers of
-    quotes, and as UTF-8 that was decoded as Latin-1. It takes linear time for any text and any
+    quotes, and after a wrong decoding: as UTF-8 that was decoded as Latin-1, or with the characters
+    that are not ASCII replaced or left out. It takes linear time for any text and any
     secret: a text that spells one more than a thousand times is redacted as a whole. The
     well-known token is not a secret, and may be part of an ordinary word: it stays.
     """
@@ -73,14 +78,22 @@ def _find_spelled(text: str, secret: Secret) -> list[tuple[int, int]]:
     Text and secret are compared without backslashes: whether one is part of the secret or of its
     spelling cannot be told.
     """
-    forms = (secret.reveal(), secret.reveal().encode().decode("latin-1"))
+    forms = {secret.reveal(), secret.reveal().encode().decode("latin-1")}
     characters = frozenset(c for form in forms for c in form if not _is_alphanumeric(c))
-    decoded = _Decoded(text, characters)
+    found = _search(_Decoded(text, characters), [_Decoded(form, characters) for form in forms])
+    rest = _Decoded(secret.reveal(), characters, only_ascii=True)
+    if not secret.reveal().isascii() and len(rest.text) >= _SHORTEST_REST:
+        characters |= {"?", "\N{REPLACEMENT CHARACTER}"}
+        found += _search(_Decoded(text, characters, only_ascii=True), [rest])
+    # The longest first, of those that begin at the same place.
+    return sorted(found, key=lambda span: (span[0], -span[1]))
+
+
+def _search(text: _Decoded, forms: Iterable[_Decoded]) -> list[tuple[int, int]]:
     # A secret may itself look like a spelling.
-    needles = {form.replace("\\", "") for form in forms}
-    needles.update(_Decoded(form, characters).text for form in forms)
-    found = (span for needle in needles - {""} for span in _find_all(needle, decoded.text))
-    return sorted(decoded.find_origin(*span) for span in islice(found, _MOST_ECHOES + 1))
+    needles = {needle for form in forms for needle in (form.text, form.undecoded)} - {""}
+    spans = (span for needle in needles for span in _find_all(needle, text.text))
+    return [text.find_origin(*span) for span in islice(spans, _MOST_ECHOES + 1)]
 
 
 def _find_all(needle: str, text: str) -> Iterator[tuple[int, int]]:
@@ -93,10 +106,14 @@ def _find_all(needle: str, text: str) -> Iterator[tuple[int, int]]:
 class _Decoded:
     """A text with the spellings of some characters decoded, and without backslashes.
 
-    Quotes of quotes multiply backslashes; the last one of a run belongs to a spelling.
+    Quotes of quotes multiply backslashes; the last one of a run belongs to a spelling. With
+    `only_ascii`, it is also without the characters that are not ASCII, and without question marks,
+    which may stand for one of them.
     """
 
-    def __init__(self, text: str, characters: frozenset[str]) -> None:
+    def __init__(self, text: str, characters: frozenset[str], *, only_ascii: bool = False) -> None:
+        self._only_ascii = only_ascii
+        self.undecoded = "".join(self._split(text))
         if " " in characters:
             text = text.replace("+", " ")
         pattern, by_spelling = _find_spellings(characters)
@@ -104,13 +121,19 @@ class _Decoded:
         # A spelling follows each text but the last one.
         self._texts, self._spellings = pieces[::2], pieces[1::2]
         pieces[1::2] = map(_Decoder(by_spelling).__getitem__, self._spellings)
-        self._parts = "".join(pieces).split("\\")
+        self._parts = self._split("".join(pieces))
         self.text = "".join(self._parts)
+
+    def _split(self, text: str) -> list[str]:
+        """The parts between the characters that are left out, of which each is one character."""
+        if self._only_ascii:
+            text = text.encode("ascii", "replace").decode().replace("?", "\\")
+        return text.split("\\")
 
     def find_origin(self, start: int, end: int) -> tuple[int, int]:
         """The span in the original text, with each spelling and its backslashes as a whole."""
         parts, decoded, spelled = self._starts
-        # A backslash stands between two parts.
+        # One character stands between two parts.
         start += max(bisect_left(parts, start) - 1, 0)
         last = end + bisect_right(parts, end - 1) - 2
         # A character stands for the spelling between two texts.

@@ -7,10 +7,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import httpx
 
@@ -20,26 +21,33 @@ from cromicle_sdk._core.options import LONGEST_WAIT, Timeout
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 
+from .logs import Redacted
+
 if TYPE_CHECKING:
     import httpx2
 
 __all__ = [
-    "EXCHANGE_EXTENSION",
     "HTTPX_VERSION",
     "AsyncHTTPClient",
     "HTTPClient",
     "NoCookies",
+    "Response",
+    "ResponseObserver",
+    "build_extensions",
     "build_head",
     "build_http_request",
     "check_http_client",
     "check_process",
+    "find_body",
+    "find_exchange",
     "find_redirect",
     "find_response",
     "find_source",
     "httpx_modules",
+    "is_byte_stream",
     "limit_reads",
     "parse_url",
-    "redact_trace",
+    "release_when_dropped",
     "was_read",
 ]
 
@@ -49,8 +57,48 @@ if TYPE_CHECKING:
     HTTPClient = httpx.Client | httpx2.Client
     AsyncHTTPClient = httpx.AsyncClient | httpx2.AsyncClient
 
-# The key of a request's extensions under which a call passes its exchange to the pool.
-EXCHANGE_EXTENSION = "cromicle_sdk.exchange"
+
+class Response(httpx.Response):
+    """A response that releases its connection at once where it is dropped, read or not.
+
+    httpx's own refers to its stream, and that to the response: both wait for the cyclic GC.
+    """
+
+    @property
+    def stream(self) -> httpx.SyncByteStream | httpx.AsyncByteStream:
+        found: httpx.SyncByteStream | httpx.AsyncByteStream = self.__dict__["stream"]
+        return found
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        # Private: where httpx names it otherwise, the response waits for the cyclic GC again.
+        if getattr(stream, "_response", None) is self:
+            stream._response = _ElapsedTime(self)
+        self.__dict__["stream"] = stream
+
+
+class _ElapsedTime:
+    """What httpx's streams set of their response, which may be gone."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = ref(response)
+
+    @property
+    def elapsed(self) -> timedelta:
+        raise AttributeError("it is set alone")
+
+    @elapsed.setter
+    def elapsed(self, elapsed: timedelta) -> None:
+        response = self._response()
+        if response is not None:
+            response.elapsed = elapsed
+
+
+def release_when_dropped(response: httpx.Response) -> httpx.Response:
+    """The same response, of the class above unless a tool has put one of its own in its place."""
+    if type(response) is httpx.Response:
+        response.__class__ = Response
+    return response
 
 
 @lru_cache(maxsize=64)
@@ -105,11 +153,14 @@ _first_used_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def build_http_request(
-    client: Any, request: Request, timeout: Timeout, timeouts: CallTimeouts, exchange: Any
+    client: Any,
+    request: Request,
+    timeout: Timeout,
+    timeouts: CallTimeouts,
+    extensions: Mapping[str, Any],
 ) -> Any:
     """The request as one of the client's: with its default headers, without its cookies."""
     total_left = timeouts.total_left(time.monotonic())
-    is_logged = any(logger.isEnabledFor(logging.DEBUG) for logger in _HTTPCORE_LOGGERS)
     built = client.build_request(
         request.method,
         request.endpoint.url,
@@ -122,8 +173,7 @@ def build_http_request(
                 "write": _at_most(timeout.first_byte, total_left),
                 "pool": timeout.pool,
             },
-            EXCHANGE_EXTENSION: exchange,
-            **({"trace": exchange.trace} if is_logged else {}),
+            **extensions,
         },
     )
     if client.cookies:
@@ -131,6 +181,64 @@ def build_http_request(
         built.headers.pop("cookie", None)
         built.headers.update({name: value for name, value in request.headers if name == b"cookie"})
     return built
+
+
+_EXCHANGE_KEY = "cromicle_sdk.exchange"
+
+
+def build_extensions(exchange: object, trace: object, *, is_custom: bool) -> dict[str, Any]:
+    """The extensions of a request by which the pool finds its exchange, and httpcore the trace."""
+    # Weak: the exchange refers to the request.
+    extensions: dict[str, Any] = {_EXCHANGE_KEY: ref(exchange)}
+    # A custom client is traced for the head of a redirect; ours has that without it, at less cost.
+    if is_custom or _is_logged():
+        extensions["trace"] = trace
+    return extensions
+
+
+def find_exchange(extensions: Mapping[str, Any]) -> object:
+    """The exchange that a call of ours sends along; None for a plain request."""
+    found = extensions.get(_EXCHANGE_KEY)
+    return None if found is None else found()
+
+
+class ResponseObserver:
+    """Sees the head of each response on its way, also one that httpx does not pass on.
+
+    By httpcore's extension `trace`, that may be a proxy's response to CONNECT, too.
+    """
+
+    def __init__(self, redact: Callable[[str], str] | None) -> None:
+        self._redact = redact
+        self._status = 0
+        self._headers: Sequence[tuple[bytes, bytes]] = ()
+        self._http_version: bytes = b""
+
+    @property
+    def head(self) -> Head | None:
+        """The last head, None before the first one."""
+        if not self._status:
+            return None
+        return Head(self._status, self._headers, self._http_version, came_over_network=True)
+
+    def receive_head(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], extensions: Mapping[str, Any]
+    ) -> None:
+        """A head from our own pool."""
+        self._status = status
+        self._headers = headers
+        self._http_version = extensions.get("http_version", b"HTTP/1.1")
+
+    def observe(self, name: str, info: dict[str, Any]) -> None:
+        """An event of httpcore's, which it is about to log at DEBUG from the same dict."""
+        value: Any = info.get("return_value") or ()
+        if name == "http11.receive_response_headers.complete" and len(value) == 4:
+            self._http_version, self._status, _, self._headers = value
+        elif name == "http2.receive_response_headers.complete" and len(value) == 2:
+            self._http_version = b"HTTP/2"
+            self._status, self._headers = value
+        if self._redact is not None and _is_logged():
+            _redact_trace(info, self._redact)
 
 
 # Those that log the head of a response.
@@ -141,24 +249,15 @@ _HTTPCORE_LOGGERS = [
 ]
 
 
-def redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
-    """Take the secrets that the server echoed out of what httpcore is about to log at DEBUG.
+def _is_logged() -> bool:
+    return any(logger.isEnabledFor(logging.DEBUG) for logger in _HTTPCORE_LOGGERS)
 
-    It passes the values to its extension `trace`, and logs them from the same dict afterwards.
-    """
+
+def _redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
+    """Take the secrets that the server echoed out of what httpcore is about to log at DEBUG."""
     for name in ("return_value", "exception"):
         if info.get(name) is not None:
-            info[name] = _Shown(redact(repr(info[name])))
-
-
-class _Shown:
-    """An object with this repr."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
+            info[name] = Redacted(redact(repr(info[name])))
 
 
 def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None:
@@ -189,12 +288,35 @@ def build_head(response: Any) -> Head:
 
 def find_source(stream: Any) -> Any:
     """What a response's stream reads from, below the wrappers that httpx itself puts around it."""
-    while type(stream).__module__.partition(".")[0] in ("httpx", "httpx2"):
+    while _library_of(stream) in ("httpx", "httpx2"):
         inner = getattr(stream, "_stream", None) or getattr(stream, "_httpcore_stream", None)
         if inner is None:
             break
         stream = inner
     return stream
+
+
+def find_body(response: Any) -> tuple[Any, bool]:
+    """What to iterate for the body of a response, and whether its iterator holds httpcore's.
+
+    A stream or generator of a user's is found below httpx's wrappers, which would not close it.
+    """
+    stream = response.stream
+    if _library_of(find_source(stream)) in ("httpcore", "httpcore2", "cromicle_sdk"):
+        return stream, True
+    kinds: list[Any] = [Generator, AsyncGenerator]
+    for module in httpx_modules():
+        kinds += [module.SyncByteStream, module.AsyncByteStream]
+    while _library_of(stream) in ("httpx", "httpx2"):
+        inner = getattr(stream, "_stream", None)
+        if not isinstance(inner, tuple(kinds)):
+            break
+        stream = inner
+    return stream, False
+
+
+def _library_of(instance: object) -> str:
+    return type(instance).__module__.partition(".")[0]
 
 
 def was_read(response: Any) -> bool:
@@ -205,16 +327,19 @@ def was_read(response: Any) -> bool:
     return bool(response.is_closed or response.is_stream_consumed)
 
 
-def find_redirect(error: Exception, response: Any) -> Head | None:
-    """The head of a redirect whose `Location` httpx cannot parse, by httpcore's response.
+def find_redirect(error: Exception, head: Head | None) -> Head | None:
+    """The head of a redirect whose `Location` httpx cannot parse.
 
     httpx raises for it, although it is not to be followed.
     """
     kinds = tuple(module.RemoteProtocolError for module in httpx_modules())
-    if response is None or not 300 <= response.status < 400 or not isinstance(error, kinds):
-        return None
-    version = response.extensions.get("http_version", b"HTTP/1.1")
-    return Head(response.status, response.headers, version, came_over_network=True)
+    is_redirect = head is not None and 300 <= head.status_code < 400
+    return head if is_redirect and isinstance(error, kinds) else None
+
+
+def is_byte_stream(stream: object) -> bool:
+    """Whether a request's body is there as a whole."""
+    return isinstance(stream, tuple(module.ByteStream for module in httpx_modules()))
 
 
 def find_response(error: Exception, request: Any) -> Any:

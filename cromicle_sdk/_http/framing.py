@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h11
 import httpcore
@@ -22,7 +22,6 @@ __all__ = [
     "Trailers",
     "find_h11",
     "is_h11_reachable",
-    "is_idle",
     "receive_body",
 ]
 
@@ -50,24 +49,10 @@ class BodyPart(NamedTuple):
 
 def find_h11(connection: object) -> h11.Connection | None:
     """The h11 connection that an httpcore connection keeps below one or more of its own."""
-    connection = _unwrap(connection)
     while hasattr(connection, "_connection"):
         connection = getattr(connection, "_connection")  # noqa: B009 - private, and not typed
     found = getattr(connection, "_h11_state", None)
     return found if isinstance(found, h11.Connection) else None
-
-
-def is_idle(connection: Any) -> bool:
-    """Whether an httpcore connection, or the one of a pool, is ready for another request."""
-    connection = _unwrap(connection)
-    return connection is not None and bool(connection.is_idle())
-
-
-def _unwrap(connection: Any) -> Any:
-    """The one connection of a pool of httpcore's; None where it has none."""
-    if not hasattr(connection, "connections"):
-        return connection
-    return connection.connections[0] if connection.connections else None
 
 
 @lru_cache(maxsize=1)

@@ -36,9 +36,10 @@ def convert_request(request: Any) -> httpcore.Request:
 
 
 def convert_error(error: Exception, library: ModuleType) -> Exception:
-    """The same error as one of the library's; any other error as it is."""
+    """The same error as one of the library's, with this one for its cause; any other as it is."""
     name = type(error).__name__
-    if getattr(httpcore, name, None) is not type(error):
+    if library is httpcore or getattr(httpcore, name, None) is not type(error):
         return error
     converted: Exception = getattr(library, name)(str(error))
+    converted.__cause__ = error
     return converted

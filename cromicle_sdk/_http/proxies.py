@@ -75,22 +75,35 @@ def default_ssl_context() -> ssl.SSLContext:
     environment variable.
     """
     # Tools that replace the class, as mocket does, get contexts of theirs.
-    kind = ssl.SSLContext
-    return _build_ssl_context(kind, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    return _build_ssl_context(ssl.SSLContext, *map(os.environ.get, _TLS_VARIABLES))
+
+
+# Those that `httpx.create_ssl_context` and the standard library read.
+_TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 @lru_cache(maxsize=4)
-def _build_ssl_context(kind: type, cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
-    name, problem = "SSL_CERT_FILE", "Not a directory"
-    if cert_dir and not cert_file:
-        name = "SSL_CERT_DIR"
+def _build_ssl_context(
+    kind: type, cert_file: str | None, cert_dir: str | None, key_log: str | None
+) -> ssl.SSLContext:
+    # OpenSSL takes a folder that is not there for an empty one.
+    if cert_dir and not cert_file and not Path(cert_dir).is_dir():
+        raise ConfigurationError("it is not a directory", option="$SSL_CERT_DIR")
     try:
-        # OpenSSL takes a folder that is not there for an empty one.
-        if name == "SSL_CERT_FILE" or Path(str(cert_dir)).is_dir():
-            return httpx.create_ssl_context()
+        return httpx.create_ssl_context()
+    except ssl.SSLError:
+        problem = "it has no certificates in PEM"
     except OSError as error:
-        problem = error.strerror or str(error)
-    raise ConfigurationError(f"its certificates cannot be loaded: {problem}", option=f"${name}")
+        problem = f"the file cannot be opened: {error.strerror or error}"
+        if key_log and error.filename == key_log:
+            raise ConfigurationError(problem, option="$SSLKEYLOGFILE") from None
+    if cert_file:
+        raise ConfigurationError(problem, option="$SSL_CERT_FILE")
+    raise ConfigurationError(
+        "the certificates of the package certifi cannot be loaded",
+        option="verify",
+        hint="set $SSL_CERT_FILE, or pass verify=ssl_context",
+    )
 
 
 def _check_verify(verify: object) -> ssl.SSLContext | None:

@@ -1,10 +1,14 @@
-"""Sockets: addresses, options and the state of an idle one, without waiting."""
+"""Sockets: addresses, options, and the state that they are in."""
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import socket
-import threading
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -14,16 +18,22 @@ __all__ = [
     "ATTEMPT_DELAY_SECONDS",
     "HEAD_BYTES",
     "IDLE_SECONDS",
+    "LAST_CLEANUP_SECONDS",
+    "LATE_SECONDS",
+    "READ",
     "READ_BYTES",
+    "WRITE",
     "Address",
     "ClosedByCaller",
-    "ProcessLock",
     "TimeLimitReached",
+    "count_unacknowledged",
+    "find_first",
     "interleave_families",
     "is_from_system",
     "is_request_unread",
     "is_reusable",
     "parse_address",
+    "poll",
     "receive_now",
     "snapshot",
     "start_connect",
@@ -46,6 +56,15 @@ READ_BYTES = 64 * 1024
 # and h11 takes 8 us for one of 18 bytes: other tasks wait for 2 ms, not for the 30 ms of 64 KiB.
 HEAD_BYTES = 4 * 1024
 
+# How long the code of a custom client may take to end, in seconds, once its call has no time left
+# or was closed. It does so four times at most, in a step of the body, in the close of the response
+# and in that of the body, which is cancelled, too; and a call must end within 250 ms.
+LAST_CLEANUP_SECONDS = 0.05
+
+# How long bytes that wait already are read after a limit, in seconds: on a busy machine a call may
+# look late for what has come in time. A server may be always ahead; a call must end within 250 ms.
+LATE_SECONDS = 0.1
+
 # RFC 8305, 5: "Connection Attempt Delay", the recommended value in seconds.
 ATTEMPT_DELAY_SECONDS = 0.25
 
@@ -67,21 +86,11 @@ _KEEP_ALIVE = [
 ]
 
 
-class ProcessLock:
-    """A lock that a fork does not leave locked: each process has one of its own."""
-
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.Lock] = {}
-
-    def __enter__(self) -> None:
-        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
-
-    def __exit__(self, *arguments: object) -> None:
-        self._locks[os.getpid()].release()
-
-
 class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
     """The stream or its client was closed while this call was under way."""
+
+    def __init__(self, reason: str = "it was closed while it was under way") -> None:
+        super().__init__(reason)
 
 
 class TimeLimitReached(Exception):  # noqa: N818 - becomes an APITimeoutError
@@ -124,13 +133,16 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for level, option, value in _KEEP_ALIVE:
-            sock.setsockopt(level, option, value)
+        for option in _KEEP_ALIVE:
+            # A system may refuse an option that Python knows.
+            with suppress(OSError):
+                sock.setsockopt(*option)
         try:
             sock.connect(target)
         except BlockingIOError:
             return sock, False
     except BaseException:
+        # Also an interrupt: nobody else knows of this socket yet.
         sock.close()
         raise
     return sock, True
@@ -143,28 +155,28 @@ def system_error(number: int) -> OSError:
     return OSError(number, texts.get(number) or os.strerror(number))
 
 
-def is_request_unread(sock: socket.socket, *, seconds_since_sent: float) -> bool:
+def is_request_unread(sock: socket.socket, *, sent_bytes: int, seconds: float) -> bool:
     """Whether a server closed an idle connection before it worked on the request sent on it.
 
-    It did where a part of the request was never acknowledged: the close was already on its way.
-    Where all of it was, the time decides.
+    It did where none of the `sent_bytes` was ever acknowledged: the close was already on its way.
+    Otherwise the time decides: `seconds` since the request began to be sent.
     """
-    return seconds_since_sent < _RACE_SECONDS or _has_unacknowledged(sock)
+    return seconds < _RACE_SECONDS or count_unacknowledged(sock) >= sent_bytes
 
 
-def _has_unacknowledged(sock: socket.socket) -> bool:
-    """Whether bytes are in the send queue that the peer has not acknowledged, where known."""
+def count_unacknowledged(sock: socket.socket) -> int:
+    """How many bytes the peer has not acknowledged, 0 where that is unknown."""
     try:
         from fcntl import ioctl
         from termios import TIOCOUTQ
 
-        return any(ioctl(sock, TIOCOUTQ, b"\0" * 4))
+        return int.from_bytes(ioctl(sock, TIOCOUTQ, b"\0" * 4), sys.byteorder)
     except (ImportError, OSError):
-        return False
+        return 0
 
 
-def is_from_system(error: OSError) -> bool:
-    """Whether a system call raised an error that the calling frame has just caught.
+def is_from_system(error: Exception) -> bool:
+    """Whether a system call, or other code in C, raised what the calling frame has just caught.
 
     Otherwise a signal handler of the caller's has, which ran meanwhile.
     """
@@ -186,6 +198,31 @@ def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
         return error
 
 
+READ, WRITE = 1, 2
+
+
+def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
+    """The sockets that are ready, none at the timeout, in seconds."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        mask = select.POLLIN if event == READ else select.POLLOUT
+        by_number = {sock.fileno(): sock for sock in socks}
+        for number in by_number:
+            poller.register(number, mask)
+        milliseconds = None if timeout is None else _to_milliseconds(timeout)
+        return [by_number[number] for number, _ in poller.poll(milliseconds)]
+    reading, writing = (socks, []) if event == READ else ([], socks)
+    # Windows reports a refused connection as an exceptional condition alone.
+    limit = None if timeout is None else max(timeout, 0)
+    ready = select.select(reading, writing, socks, limit)
+    return list(dict.fromkeys(sock for group in ready for sock in group))
+
+
+def _to_milliseconds(seconds: float) -> int:
+    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
+    return math.ceil(max(seconds, 0) * 1000)
+
+
 def is_reusable(sock: socket.socket) -> bool:
     """Whether an idle connection is open and has received nothing since its last response."""
     try:
@@ -203,5 +240,14 @@ def snapshot(items: WeakSet[T]) -> list[T]:
     while True:
         try:
             return list(items)
+        except RuntimeError:
+            continue  # it changed while it was read
+
+
+def find_first(items: Iterable[T]) -> T | None:
+    """The first item of a collection that other threads change meanwhile; None without any."""
+    while True:
+        try:
+            return next(iter(items), None)
         except RuntimeError:
             continue  # it changed while it was read

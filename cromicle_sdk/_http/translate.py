@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
+from inspect import currentframe
+from types import FrameType, TracebackType
 from typing import Any
 
 from cromicle_sdk._core.deadline import CallTimeouts
@@ -21,13 +25,31 @@ from cromicle_sdk._core.errors import (
 from .clients import httpx_modules
 from .sockets import ClosedByCaller, TimeLimitReached
 
-__all__ = ["redact_error", "redact_reason", "strip_frames", "translate_error"]
+__all__ = [
+    "redact_error",
+    "redact_reason",
+    "strip_frames",
+    "strip_library_frames",
+    "translate_error",
+]
 
 
 def translate_error(
-    error: Exception, *, url: str, timeouts: CallTimeouts
+    error: Exception,
+    *,
+    url: str,
+    timeouts: CallTimeouts,
+    redact: Callable[[str], str],
+    proxy_status: int | None = None,
 ) -> APIConnectionError | None:
-    """This package's error for one of the network; None for any other, which is the caller's."""
+    """This package's error for one of the network; None for any other, which is the caller's.
+
+    `redact` takes out of the one of the network, and of its causes, what the server echoed.
+    `proxy_status` is that of the last response, which for a failure of a proxy is the proxy's.
+    """
+    if not _is_of_network(error):
+        return None
+    redact_error(error, redact)
     if isinstance(error, ClosedByCaller):
         return _failed(f"The call to {url} was cancelled", str(error), is_final=True)
     if isinstance(error, (TimeLimitReached, *_kinds("TimeoutException"))):
@@ -37,9 +59,12 @@ def translate_error(
             what, advice = f"The certificate of {url} cannot be verified", _CERTIFICATE_ADVICE
             said = getattr(cause, "verify_message", "") or str(cause)
             return _failed(what, said, advice, option="verify", is_final=True)
-        if isinstance(cause, UnicodeError) and getattr(cause, "encoding", "idna") == "idna":
+        if isinstance(cause, UnicodeError) and _is_bad_name(cause):
             what = f"The host of {url} is not a valid name in DNS"
             return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_FILES:
+            what = f"No socket for {url} can be opened"
+            return _failed(what, _detail(cause), _FILES_ADVICE, option="max_connections")
         reason = getattr(cause, "reason", None) if isinstance(cause, ssl.SSLError) else None
         if reason in _TLS_ADVICE:
             option, advice = _TLS_ADVICE[reason]
@@ -47,22 +72,34 @@ def translate_error(
             return _failed(what, _detail(error), advice, option=option, is_final=True)
     if isinstance(error, (*_kinds("ProxyError"), *_socksio())):
         what, detail = f"The proxy on the way to {url} failed", _detail(error)
-        is_final = _PROXY_REFUSAL.match(detail) is not None
-        return _failed(what, detail, _PROXY_ADVICE, option="proxy", is_final=is_final)
-    if isinstance(error, (ssl.SSLError, *_kinds(*_NETWORK_ERRORS))) or _is_from_system(error):
-        what = "Invalid response" if isinstance(error, _kinds("ProtocolError")) else "No response"
-        return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
-    return None
+        is_refused = proxy_status in _REFUSALS or _SOCKS_REFUSAL.match(detail) is not None
+        return _failed(what, detail, _PROXY_ADVICE, option="proxy", is_final=is_refused)
+    what = "Invalid response" if isinstance(error, _kinds("ProtocolError")) else "No response"
+    return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
 
 
+# Of the process, or of the system.
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+_FILES_ADVICE = "Raise the limit of open files (ulimit -n), or lower max_connections."
 _CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_context."
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
-# httpcore has no more of a proxy's refusal than a text: a status of CONNECT, or that of SOCKS5.
-_PROXY_REFUSAL = re.compile(r"40[1357] |Requested |Invalid username|.*: Connection not allowed")
+# Of a response to CONNECT: no retry changes it.
+_REFUSALS = frozenset({401, 403, 405, 407})
+# httpcore has no more of what a SOCKS5 proxy refuses than a text: the method, the password, the
+# target. Where it says something else, the call is retried.
+_SOCKS_REFUSAL = re.compile(r"Requested .* but got |Invalid username|.*: Connection not allowed")
 _PLAIN_ADVICE = "If the server speaks plain HTTP, use http:// in base_url."
+_MISMATCH_ADVICE = (
+    "Client and server have no protocol version and cipher in common: pass verify=ssl_context with "
+    "those of the server."
+)
 _REFUSED_ADVICE = "If the server asks for a client certificate, load it into verify=ssl_context."
-# By OpenSSL's reason: an answer that is not TLS, and a server's alerts about a certificate of the
-# client's, which no retry changes. Servers of TLS 1.2 send HANDSHAKE_FAILURE for a missing one.
+_HANDSHAKE_ADVICE = (
+    "Client and server have no protocol version and cipher in common, or the server, up to TLS "
+    "1.2, asks for a client certificate: pass verify=ssl_context with those of the server."
+)
+# By OpenSSL's reason, what no retry changes: an answer that is not TLS, no version or cipher in
+# common, and a server's alerts about a certificate of the client's.
 _TLS_ADVICE = {
     **dict.fromkeys(
         ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"),
@@ -70,21 +107,32 @@ _TLS_ADVICE = {
     ),
     **dict.fromkeys(
         (
-            *("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"),
-            *("SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
-            *("SSLV3_ALERT_CERTIFICATE_EXPIRED", "SSLV3_ALERT_CERTIFICATE_REVOKED"),
-            *("SSLV3_ALERT_CERTIFICATE_UNKNOWN", "TLSV1_ALERT_UNKNOWN_CA"),
-            *("TLSV1_ALERT_ACCESS_DENIED", "TLSV1_ALERT_DECRYPT_ERROR"),
+            *("TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION"),
+            *("TLSV1_ALERT_INSUFFICIENT_SECURITY", "NO_PROTOCOLS_AVAILABLE"),
+            *("NO_CIPHERS_AVAILABLE", "DH_KEY_TOO_SMALL"),
+        ),
+        ("verify", _MISMATCH_ADVICE),
+    ),
+    # RFC 5246, 7.4.6: what a server sends for a certificate that is missing, too.
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": ("verify", _HANDSHAKE_ADVICE),
+    **dict.fromkeys(
+        (
+            *("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE"),
+            *("SSLV3_ALERT_UNSUPPORTED_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_EXPIRED"),
+            *("SSLV3_ALERT_CERTIFICATE_REVOKED", "SSLV3_ALERT_CERTIFICATE_UNKNOWN"),
+            *("TLSV1_ALERT_UNKNOWN_CA", "TLSV1_ALERT_ACCESS_DENIED", "TLSV1_ALERT_DECRYPT_ERROR"),
         ),
         ("verify", _REFUSED_ADVICE),
     ),
 }
 _ADVICE = "Check that the server runs and that base_url is right."
 # httpcore's, then the bases of httpx's.
-_NETWORK_ERRORS = (
+_LIBRARY_ERRORS = (
     "ConnectionNotAvailable",
     "NetworkError",
     "ProtocolError",
+    "ProxyError",
+    "TimeoutException",
     "UnsupportedProtocol",
     "HTTPError",
     "InvalidURL",
@@ -92,14 +140,36 @@ _NETWORK_ERRORS = (
 )
 
 
+def _is_of_network(error: BaseException) -> bool:
+    """Whether the network, a library for it, or this package has raised it."""
+    if isinstance(error, UnicodeError):
+        return _is_bad_name(error)
+    own = (ClosedByCaller, TimeLimitReached, ssl.SSLError)
+    kinds: tuple[type[Exception], ...] = (*own, *_socksio(), *_kinds(*_LIBRARY_ERRORS))
+    return isinstance(error, kinds) or _is_from_system(error)
+
+
+def _is_bad_name(error: UnicodeError) -> bool:
+    """Whether a host that is no name in DNS has raised it."""
+    return getattr(error, "encoding", "idna") == "idna"
+
+
 def redact_error(error: BaseException, redact: Callable[[str], str]) -> None:
-    """Blank the secrets that the server echoed: h11 quotes a line that it can't read."""
+    """Blank the secrets that the server echoed: h11 quotes a line that it can't read.
+
+    An error that is neither this package's nor a library's is the caller's, and stays as it is.
+    """
+    if _is_of_network(error):
+        _redact_chain(error, redact)
+
+
+def _redact_chain(error: BaseException, redact: Callable[[str], str]) -> None:
     for cause in _chain(error):
         if not isinstance(cause, OSError):
             for inner in cause.args:
                 # httpcore's errors are made of the errors below, which it does not chain.
                 if isinstance(inner, Exception):
-                    redact_error(inner, redact)
+                    _redact_chain(inner, redact)
             cause.args = tuple(redact(a) if isinstance(a, str) else a for a in cause.args)
 
 
@@ -127,6 +197,63 @@ def strip_frames(error: BaseException) -> BaseException:
     return error
 
 
+def strip_library_frames(error: BaseException) -> BaseException:
+    """An exception of the caller's without the frames that it has passed here, from this call on.
+
+    Those of this package, of the libraries below it, and of what they call of the standard library
+    hold the request. The frames of a hook or a signal handler stay, and so do those of an exception
+    that the caller was handling when it called.
+    """
+    # Not this one's own frame, which holds the set.
+    callers: set[FrameType] = set()
+    frame = currentframe()
+    while frame is not None:
+        frame = frame.f_back
+        if frame is not None:
+            callers.add(frame)
+    seen: set[int] = set()
+    related: list[BaseException | None] = [error]
+    while related:
+        each = related.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        traceback = each.__traceback__
+        # The frame that handles an exception is the first of its traceback.
+        if each is error or traceback is None or traceback.tb_frame not in callers:
+            each.__traceback__ = _strip_traceback(traceback)
+            related += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+    return error
+
+
+# Their frames may hold a request; h11's, a part of one.
+_LIBRARIES = frozenset(
+    ("cromicle_sdk", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "socksio", "anyio", "trio")
+)
+
+
+def _strip_traceback(traceback: TracebackType | None) -> TracebackType | None:
+    kept: list[TracebackType] = []
+    is_library = True
+    while traceback is not None:
+        frame = traceback.tb_frame
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        # A frame of the standard library belongs to the one that has called it.
+        if package not in sys.stdlib_module_names:
+            is_library = package in _LIBRARIES
+        if is_library:
+            # The frames that stay refer to it. One that still runs is not cleared.
+            with suppress(RuntimeError):
+                frame.clear()
+        else:
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    stripped: TracebackType | None = None
+    for each in reversed(kept):
+        stripped = TracebackType(stripped, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return stripped
+
+
 def _kinds(*names: str) -> tuple[type[Exception], ...]:
     """The exception classes of these names in httpcore, httpx and their successors."""
     loaded = (sys.modules.get(name) for name in ("httpcore", "httpcore2"))
@@ -140,7 +267,7 @@ def _socksio() -> tuple[type[Exception], ...]:
     return () if module is None else (module.SOCKSError,)
 
 
-def _is_from_system(error: Exception) -> bool:
+def _is_from_system(error: BaseException) -> bool:
     """Whether a system call for the network raised it, as in a transport of the user's.
 
     Those have a number, and no name of a file. An exception that a signal handler raises, such as

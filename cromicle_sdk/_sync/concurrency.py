@@ -7,33 +7,36 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import repeat
 from queue import Empty, SimpleQueue
 from typing import TypeVar
+from weakref import ref
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
+from cromicle_sdk._http.slots import Slot
 from cromicle_sdk._http.sockets import (
+    LATE_SECONDS,
+    READ,
+    WRITE,
     Address,
     ClosedByCaller,
     TimeLimitReached,
-    receive_now,
+    is_from_system,
+    poll,
 )
 
 __all__ = [
     "CancelHandle",
     "ConnectionLimiter",
     "Runtime",
-    "SocketReader",
     "checkpoint",
     "current_runtime",
-    "finish_iterator",
     "is_runtime_alive",
-    "limit_waits",
     "resolve",
     "shield",
     "time_limit",
@@ -89,32 +92,33 @@ class CancelHandle:
     def check(self) -> None:
         """Raise `ClosedByCaller` after `cancel`."""
         if self.is_cancelled:
-            raise ClosedByCaller("it was closed while it was under way")
+            raise ClosedByCaller
 
     def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
-        """Run somebody else's code, which sees neither a cancellation nor the timeout.
+        """Run a wait of a custom client's, which neither a cancellation nor the timeout ends.
 
-        False where it ended after `timeout` seconds. Raises `ClosedByCaller`.
+        False where it has taken clearly longer than `timeout` seconds. Raises `ClosedByCaller`
+        where `cancel` was called meanwhile.
         """
         self.check()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         wait()
         self.check()
-        return time.monotonic() < deadline
+        return time.monotonic() < deadline + LATE_SECONDS
 
     def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket has bytes or an end to read; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
-        return self._poll(sock, _READ, timeout)
+        return self._poll(sock, READ, timeout)
 
     def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket takes bytes, or is connected; False at the timeout.
 
         Raises `ClosedByCaller`.
         """
-        return self._poll(sock, _WRITE, timeout)
+        return self._poll(sock, WRITE, timeout)
 
     def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
         """Wait for an event of a connected socket; False at the timeout.
@@ -124,7 +128,7 @@ class CancelHandle:
         self._socket = sock
         try:
             self.check()
-            is_ready = _poll_one(sock, event, timeout)
+            is_ready = bool(poll([sock], event, timeout))
         finally:
             self._socket = None
         self.check()
@@ -132,68 +136,7 @@ class CancelHandle:
 
     def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
-        with suppress(Empty):
-            _get(self._wake, 0 if self.is_cancelled else seconds)
-
-
-_READ, _WRITE = 1, 2
-
-
-def _poll_one(sock: socket.socket, event: int, timeout: float | None) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(_poll([sock], event, timeout))
-    poller = select.poll()
-    poller.register(sock, select.POLLIN if event == _READ else select.POLLOUT)
-    return bool(poller.poll(None if timeout is None else _to_milliseconds(timeout)))
-
-
-def _to_milliseconds(seconds: float) -> int:
-    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
-    return math.ceil(max(seconds, 0) * 1000)
-
-
-def _poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
-    """The sockets that are ready, none at the timeout, in seconds."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        mask = select.POLLIN if event == _READ else select.POLLOUT
-        by_number = {sock.fileno(): sock for sock in socks}
-        for number in by_number:
-            poller.register(number, mask)
-        milliseconds = None if timeout is None else _to_milliseconds(timeout)
-        return [by_number[number] for number, _ in poller.poll(milliseconds)]
-    reading, writing = (socks, []) if event == _READ else ([], socks)
-    # Windows reports a refused connection as an exceptional condition alone.
-    limit = None if timeout is None else max(timeout, 0)
-    ready = select.select(reading, writing, socks, limit)
-    return list(dict.fromkeys(sock for group in ready for sock in group))
-
-
-class SocketReader:
-    """Waits for bytes of a socket, and closes it."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-
-    def receive(
-        self, max_bytes: int, timeout: float | None, cancel_handle: CancelHandle
-    ) -> bytes | OSError | None:
-        """Wait for bytes. An end is b"", and an error of the system is returned.
-
-        None if nothing came, perhaps before the `timeout`, in seconds. Raises `ClosedByCaller`.
-        """
-        is_ready = cancel_handle.wait_readable(self._socket, timeout)
-        return self.receive_now(max_bytes) if is_ready else None
-
-    def receive_now(self, max_bytes: int) -> bytes | OSError | None:
-        """What has arrived, without a wait; None for nothing. Otherwise as `receive`."""
-        return receive_now(self._socket, max_bytes)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        _get(self._wake, 0 if self.is_cancelled else seconds)
 
 
 def resolve(
@@ -222,7 +165,7 @@ def wait_any_writable(
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        if ready := _poll(socks, _WRITE, min(left, _POLL_SECONDS)):
+        if ready := poll(socks, WRITE, min(left, _POLL_SECONDS)):
             return ready
         if left <= _POLL_SECONDS:
             return []
@@ -238,63 +181,62 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
+        if items := _get(queue, min(left, _POLL_SECONDS)):
+            return items
         if left <= 0:
             return []
-        with suppress(Empty):
-            return [_get(queue, min(left, _POLL_SECONDS))]
 
 
-def _get(queue: SimpleQueue[T], timeout: float) -> T:
-    """The next item. Raises `Empty` after `timeout` seconds.
+def _get(queue: SimpleQueue[T], timeout: float) -> list[T]:
+    """The next item, or none after `timeout` seconds.
 
     In Python 3.10, `SimpleQueue.get` never returns where its timeout has passed by the time that it
     has taken the queue's lock. A first `get` without a wait leaves the lock taken.
     """
     try:
-        return queue.get_nowait()
+        return [queue.get_nowait()]
     except Empty:
         if timeout <= 0:
+            return []
+    try:
+        return [queue.get(timeout=timeout)]
+    except Empty as error:
+        if not is_from_system(error):
             raise
-    return queue.get(timeout=timeout)
+        return []
 
 
 class ConnectionLimiter:
     """How many exchanges may be under way in one process; further ones are queued.
 
-    `release` may be called by the garbage collector, at any point and from any thread, even
-    inside `acquire`: a `SimpleQueue` is made for that, a lock would wait for itself.
+    A slot may come back from the garbage collector, at any point and from any thread, even inside
+    `acquire`: a `SimpleQueue` is made for that, a lock would wait for itself.
     """
 
     def __init__(self, count: int) -> None:
-        self._unused = iter(range(count))
-        self._free: SimpleQueue[None] = SimpleQueue()
+        self._unused = repeat(None, count)
+        self._free: SimpleQueue[Slot] = SimpleQueue()
 
-    def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> bool:
-        """Take a slot; False where none was free within `timeout` seconds.
+    def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
+        """Take a slot; None where none was free within `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
         try:
-            self._free.get_nowait()
+            return self._free.get_nowait()
         except Empty:
-            if next(self._unused, None) is None:
-                return bool(_take(self._free, timeout, cancel_handle))
-        return True
+            slot = Slot(ref(self))
+        if slot.fill(self._unused):
+            return slot
+        return next(iter(_take(self._free, timeout, cancel_handle)), None)
 
-    def release(self) -> None:
-        """Return a slot: to the first in the queue, where there is one."""
-        self._free.put(None)
-
-
-def finish_iterator(chunks: Iterator[bytes]) -> None:
-    """Finish an iterator whose connection is closed."""
-    # A generator has `close`; an iterator of a custom client may have nothing to close.
-    getattr(chunks, "close", list)()
+    def put_back(self, slot: Slot) -> None:
+        self._free.put(slot)
 
 
 @contextmanager
-def shield() -> Generator[None]:
-    """Let a clean-up finish: nothing cancels blocking code."""
+def shield(seconds: float) -> Generator[None]:
+    """Let a clean-up finish: nothing cancels blocking code, after any time."""
     yield
 
 
@@ -305,13 +247,3 @@ def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: Ca
     """
     if not cancel_handle.run(run, seconds):
         raise TimeLimitReached
-
-
-def limit_waits(
-    run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: CancelHandle
-) -> T:
-    """As `time_limit`; the caller looks at the clock afterwards. Raises `ClosedByCaller`."""
-    cancel_handle.check()
-    result = run()
-    cancel_handle.check()
-    return result

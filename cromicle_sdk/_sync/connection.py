@@ -1,20 +1,29 @@
 # Generated from _async/connection.py by tests/unasync.py; do not edit.
-"""The connections of one process: each of them, the idle ones, and how many may be in use."""
+"""The connections of one process: each of them, the idle ones, and how many may be in use.
+
+A connection may take another request where nothing is left of the last one. `Connection` asks
+twice. When an exchange is over, `is_clean`: httpcore is idle, its parser has no bytes after the
+response, and neither has the network. That is `has_trailing_data`: `has_unread`, bytes that TLS has
+received and httpcore has not read; and where the parser is not found, those that an observer has
+seen after the response. Later, when the idle connection is to be used, `is_reusable`: it is not too
+old, its socket is open, and nothing has arrived there since.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
-from cromicle_sdk._http.framing import Trailers, find_h11, is_idle
+from cromicle_sdk._http.framing import Trailers, find_h11
 from cromicle_sdk._http.proxies import Route, default_ssl_context
-from cromicle_sdk._http.sockets import IDLE_SECONDS, ProcessLock
+from cromicle_sdk._http.sockets import IDLE_SECONDS, ClosedByCaller, find_first
 
 from . import concurrency
 from .network import Network
@@ -26,12 +35,12 @@ __all__ = ["Connection", "ProcessPool"]
 
 _OriginKey = tuple[bytes, bytes, int]
 
-# One connection of httpcore's; or a pool of it, which has one, too.
+# One connection of httpcore's; through a proxy a pool of it, which has one, too.
 HTTP = httpcore.ConnectionInterface | httpcore.ConnectionPool
 
 
 class Connection:
-    """One httpcore connection, and the network below it."""
+    """One httpcore connection, and the network below it. One that is dropped closes itself."""
 
     def __init__(
         self,
@@ -42,15 +51,23 @@ class Connection:
         self._network = Network()
         self._http = create(self._network)
         self._idle_since = 0.0
+        # One for each task or thread that is inside `use`.
+        self._users: set[object] = set()
+        self._is_closed = False
 
     def send(
         self,
         request: httpcore.Request,
         timeouts: CallTimeouts,
         cancel_handle: concurrency.CancelHandle,
+        *,
+        in_one_piece: bool,
     ) -> httpcore.Response:
-        """Send a request, and wait for the head of its response."""
-        self._network.start_exchange(timeouts, cancel_handle)
+        """Send a request, and wait for the head of its response.
+
+        With `in_one_piece` its head is sent with its body, which is there as a whole.
+        """
+        self._network.start_exchange(timeouts, cancel_handle, in_one_piece=in_one_piece)
         timeouts.enter("connect", time.monotonic())
         return self._http.handle_request(request)
 
@@ -60,7 +77,7 @@ class Connection:
 
     def find_h11(self) -> h11.Connection | None:
         """The parser of the response, where it is found below httpcore."""
-        return find_h11(self._http)
+        return find_h11(self._find_connection())
 
     @property
     def is_request_unread(self) -> bool:
@@ -70,9 +87,10 @@ class Connection:
     @property
     def is_clean(self) -> bool:
         """Whether a response has ended here, and nothing has arrived after it."""
-        parser = self.find_h11()
+        connection, parser = self._find_connection(), self.find_h11()
         return (
-            is_idle(self._http)
+            connection is not None
+            and connection.is_idle()
             and not self._network.has_trailing_data
             and (parser is None or not parser.trailing_data[0])
         )
@@ -87,6 +105,12 @@ class Connection:
         """Whether this idle connection can take another request."""
         return not self.is_expired(time.monotonic()) and self._network.is_reusable
 
+    def _find_connection(self) -> httpcore.ConnectionInterface | None:
+        """httpcore's connection; None in a pool without one."""
+        if isinstance(self._http, httpcore.ConnectionPool):
+            return next(iter(self._http.connections), None)
+        return self._http
+
     def start_idle(self, now: float) -> None:
         """The connection waits for its next request from `now` on."""
         self._idle_since = now
@@ -95,22 +119,80 @@ class Connection:
         """Whether it has been idle for too long."""
         return now - self._idle_since > IDLE_SECONDS
 
+    def start_upgrade(self) -> None:
+        """The response was the end of HTTP here: each read and write has a timeout of its own."""
+        self._network.start_upgrade()
+
+    @contextmanager
+    def use(self) -> Generator[None]:
+        """Read or write where another task or thread may call `close` meanwhile.
+
+        Raises `ClosedByCaller` then.
+        """
+        user = object()
+        self._users.add(user)
+        try:
+            self._check_open()
+            yield
+            self._check_open()
+        except (httpcore.NetworkError, httpcore.RemoteProtocolError):
+            # Interrupted, it looks like an end of the connection.
+            self._check_open()
+            raise
+        finally:
+            self._users.discard(user)
+            if self._is_closed and not self._users:
+                self._network.close()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a task or thread is inside `use`."""
+        return bool(self._users)
+
     def close(self) -> None:
-        """Release the socket, without waiting."""
-        self._network.close()
+        """Release the socket, without waiting.
+
+        Whoever uses it is interrupted, and releases it: its number must not belong to another
+        socket while a thread or an event loop waits for it.
+        """
+        self._is_closed = True
+        if self._users:
+            self._network.interrupt()
+        else:
+            self._network.close()
+
+    def interrupt(self) -> None:
+        """End every wait for the network, now and later; from any thread."""
+        self._network.interrupt()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedByCaller
+
+    def __del__(self) -> None:
+        # An interrupt may leave one half made.
+        network: Network | None = getattr(self, "_network", None)
+        if network is not None:
+            network.close()
 
 
 class ProcessPool:
-    """The connections of one process: a slot for each exchange, and the idle connections."""
+    """The connections of one process: a slot for each exchange, and the idle connections.
+
+    Other threads, a signal handler that closes the client, and the garbage collector may come
+    between any two lines, but not into an operation on one of the collections. There is no lock: a
+    signal handler would wait for the code that it has interrupted, and an exception that it raises
+    could leave the lock taken.
+    """
 
     def __init__(self, route: Route, max_connections: int) -> None:
         self._route = route
         self._max_idle = max_connections
         self.limiter = concurrency.ConnectionLimiter(max_connections)
-        # From the least to the most recently used.
+        # From the least to the most recently used. Whoever takes one out of here owns it.
         self._idle: OrderedDict[Connection, None] = OrderedDict()
+        # Where to look for them. One that is missing here is not used again, and closed in time.
         self._idle_by_origin: dict[_OriginKey, deque[Connection]] = {}
-        self._lock = ProcessLock()
         self._is_closed = False
 
     def open_connection(self, origin: httpcore.Origin) -> Connection:
@@ -119,59 +201,57 @@ class ProcessPool:
 
     def get_idle(self, origin: httpcore.Origin) -> Connection | None:
         """The most recently used idle connection that can take another request."""
-        while (connection := self._take(origin)) is not None:
-            if connection.is_reusable:
-                return connection
-            connection.close()
+        key = _key(origin)
+        while connections := self._idle_by_origin.get(key):
+            try:
+                connection = connections.pop()
+            except IndexError:
+                continue  # another thread has taken the last one
+            self._forget_if_empty(key, connections)
+            if self._own(connection):
+                if connection.is_reusable:
+                    return connection
+                connection.close()
         return None
 
     def put_idle(self, connection: Connection) -> None:
         """Keep a clean connection for the next request."""
         now = time.monotonic()
         connection.start_idle(now)
-        with self._lock:
-            self._idle[connection] = None
-            self._idle_by_origin.setdefault(_key(connection.origin), deque()).append(connection)
-        for surplus in self._take_surplus(now):
-            surplus.close()
+        self._idle[connection] = None
+        self._idle_by_origin.setdefault(_key(connection.origin), deque()).append(connection)
+        self._close_surplus(now)
 
     def close(self) -> None:
         """Close the idle connections, and each other one when its exchange is over."""
         self._is_closed = True
-        for connection in self._take_surplus(time.monotonic()):
-            connection.close()
+        self._close_surplus(time.monotonic())
 
-    def _take(self, origin: httpcore.Origin) -> Connection | None:
-        with self._lock:
-            connections = self._idle_by_origin.get(_key(origin))
-            if not connections:
-                return None
-            connection = connections.pop()
-            self._forget(connection)
-            return connection
+    def _own(self, connection: Connection) -> bool:
+        """Take it out of the idle ones; False where somebody else has."""
+        try:
+            del self._idle[connection]
+        except KeyError:
+            return False
+        return True
 
-    def _take_surplus(self, now: float) -> list[Connection]:
-        """The idle connections that are too old or too many; all of them after `close`."""
-        surplus: list[Connection] = []
-        with self._lock:
-            while self._idle:
-                oldest = next(iter(self._idle))
-                is_surplus = self._is_closed or len(self._idle) > self._max_idle
-                if not (is_surplus or oldest.is_expired(now)):
-                    break
-                # The oldest of all is the oldest of its origin.
-                connections = self._idle_by_origin.get(_key(oldest.origin))
-                if connections and connections[0] is oldest:
-                    connections.popleft()
-                self._forget(oldest)
-                surplus.append(oldest)
-        return surplus
+    def _close_surplus(self, now: float) -> None:
+        """Close the idle connections that are too old or too many; all of them after `close`."""
+        while (oldest := find_first(self._idle)) is not None:
+            is_surplus = self._is_closed or len(self._idle) > self._max_idle
+            if not (is_surplus or oldest.is_expired(now)):
+                break
+            if self._own(oldest):
+                key = _key(oldest.origin)
+                connections = self._idle_by_origin.get(key, deque())
+                # The oldest of all is the first of its origin, which is found at once.
+                with suppress(ValueError):
+                    connections.remove(oldest)
+                self._forget_if_empty(key, connections)
+                oldest.close()
 
-    def _forget(self, connection: Connection) -> None:
-        # An interrupt or a fork may have come between two of these lines before.
-        self._idle.pop(connection, None)
-        key = _key(connection.origin)
-        if not self._idle_by_origin.get(key):
+    def _forget_if_empty(self, key: _OriginKey, connections: deque[Connection]) -> None:
+        if not connections:
             self._idle_by_origin.pop(key, None)
 
     def _create(self, origin: httpcore.Origin, network: Network) -> HTTP:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import httpcore
 
@@ -25,9 +25,11 @@ from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachab
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
+    LATE_SECONDS,
     READ_BYTES,
     Address,
     ClosedByCaller,
+    count_unacknowledged,
     interleave_families,
     is_from_system,
     is_request_unread,
@@ -38,6 +40,7 @@ from cromicle_sdk._http.sockets import (
 )
 
 from . import concurrency
+from .socket_reader import SocketReader
 
 __all__ = ["Network"]
 
@@ -53,27 +56,60 @@ class Network(httpcore.NetworkBackend):
     """
 
     def __init__(self) -> None:
-        self._call: _Call | None = None
+        # What reads obey, and all else before the connection is ready; and what writes obey.
+        self._call: _WaitLimits | None = None
+        self._write_call: _WaitLimits | None = None
         self._socket: socket.socket | None = None
-        self._reader: concurrency.SocketReader | None = None
+        self._reader: SocketReader | None = None
         # What httpcore speaks HTTP over: the last one, with TLS around those before it.
         self._stream: _NetworkStream | None = None
         self._observer: FramingObserver | None = None
         self._has_received = False
         self._may_have_data = False
-        self._sent_at = 0.0
+        self._sent_bytes = 0
+        self._sending_since = 0.0
+        self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
+        self._is_in_one_piece = False
+        self._is_upgraded = False
         self._process = os.getpid()
 
     def start_exchange(
-        self, timeouts: CallTimeouts, cancel_handle: concurrency.CancelHandle
+        self,
+        timeouts: CallTimeouts,
+        cancel_handle: concurrency.CancelHandle,
+        *,
+        in_one_piece: bool,
     ) -> None:
-        """Obey this call from now on."""
-        self._call = _Call(timeouts, cancel_handle)
+        """Obey this call from now on. `in_one_piece`: hold back what is written until it reads."""
+        self._call = self._write_call = _WaitLimits(timeouts, cancel_handle)
+        self._is_in_one_piece = in_one_piece
         self._has_received = False
+        self._sent_bytes = 0
         self._is_request_unread = False
         self._observer = None if is_h11_reachable() else FramingObserver()
+
+    def start_upgrade(self) -> None:
+        """The end of HTTP on this connection."""
+        self._is_upgraded = True
+
+    @property
+    def is_upgraded(self) -> bool:
+        return self._is_upgraded
+
+    @property
+    def is_in_one_piece(self) -> bool:
+        """Whether writes are held back until the next read."""
+        return self._is_in_one_piece
+
+    def limit_read(self, timeout: float | None) -> None:
+        """The next read may take so many seconds, whatever writes may take at the same time."""
+        self._call = self._use_call().with_limit("first_byte", timeout)
+
+    def limit_write(self, timeout: float | None) -> None:
+        """The next write may wait so many seconds at a time."""
+        self._write_call = self._use_call().with_limit("send", timeout)
 
     def connect_tcp(
         self,
@@ -137,9 +173,16 @@ class Network(httpcore.NetworkBackend):
         self._is_closed = True
         # They refer to this object: break the cycle, so that it is freed without the cyclic GC.
         self._stream = None
-        self._call = None
+        self._call = self._write_call = None
         if self._reader is not None:
             self._reader.close()
+
+    def interrupt(self) -> None:
+        """End every wait for the socket, in any thread, and leave it open."""
+        # A forked child shares the connection with its parent, which may be reading it.
+        if self._socket is not None and self._process == os.getpid():
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self, max_bytes: int) -> bytes:
         """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
@@ -147,12 +190,19 @@ class Network(httpcore.NetworkBackend):
         assert self._reader is not None
         has_waited = False
         while True:
-            # A server that is always ahead must not run past a timeout.
-            left = call.timeouts.left(time.monotonic())
-            if left is not None and left <= 0:
+            now = time.monotonic()
+            left = call.timeouts.left(now)
+            is_over = left is not None and left <= 0
+            if is_over and self._is_sending(sock, call):
+                left, is_over = call.timeouts.left(now), False
+            # What waits may have come in time; but a server that is always ahead must not run on.
+            if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
-            received = self._reader.receive_now(max_bytes) if self._may_have_data else None
+            is_due = self._may_have_data or is_over
+            received = self._reader.receive_now(max_bytes) if is_due else None
             if received is None:
+                if is_over:
+                    raise httpcore.ReadTimeout
                 has_waited = True
                 received = self._reader.receive(max_bytes, left, call.cancel_handle)
             self._may_have_data = False
@@ -168,7 +218,7 @@ class Network(httpcore.NetworkBackend):
                 self._notice_close(sock)
             # A server that is always ahead must not keep the loop from other tasks, nor a
             # cancellation from this one.
-            if not has_waited:
+            if not (has_waited or self._is_upgraded):
                 concurrency.checkpoint()
                 call.cancel_handle.check()
             return received
@@ -176,6 +226,7 @@ class Network(httpcore.NetworkBackend):
     def send(self, data: bytes) -> None:
         """Send all of it. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
+        call = self._write_call or call
         # Bytes first: a view is what some fake sockets do not take.
         rest: bytes | memoryview = data
         while rest:
@@ -192,21 +243,44 @@ class Network(httpcore.NetworkBackend):
                 raise httpcore.WriteError(str(error)) from error
             now = time.monotonic()
             if sent:
+                if not self._sent_bytes:
+                    self._sending_since = now
+                self._sent_bytes += sent
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
             elif not call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
+    def _is_sending(self, sock: socket.socket, call: _WaitLimits) -> bool:
+        """Whether the system has sent more of a request, since the last look, that it had taken.
+
+        It takes megabytes at once, which a slow network needs seconds for.
+        """
+        timeouts, now = call.timeouts, time.monotonic()
+        before, self._unacknowledged = self._unacknowledged, count_unacknowledged(sock)
+        if self._unacknowledged >= before or timeouts.total_left(now) <= 0:
+            return False
+        timeouts.enter("first_byte", now)
+        return True
+
     def _notice_close(self, sock: socket.socket) -> None:
         if not self._has_received:
-            since = time.monotonic() - self._sent_at
-            self._is_request_unread = is_request_unread(sock, seconds_since_sent=since)
+            self._is_request_unread = is_request_unread(
+                sock,
+                sent_bytes=self._sent_bytes,
+                seconds=time.monotonic() - self._sending_since,
+            )
+
+    def begin_write(self) -> None:
+        """The next part of a body is there, which may have taken its time."""
+        self._use_call().timeouts.progress(time.monotonic())
 
     def begin_read(self) -> None:
         """A read begins: what was written has been sent."""
         timeouts, now = self._use_call().timeouts, time.monotonic()
         if timeouts.phase == "send":
-            self._sent_at = now
+            if self._sent_bytes > READ_BYTES and self._socket is not None:
+                self._unacknowledged = count_unacknowledged(self._socket)
             timeouts.enter("first_byte", now)
         else:
             timeouts.begin_wait(now)
@@ -214,6 +288,7 @@ class Network(httpcore.NetworkBackend):
     def finish_read(self, data: bytes) -> None:
         """Bytes have arrived of the response, or of a proxy's answer before the request."""
         self._has_received = True
+        self._unacknowledged = 0
         if self._observer is not None and self._use_call().timeouts.phase != "connect":
             self._observer.receive_data(data)
 
@@ -274,15 +349,13 @@ class Network(httpcore.NetworkBackend):
 
     def _set_socket(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._reader = concurrency.SocketReader(sock)
+        self._reader = SocketReader(sock)
 
     def _wait_connected(
-        self, pending: list[socket.socket], call: _Call, *, is_last: bool
+        self, pending: list[socket.socket], call: _WaitLimits, *, is_last: bool
     ) -> list[socket.socket]:
         """The sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
-        if left is not None and left <= 0:
-            raise httpcore.ConnectTimeout
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
         if len(pending) == 1:
@@ -294,12 +367,12 @@ class Network(httpcore.NetworkBackend):
             raise httpcore.ConnectTimeout
         return ready
 
-    def _use_socket(self) -> tuple[socket.socket, _Call]:
+    def _use_socket(self) -> tuple[socket.socket, _WaitLimits]:
         call = self._use_call()
         assert self._socket is not None, "nothing is read or written before connect_tcp()"
         return self._socket, call
 
-    def _use_call(self) -> _Call:
+    def _use_call(self) -> _WaitLimits:
         if self._is_closed or self._call is None:
             raise ClosedByCaller("it was closed while it was in use")
         if self._process != os.getpid():
@@ -308,11 +381,20 @@ class Network(httpcore.NetworkBackend):
         return self._call
 
 
-class _Call(NamedTuple):
+class _WaitLimits(NamedTuple):
     """What every wait for the network obeys."""
 
     timeouts: CallTimeouts
     cancel_handle: concurrency.CancelHandle
+
+    def with_limit(
+        self, phase: Literal["send", "first_byte"], timeout: float | None
+    ) -> _WaitLimits:
+        """The same for one read or write of no phase of HTTP's."""
+        now = time.monotonic()
+        timeouts = CallTimeouts.for_request({"write": timeout, "read": timeout}, now=now)
+        timeouts.enter(phase, now)
+        return self._replace(timeouts=timeouts)
 
 
 class _Layer(Protocol):
@@ -394,8 +476,8 @@ class _TLS:
 class _NetworkStream(httpcore.NetworkStream):
     """What httpcore reads from and writes to.
 
-    Writes are held back until it reads, so that a request's head and body are sent together: one
-    packet instead of two for a short prompt.
+    Where the body is there as a whole, writes are held back until it reads, so that a request's
+    head and body are sent together: one packet instead of two for a short prompt.
     """
 
     def __init__(self, network: Network, layer: _Layer) -> None:
@@ -410,6 +492,11 @@ class _NetworkStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What httpcore parses without letting others run: a head, which may follow many of 1xx."""
+        if self._network.is_upgraded:
+            # Not after it has read: a cancellation would lose what has arrived.
+            concurrency.checkpoint()
+            self._network.limit_read(timeout)
+            return self._layer.receive(max_bytes)
         return self.receive(min(max_bytes, HEAD_BYTES))
 
     def receive(self, max_bytes: int) -> bytes:
@@ -425,9 +512,16 @@ class _NetworkStream(httpcore.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._network.is_upgraded:
+            self._network.limit_write(timeout)
+            self._layer.send(buffer)
+            return
         self._unsent.append(buffer)
         self._unsent_bytes += len(buffer)
-        if self._unsent_bytes > READ_BYTES:
+        if not self._network.is_in_one_piece:
+            self._network.begin_write()
+            self._flush()
+        elif self._unsent_bytes > READ_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -447,6 +541,9 @@ class _NetworkStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
         hostname = None if server_hostname is None else server_hostname.strip("[]")
+        if self._network.is_upgraded:
+            self._network.limit_read(timeout)
+            self._network.limit_write(timeout)
         layer = _TLS(self._layer, ssl_context, hostname)
         layer.handshake()
         return self._network.open_stream(layer)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import httpx
@@ -17,10 +17,12 @@ from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 from cromicle_sdk._http.clients import (
     NoCookies,
+    build_extensions,
     build_head,
     build_http_request,
     check_http_client,
     check_process,
+    find_body,
     find_redirect,
     find_response,
     find_source,
@@ -29,14 +31,24 @@ from cromicle_sdk._http.clients import (
     was_read,
 )
 from cromicle_sdk._http.framing import Trailers
+from cromicle_sdk._http.logs import redact_logs
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached, snapshot
+from cromicle_sdk._http.sockets import (
+    LAST_CLEANUP_SECONDS,
+    ClosedByCaller,
+    TimeLimitReached,
+    snapshot,
+)
 
-from . import concurrency
-from .pool import Exchange
+from . import concurrency, iterators
+from .pool import Exchange, Trace
 from .transport import Transport
 
 __all__ = ["Attempt", "Call", "Session"]
+
+# How long a custom client may take to close a response while the call has time left, in seconds.
+# httpx takes less than a millisecond.
+_CLEANUP_SECONDS = 1.0
 
 
 class HTTPClient(httpx.Client):
@@ -78,6 +90,11 @@ class Call:
     def find_limit(self) -> float:
         """Seconds that are left of `total`."""
         return self.timeouts.total_left(time.monotonic())
+
+    def find_cleanup_limit(self) -> float:
+        """Seconds that a custom client may take to close a response."""
+        left = 0 if self.cancel_handle.is_cancelled else self.find_limit()
+        return max(min(_CLEANUP_SECONDS, left), LAST_CLEANUP_SECONDS)
 
     def sleep(self, seconds: float) -> None:
         """Wait between two attempts; `cancel_handle` ends it."""
@@ -136,11 +153,7 @@ class Session:
 
 
 class Attempt:
-    """One attempt of a call: a request through an httpx client, and the bytes of its response.
-
-    Where the response comes from our own pool, its bytes are read from the exchange directly: so
-    what has arrived together is read together, and no generator of httpx's is left unfinished.
-    """
+    """One attempt of a call: a request through an httpx client, and the bytes of its response."""
 
     def __init__(self, http_client: Any, call: Call, *, is_custom: bool) -> None:
         self._http_client = http_client
@@ -148,11 +161,7 @@ class Attempt:
         self._is_custom = is_custom
         self._exchange: Exchange | None = None
         self._response: Any = None
-        self._reads_exchange = False
-        # Whether a hook of the user's has read the body, and whether it has been returned.
-        self._was_read = False
-        self._is_content_taken = False
-        self._chunks: Iterator[bytes] | None = None
+        self._body: _Body | None = None
 
     def send(self, request: Request) -> Head:
         """Send the request and wait for the head of its response.
@@ -165,44 +174,53 @@ class Attempt:
             call.timeouts.enter("first_byte", time.monotonic())
         exchange = Exchange(call.timeouts, call.cancel_handle, request.redact)
         self._exchange = exchange
+        trace = Trace(exchange.observer)
+        extensions = build_extensions(exchange, trace, is_custom=self._is_custom)
         http_request = build_http_request(
-            self._http_client, request, call.timeout, call.timeouts, exchange
+            self._http_client, request, call.timeout, call.timeouts, extensions
         )
         redirect: Head | None = None
         try:
             if self._is_custom:
+                exchange.bind(http_request.stream)
                 left = call.timeouts.total_left(time.monotonic())
                 send = partial(self._send, http_request)
-                concurrency.time_limit(send, left, call.cancel_handle)
+                with redact_logs(request.redact):
+                    concurrency.time_limit(send, left, call.cancel_handle)
             else:
                 self._send(http_request)
         except Exception as error:
+            if self._response is not None:
+                raise  # it came too late, and is for `close` to close
             # A hook that raises for a status has seen the response, which says more.
             self._response = find_response(error, http_request)
-            redirect = find_redirect(error, exchange.response)
+            redirect = find_redirect(error, exchange.observer.head)
             if self._response is None and redirect is None:
+                if isinstance(error, RuntimeError) and self._http_client.is_closed:
+                    # In the moment before it was asked to send.
+                    raise ClosedByCaller("its client is closed") from error
                 raise
         if self._response is None:
             assert redirect is not None
-            self._was_read = self._is_content_taken = True
+            self._body = _Content(None)
             return redirect
-        return self._receive_head()
+        if self._is_custom:
+            limit_reads(self._response, call.timeout, call.timeouts)
+        self._body = _open_body(self._response, exchange, call)
+        return build_head(self._response)
 
     def _send(self, http_request: Any) -> None:
         self._response = self._http_client.send(http_request, stream=True, follow_redirects=False)
 
-    def _receive_head(self) -> Head:
-        response = self._response
-        self._was_read = was_read(response)
-        self._reads_exchange = not self._was_read and find_source(response.stream) is self._exchange
-        if self._is_custom:
-            limit_reads(response, self._call.timeout, self._call.timeouts)
-        return build_head(response)
+    @property
+    def last_head(self) -> Head | None:
+        """The last head that has arrived, where it is known; that of a proxy's response, too."""
+        return None if self._exchange is None else self._exchange.observer.head
 
     @property
     def is_end(self) -> bool:
         """Whether the body is known to have been read to its end."""
-        return self._reads_exchange and self._exchange is not None and self._exchange.is_end
+        return self._body is not None and self._body.is_end
 
     @property
     def trailers(self) -> Trailers:
@@ -211,21 +229,95 @@ class Attempt:
 
     def read(self) -> bytes | bytearray:
         """The next bytes of the body, b"" at its end. Raises as `send` does."""
-        if self._reads_exchange and self._exchange is not None:
-            return self._exchange.read()
-        return self._read_response()
+        assert self._body is not None, "read() comes after send()"
+        return self._body.read()
 
-    def _read_response(self) -> bytes | bytearray:
-        if self._was_read:
-            return self._take_content()
+    def close(self) -> None:
+        """The body is not read any further; a connection that it has left clean is kept."""
+        response, body = self._response, self._body
+        is_direct = body is self._exchange and not self._is_custom
+        try:
+            if response is not None and not is_direct:
+                with concurrency.shield(self._call.find_cleanup_limit()):
+                    response.close()
+        finally:
+            try:
+                # Outside of the shield: an iterator may leave a scope that it has entered before.
+                if body is not None:
+                    body.close()
+            finally:
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Release the connection at once, without waiting.
+
+        That of a custom client without our transport is for that client to release.
+        """
+        if self._exchange is not None:
+            self._exchange.abandon()
+        # An iterator that is dropped unfinished is for the event loop to close.
+        self._body = None
+        response, self._response = self._response, None
+        if response is not None:
+            # Break httpx's reference cycle, so that the request is freed without the cyclic GC.
+            response.stream = None
+
+
+class _Body(Protocol):
+    """Where the bytes of a response come from. `close` comes after that of the response."""
+
+    @property
+    def is_end(self) -> bool: ...
+    def read(self) -> bytes | bytearray: ...
+    def close(self) -> None: ...
+
+
+def _open_body(response: Any, exchange: Exchange, call: Call) -> _Body:
+    if was_read(response):
+        return _Content(response)
+    is_of_exchange: bool = find_source(response.stream) is exchange
+    # Directly: so what has arrived together is read together, and no generator of httpx's is left
+    # unfinished.
+    return exchange if is_of_exchange else _Chunks(response, call)
+
+
+class _Content:
+    """A body that a hook of the user's has read, or dropped; that of no response is empty."""
+
+    is_end = False
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self) -> bytes:
+        """The whole body, then b"". Raises where a hook has dropped it."""
+        response, self._response = self._response, None
+        content: bytes = b"" if response is None else response.content
+        return content
+
+    def close(self) -> None:
+        self._response = None
+
+
+class _Chunks:
+    """A body by way of the response's stream, as a mock or a transport of the user's has it."""
+
+    is_end = False
+
+    def __init__(self, response: Any, call: Call) -> None:
+        self._call = call
+        self._stream, self._is_nested = find_body(response)
+        self._chunks: Iterator[bytes] | None = None
+
+    def read(self) -> bytes:
         if self._chunks is None:
-            self._chunks = iter(self._response.stream)
+            self._chunks = iter(self._stream)
         call = self._call
         read, limit, cancel_handle = self._chunks.__next__, call.find_limit, call.cancel_handle
         chunk = b""
         try:
             while not chunk:
-                chunk = concurrency.limit_waits(read, limit, cancel_handle)
+                chunk = iterators.limit_waits(read, limit, cancel_handle)
                 # Without an end to them, empty chunks must not run past `total`.
                 if not chunk:
                     concurrency.checkpoint()
@@ -237,37 +329,10 @@ class Attempt:
             call.timeouts.enter("stall", time.monotonic())
         return chunk
 
-    def _take_content(self) -> bytes:
-        """The whole body, then b"". Raises where a hook of the user's has dropped it."""
-        content: bytes = b"" if self._is_content_taken else self._response.content
-        self._is_content_taken = True
-        return content
-
     def close(self) -> None:
-        """The body is not read any further; a connection that it has left clean is kept."""
-        response = self._response
-        try:
-            if self._is_custom and response is not None:
-                with concurrency.shield():
-                    response.close()
-            elif self._reads_exchange and self._exchange is not None:
-                self._exchange.close()
-            elif response is not None:
-                response.close()
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Release the connection at once, without waiting.
-
-        That of a custom client without our transport is for that client to release.
-        """
-        if self._exchange is not None:
-            self._exchange.abandon()
-        if self._chunks is not None:
-            concurrency.finish_iterator(self._chunks)
-            self._chunks = None
-        response, self._response = self._response, None
-        if response is not None:
-            # Break httpx's reference cycle, so that the request is freed without the cyclic GC.
-            response.stream = None
+        chunks, self._chunks = self._chunks, None
+        # A stream that is its own iterator has been closed with the response.
+        is_closed = chunks is self._stream and not isinstance(self._stream, Generator)
+        if chunks is not None and not is_closed:
+            limit = self._call.find_cleanup_limit()
+            iterators.close_iterator(chunks, limit, is_nested=self._is_nested)

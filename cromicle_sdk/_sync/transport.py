@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 
 from cromicle_sdk._core.options import DEFAULT_MAX_CONNECTIONS, check_count
+from cromicle_sdk._http.clients import release_when_dropped
 from cromicle_sdk._http.proxies import Route
 
 if TYPE_CHECKING:
@@ -25,10 +26,20 @@ class Transport(httpx.HTTPTransport):
         ...
     ```
 
-    The pool costs the same for each request, however many are in flight; a cancelled request never
-    loses its connection's slot; a connection is used again only where its last response has left it
-    clean. It speaks HTTP/1.1. One transport may be shared by threads, and used after a fork.
+    The pool costs the same for each request, however many are in flight; neither a request that is
+    cancelled nor a response that is dropped unread loses its slot; a response may be
+    closed while another thread reads it. It speaks HTTP/1.1.
+    One transport may be shared by threads, and used after a fork.
     The timeouts of a request are those of httpx.
+
+    A connection is used again only where its last response has left it clean: whatever has arrived
+    after that response closes it. A second response that arrives later, once the next request is on
+    its way, cannot be told from the response to that one: HTTP/1.1 knows no more of a response than
+    its order (RFC 9112, 9.2).
+
+    A body that is there as a whole is sent with the head; any other, part by part as it is made.
+    After a 101, or a 2xx to CONNECT, `response.extensions["network_stream"]` reads and writes at
+    once, each within the timeout that it is given.
 
     - `max_connections`: requests in flight; further ones are queued.
     - `proxy`: an http, https or socks5 URL (extra `[socks]`), or an `httpx.Proxy`. The environment
@@ -67,7 +78,7 @@ class Transport(httpx.HTTPTransport):
     def handle_request(self, request: Any) -> Any:
         """Send a request by httpx's own method, or by that of httpx2 for a request of httpx2's."""
         if isinstance(request, httpx.Request):
-            return super().handle_request(request)
+            return release_when_dropped(super().handle_request(request))
         if self._transport_for_httpx2 is None:
             self._transport_for_httpx2 = _build_transport_for_httpx2(self._pool)
         return self._transport_for_httpx2.handle_request(request)

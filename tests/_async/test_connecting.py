@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -10,8 +11,9 @@ from collections.abc import Generator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
-from runtimes import Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
@@ -168,24 +170,55 @@ def test_idle_connections_are_kept_alive(
     runtime.run(scenario)
 
 
-@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("SSL_CERT_FILE", "/nope", "cannot be opened: No such file or directory"),
+        ("SSL_CERT_FILE", "/", "cannot be opened: Is a directory"),
+        ("SSL_CERT_FILE", __file__, "no certificates"),
+        ("SSL_CERT_DIR", "/nope", "not a directory"),
+        ("SSL_CERT_DIR", __file__, "not a directory"),
+        ("SSLKEYLOGFILE", "/nope/keys", "cannot be opened: No such file or directory"),
+    ],
+)
 def test_certificates_that_cannot_be_loaded_are_a_configuration_error(
-    variable: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, problem: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, "/nope")
+    monkeypatch.setenv(variable, value)
 
     async def scenario() -> None:
         async with runtime.client(base_url="https://127.0.0.1:9") as client:
             error = await outcome(client.chat("Hi"))
             assert isinstance(error, ConfigurationError)
             assert error.option == f"${variable}"
+            assert problem in str(error)
             # The variable is read again.
             monkeypatch.delenv(variable)
             error = await outcome(client.chat("Hi", retry=ONCE))
             assert isinstance(error, APIConnectionError)
             assert "refused" in str(error)
+
+    runtime.run(scenario)
+
+
+def test_certifi_without_its_file_is_a_configuration_error(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a program that was packed without it."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    # A value of its own, for which no context is kept.
+    monkeypatch.setenv("SSLKEYLOGFILE", os.devnull)
+    monkeypatch.setattr("certifi.where", lambda: "/nope")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url="https://127.0.0.1:9") as client:
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, ConfigurationError)
+            assert error.option == "verify"
+            assert "SSL_CERT_FILE" in error.hint
 
     runtime.run(scenario)
 
@@ -331,9 +364,12 @@ def serve_slow_reads(size: int, seconds: float) -> Generator[str]:
         def serve() -> None:
             sock, _ = listener.accept()
             received, pause = 0, threading.Event()
-            with sock:
+            with sock, contextlib.suppress(OSError):
                 while received < size:
-                    received += len(sock.recv(size // 50))
+                    data = sock.recv(size // 50)
+                    if not data:
+                        return
+                    received += len(data)
                     pause.wait(seconds * min(received / size, 1) - (time.monotonic() - started))
                 sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
@@ -344,13 +380,15 @@ def serve_slow_reads(size: int, seconds: float) -> Generator[str]:
         thread.join(20)
 
 
+@pytest.mark.parametrize("buffer", [64 * 1024, 8_000_000], ids=["small buffer", "large buffer"])
 def test_an_upload_that_makes_progress_does_not_time_out(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    buffer: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the system has taken all of it at once, and is still sending it."""
+
     def start_connect(address: Any) -> Any:
         sock, is_connected = sockets.start_connect(address)
-        # So that little is left to read when the last byte has been sent.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         return sock, is_connected
 
     for side in ("async", "sync"):
@@ -358,11 +396,23 @@ def test_an_upload_that_makes_progress_does_not_time_out(
     size = 4_000_000
 
     async def scenario() -> None:
-        with serve_slow_reads(size, seconds=2) as base_url:
+        with serve_slow_reads(size, seconds=3) as base_url:
             async with runtime.client(base_url=base_url, retry=ONCE) as client:
-                reply = await client.chat("x" * size, timeout=Timeout(first_byte=1))
+                reply = await client.chat("x" * size, timeout=Timeout(first_byte=0.7))
             assert reply.text == "ok"
-            assert reply.elapsed > 1
+            assert reply.elapsed > 2
+
+    runtime.run(scenario)
+
+
+def test_an_upload_that_the_total_ends(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        with serve_slow_reads(1_000_000, seconds=2) as base_url:
+            async with runtime.client(base_url=base_url, retry=ONCE) as client:
+                limits = Timeout(first_byte=0.4, total=0.6)
+                error = await outcome(client.chat("x" * 1_000_000, timeout=limits))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "total"
 
     runtime.run(scenario)
 
@@ -380,5 +430,37 @@ def test_a_refusal_leaves_the_addresses_that_have_not_answered(
                 error = await outcome(client.chat("Hi"))
                 assert isinstance(error, APITimeoutError)
                 assert error.phase == "connect"
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_asyncio_on_windows_has_no_more_calls_in_flight_than_it_can_wait_for(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More sockets than `select` takes there end every wait of the process for good."""
+    monkeypatch.setattr(async_concurrency, "_IS_WINDOWS", True)
+    monkeypatch.setattr(async_concurrency, "_SELECT_CAPACITY", 3)
+    gate = threading.Event()
+    faults.reply(chunks=["Hel", "lo."], gate=gate)
+    # uvloop is a loop of its own; so is trio's.
+    most = 3 if runtime.name == "asyncio" else 5
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, max_connections=1000) as client:
+
+            async def release() -> None:
+                await anyio.to_thread.run_sync(faults.wait_for_requests, most)
+                await anyio.wait_all_tasks_blocked()
+                gate.set()
+
+            replies = []
+
+            async def call() -> None:
+                replies.append((await client.chat("Hi")).text)
+
+            await runtime.together(*[call] * 5, release)
+            assert replies == ["Hello."] * 5
+            assert faults.connections == most
 
     runtime.run(scenario)

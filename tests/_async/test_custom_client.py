@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import ssl
+import traceback
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
+import anyio
+import h11
+import httpcore
 import httpx
+import httpx2
 import pytest
-from runtimes import ASYNC_RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, Runtime, outcome, run_blocking
 from starlette.testclient import TestClient
 
 from cromicle_sdk import (
     APIConnectionError,
     AsyncClient,
+    AsyncTransport,
     Client,
     ConfigurationError,
     CromicleError,
+    InternalServerError,
     RedirectError,
     Retry,
     Transport,
@@ -85,40 +95,164 @@ def test_the_test_client_of_starlette_answers() -> None:
 # What is not an error of the call passes unchanged, at once.
 
 
-@pytest.mark.parametrize(
-    "error", [TimeoutError("mine"), ConnectionError("mine"), OSError("mine"), ValueError("mine")]
-)
+# As a hook raises them that asks a server of its own: all but the last look like the network's.
+ERRORS_OF_HOOKS: list[Callable[[], Exception]] = [
+    lambda: TimeoutError("mine"),
+    lambda: ConnectionRefusedError(errno.ECONNREFUSED, "mine"),
+    lambda: socket.gaierror(socket.EAI_NONAME, "mine"),
+    lambda: ssl.SSLCertVerificationError(1, "mine"),
+    lambda: UnicodeError("mine"),
+    lambda: httpx.ConnectError("mine"),
+    lambda: httpx.ReadTimeout("mine"),
+    lambda: httpcore.ReadError("mine"),
+    lambda: h11.RemoteProtocolError("mine"),
+    lambda: InternalServerError("mine", status_code=503, headers={}, body=""),
+    lambda: ValueError("mine"),
+]
+
+
+@pytest.mark.parametrize("make", ERRORS_OF_HOOKS, ids=lambda make: type(make()).__name__)
+@pytest.mark.parametrize("place", ["request", "response", "auth"])
 def test_an_exception_of_a_hook_passes_unchanged(
-    error: Exception, runtime: Runtime, faults: FaultyServer
+    place: str, make: Callable[[], Exception], runtime: Runtime, faults: FaultyServer
 ) -> None:
-    def fail(request: httpx.Request) -> None:
+    error = make()
+
+    def fail(*args: object) -> Any:
         raise error
 
-    async def fail_later(request: httpx.Request) -> None:
+    async def fail_later(*args: object) -> Any:
         raise error
+
+    hook = fail if runtime.is_blocking else fail_later
+    options: Any = {"auth": fail} if place == "auth" else {"event_hooks": {place: [hook]}}
 
     async def scenario() -> None:
-        hooks = {"request": [fail if runtime.is_blocking else fail_later]}
-        own = own_client(runtime, event_hooks=hooks)
+        own = own_client(runtime, **options)
         async with runtime.client(base_url=faults.base_url, http_client=own) as client:
             assert await outcome(client.chat("Hi")) is error
         await close(own)
-        assert faults.requests == []
+        assert len(faults.requests) == (1 if place == "response" else 0)
+
+    runtime.run(scenario)
+    # Its own frames are kept, and none of those that hold the request.
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert names[-1] in ("fail", "fail_later")
+    assert "_send_handling_auth" not in names
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_request_of_a_hook_that_fails_is_no_failure_of_the_call(
+    status: int | None, runtime: Runtime, faults: FaultyServer
+) -> None:
+    """Such as one for a token."""
+
+    async def scenario() -> None:
+        with FaultyServer() as other:
+            other.reset() if status is None else other.fail(status)
+
+            def fetch(*args: object) -> None:
+                httpx.post(other.base_url, trust_env=False).raise_for_status()
+
+            async def fetch_later(*args: object) -> None:
+                async with httpx.AsyncClient(trust_env=False) as inner:
+                    (await inner.post(other.base_url)).raise_for_status()
+
+            hook = fetch if runtime.is_blocking else fetch_later
+            own = own_client(runtime, event_hooks={"request": [hook]})
+            async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+                error = await outcome(client.chat("Hi"))
+            assert isinstance(error, httpx.HTTPError)
+            assert error.request.url == f"{other.base_url}"
+            assert len(other.requests) == 1
+            await close(own)
+
+    runtime.run(scenario)
+    assert faults.requests == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: httpx.ConnectError("theirs"),
+        lambda: httpx.ReadTimeout("theirs"),
+        lambda: ConnectionRefusedError(errno.ECONNREFUSED, "theirs"),
+    ],
+)
+def test_an_exception_of_a_transport_is_a_failure_of_the_call(
+    make: Callable[[], Exception], runtime: Runtime
+) -> None:
+    sent: list[httpx.Request] = []
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        raise make()
+
+    async def scenario() -> None:
+        own = own_client(runtime, transport=httpx.MockTransport(fail))
+        retry = Retry(attempts=2, first_delay=0)
+        async with runtime.client(base_url=BASE_URL, http_client=own, retry=retry) as client:
+            error = await outcome(client.chat("Hi"))
+        assert isinstance(error, APIConnectionError)
+        assert error.attempts == len(sent) == 2
+        await close(own)
 
     runtime.run(scenario)
 
 
+@pytest.mark.parametrize("reaches_the_network", [False, True])
+def test_what_a_tool_wraps_around_a_request_is_not_a_hook(
+    reaches_the_network: bool,
+    runtime: Runtime,
+    faults: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recorder has errors of its own; those of the network are the network's."""
+    error = OSError("mine") if not reaches_the_network else None
+    faults.reset()
+
+    def wrap(send: Any) -> Any:
+        def recorded(*args: Any, **options: Any) -> Any:
+            if error is not None:
+                raise error
+            return send(*args, **options)
+
+        async def recorded_later(*args: Any, **options: Any) -> Any:
+            if error is not None:
+                raise error
+            return await send(*args, **options)
+
+        return recorded if runtime.is_blocking else recorded_later
+
+    kind = httpx.Client if runtime.is_blocking else httpx.AsyncClient
+    monkeypatch.setattr(kind, "_send_single_request", wrap(kind._send_single_request))
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=Retry(attempts=1)) as client:
+            raised = await outcome(client.chat("Hi"))
+        assert raised is error if error is not None else isinstance(raised, APIConnectionError)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("library", [None, httpx, httpx2], ids=["default", "httpx", "httpx2"])
 def test_a_redirect_whose_location_httpx_cannot_parse_is_a_redirect(
-    runtime: Runtime, faults: FaultyServer
+    library: Any, runtime: Runtime, faults: FaultyServer
 ) -> None:
     faults.redirect(307, location="http://[:::::]/")
 
     async def scenario() -> None:
-        async with runtime.client(base_url=faults.base_url) as client:
+        own: Any = None
+        if library is not None:
+            own = library.Client() if runtime.is_blocking else library.AsyncClient()
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
             error = await outcome(client.chat("Hi"))
             assert isinstance(error, RedirectError)
             assert error.location == "http://[:::::]/"
+            assert (error.status_code, error.attempts) == (307, 1)
         assert len(faults.requests) == 1
+        if own is not None:
+            own.close() if runtime.is_blocking else await own.aclose()
 
     runtime.run(scenario)
     faults.wait_until_closed()
@@ -170,6 +304,111 @@ def test_a_client_that_was_not_used_before_a_fork_works(faults: FaultyServer) ->
     faults.reply("Hello.")
     with httpx.Client() as own, Client(base_url=faults.base_url, http_client=own) as client:
         assert in_child(lambda: 0 if client.chat("Hi").text == "Hello." else 2) == 0
+
+
+# Requests beside that of the call, through the same transport
+
+
+def own_client_of_ours(runtime: Runtime, **options: Any) -> Any:
+    transport: Any = Transport() if runtime.is_blocking else AsyncTransport()
+    return own_client(runtime, transport=transport, **options)
+
+
+@pytest.mark.parametrize("when", ["request", "response"])
+@pytest.mark.parametrize("reads", [True, False], ids=["read", "left open"])
+def test_a_hook_that_sends_another_request_with_the_same_extensions_gets_its_own_answer(
+    when: str, reads: bool, runtime: Runtime, faults: FaultyServer
+) -> None:
+    """Tools pass a request's extensions on, for its timeouts and its trace."""
+    texts = ("hook", "call") if when == "request" else ("call", "hook")
+    for text in texts:
+        faults.reply(text)
+    read: list[str] = []
+
+    async def scenario() -> None:
+        own = own_client_of_ours(runtime)
+        other = own_client(runtime, transport=own._transport)
+
+        async def send(message: Any) -> None:
+            extensions = getattr(message, "request", message).extensions
+            url = f"{faults.base_url}/chat"
+            request = other.build_request("POST", url, json={}, extensions=extensions)
+            sent = other.send(request, stream=True)
+            response = sent if runtime.is_blocking else await sent
+            if reads:
+                content = response.read() if runtime.is_blocking else await response.aread()
+                read.append(content.decode())
+            else:
+                responses.append(response)
+
+        def send_now(message: Any) -> None:
+            run_blocking(send(message))
+
+        responses: list[Any] = []
+        own.event_hooks[when].append(send_now if runtime.is_blocking else send)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text == "call"
+        for response in responses:
+            content = response.read() if runtime.is_blocking else await response.aread()
+            read.append(content.decode())
+        await close(own)
+
+    runtime.run(scenario)
+    assert read == ["hook"]
+
+
+def test_a_request_that_authentication_sends_again_is_that_of_the_call(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    class Again(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, Any, None]:
+            response = yield request
+            assert response.status_code == 401
+            request.headers["authorization"] = "granted"
+            yield request
+
+    faults.fail(401).reply("Hello.", finish_reason="stop")
+
+    async def scenario() -> None:
+        own = own_client_of_ours(runtime, auth=Again())
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            reply = await client.chat("Hi")
+            assert (reply.text, reply.attempts) == ("Hello.", 1)
+            # Only a response that is read directly has its trailers.
+            assert reply.finish_reason == "stop"
+        await close(own)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_transport_that_sends_the_request_twice_gets_two_answers(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """At the same time, as one that hedges does."""
+    faults.reply("one of them").reply("one of them")
+
+    class Twice(AsyncTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            responses: list[httpx.Response] = []
+
+            async def send() -> None:
+                responses.append(await super(Twice, self).handle_async_request(request))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(send)
+                group.start_soon(send)
+            await responses[1].aclose()
+            return responses[0]
+
+    async def scenario() -> None:
+        own = httpx.AsyncClient(transport=Twice())
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text == "one of them"
+        await own.aclose()
+
+    runtime.run(scenario)
+    assert len(faults.requests) == 2
 
 
 # The log

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import httpx
+import httpx2
 import pytest
 import trustme
 from proxies import Proxy
@@ -204,6 +205,32 @@ class TestTLS:
 
         runtime.run(scenario)
 
+    @pytest.mark.parametrize("what", ["version", "cipher"])
+    def test_a_server_with_no_version_or_cipher_in_common(
+        self, what: str, runtime: Runtime, authority: trustme.CA, trusting: ssl.SSLContext
+    ) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        if what == "version":
+            trusting.minimum_version = ssl.TLSVersion.TLSv1_3
+        else:
+            context.set_ciphers("ECDHE+AES256")
+            trusting.maximum_version = ssl.TLSVersion.TLSv1_2
+            trusting.set_ciphers("ECDHE+CHACHA20")
+
+        async def scenario() -> None:
+            with FaultyServer(ssl_context=context) as server:
+                async with runtime.client(
+                    base_url=server.base_url, verify=trusting, retry=QUICK
+                ) as client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert "no protocol version and cipher in common" in str(error)
+                assert (error.attempts, error.option, server.connections) == (1, "verify", 1)
+
+        runtime.run(scenario)
+
     def test_a_handshake_that_stalls(self, runtime: Runtime, tls: FaultyServer) -> None:
         tls.stall(when="accept")
 
@@ -315,6 +342,58 @@ class TestProxies:
                 assert len(proxy.seen) == 2
 
         runtime.run(scenario)
+
+    # httpcore's own connection does not close its socket where a SOCKS5 proxy refuses.
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("library", [None, httpx, httpx2], ids=["default", "httpx", "httpx2"])
+    @pytest.mark.parametrize(
+        ("scheme", "answer", "attempts"),
+        [
+            ("http", b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n", 1),
+            ("http", b"HTTP/1.1 403 Ohne\r\ncontent-length: 0\r\n\r\n", 1),
+            ("http", b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", 2),
+            # RFC 1928: no method in common, a rule of the proxy's, a host that is down.
+            ("socks5", b"\x05\xff", 1),
+            ("socks5", b"\x05\x00\x05\x02\x00\x01\0\0\0\0\0\0", 1),
+            ("socks5", b"\x05\x00\x05\x04\x00\x01\0\0\0\0\0\0", 2),
+            # RFC 1929: the password is wrong.
+            ("socks5", b"\x05\x02\x01\x01", 1),
+        ],
+    )
+    def test_what_a_proxy_refuses_is_final_over_any_client(
+        self,
+        scheme: str,
+        answer: bytes,
+        attempts: int,
+        library: Any,
+        runtime: Runtime,
+        tls: FaultyServer,
+    ) -> None:
+        """The steps of SOCKS5 are known by their English text alone: this fails where it moves."""
+
+        async def scenario() -> None:
+            # The steps of SOCKS5 are one packet each.
+            size = 2 if scheme == "socks5" else len(answer)
+            with Proxy(answer=answer[:size], then=answer[size:]) as proxy:
+                userinfo = "user:secret@" if answer.startswith(b"\x05\x02") else ""
+                url = url_of(proxy, scheme, userinfo)
+                own: Any = None
+                options: dict[str, Any] = {"proxy": url}
+                if library is not None:
+                    kind = library.Client if runtime.is_blocking else library.AsyncClient
+                    own = kind(proxy=url)
+                    options = {"http_client": own}
+                async with runtime.client(base_url=tls.base_url, retry=QUICK, **options) as client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert "The proxy on the way" in str(error)
+                assert (error.attempts, error.is_final) == (attempts, attempts == 1)
+                if own is not None:
+                    own.close() if runtime.is_blocking else await own.aclose()
+
+        runtime.run(scenario)
+        gc.collect()
 
     def test_a_failure_of_a_proxy_is_retried(self, runtime: Runtime, tls: FaultyServer) -> None:
         async def scenario() -> None:

@@ -162,6 +162,59 @@ def test_a_call_while_the_interpreter_ends(faults: FaultyServer) -> None:
     assert (done.stdout, done.stderr) == ("Goodbye.\n", "")
 
 
+IN_SUBINTERPRETER = """
+import os, sys
+
+# Importing trio starts a process, which some isolated interpreters may not.
+SCRIPT = f'''
+import asyncio, sys
+sys.modules["trio"] = None
+sys.path[:0] = {sys.path!r}
+from cromicle_sdk import APIConnectionError, AsyncClient, Client, Retry
+
+def chat(base_url):
+    with Client(base_url=base_url, retry=Retry(attempts=1)) as client:
+        return client.chat("Hi").text
+
+async def chat_async(base_url):
+    async with AsyncClient(base_url=base_url) as client:
+        return (await client.chat("Hi")).text
+
+texts = [chat({sys.argv[1]!r}), asyncio.run(chat_async({sys.argv[1]!r}))]
+try:
+    chat("http://nothing.invalid")
+except APIConnectionError as error:
+    texts.append(type(error).__name__)
+print(*texts, flush=True)
+'''
+
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+run = getattr(interpreters, "exec", None) or interpreters.run_string
+failure = run(interpreters.create(), SCRIPT)
+# To end an interpreter crashes some versions of Python.
+os._exit(failure is not None)
+"""
+
+
+def test_a_call_in_a_subinterpreter(faults: FaultyServer) -> None:
+    """No daemon thread starts there."""
+    faults.reply("Hello.")
+    url = faults.base_url.replace("127.0.0.1", "localhost")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_SUBINTERPRETER, url],
+        env=os.environ | {"NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Hello. Hello. APIConnectionError\n"
+
+
 def test_a_hanging_look_up_does_not_delay_the_end_of_the_process() -> None:
     code = """
 import socket, threading

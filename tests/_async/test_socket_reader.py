@@ -18,7 +18,8 @@ import anyio
 import pytest
 import uvloop
 
-from cromicle_sdk._async.concurrency import CancelHandle, SocketReader
+from cromicle_sdk._async.concurrency import CancelHandle
+from cromicle_sdk._async.socket_reader import SocketReader
 from cromicle_sdk._http.sockets import ClosedByCaller
 
 LOOPS: dict[str, Callable[[], Any]] = {

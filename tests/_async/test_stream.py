@@ -282,11 +282,12 @@ def test_an_answer_to_another_request_of_a_hook_is_not_ours(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     other = httpx.Request("POST", "http://auth.invalid")
+    refused = httpx.HTTPStatusError(
+        "refused", request=other, response=httpx.Response(403, request=other)
+    )
 
     def fetch_token(_: httpx.Request) -> None:
-        raise httpx.HTTPStatusError(
-            "refused", request=other, response=httpx.Response(403, request=other)
-        )
+        raise refused
 
     async def fetch_token_later(request: httpx.Request) -> None:
         fetch_token(request)
@@ -295,7 +296,7 @@ def test_an_answer_to_another_request_of_a_hook_is_not_ours(
         hook = fetch_token if runtime.is_blocking else fetch_token_later
         own = own_client(runtime, event_hooks={"request": [hook]})
         async with runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE) as client:
-            assert type(await outcome(client.chat("Hi"))) is APIConnectionError
+            assert await outcome(client.chat("Hi")) is refused
         await close_own(own)
 
     runtime.run(scenario)
@@ -686,11 +687,11 @@ def test_a_slot_that_is_released_while_a_call_is_queued_is_its_own(
 
     async def scenario() -> None:
         limiter = async_concurrency.ConnectionLimiter(1)
-        await limiter.acquire(None, async_concurrency.CancelHandle())
+        slots = [await limiter.acquire(None, async_concurrency.CancelHandle())]
         make = anyio.Event
 
         def make_while_collecting() -> anyio.Event:
-            limiter.release()
+            slots.clear()
             return make()
 
         with monkeypatch.context() as patch:
@@ -722,19 +723,19 @@ def test_a_set_is_read_while_others_change_it() -> None:
 def test_a_slot_that_came_with_the_cancellation_is_passed_on(runtime: Runtime) -> None:
     async def scenario() -> None:
         limiter = async_concurrency.ConnectionLimiter(1)
-        await limiter.acquire(None, async_concurrency.CancelHandle())
+        slot = await limiter.acquire(None, async_concurrency.CancelHandle())
+        assert slot is not None
         scope = anyio.CancelScope()
 
         async def wait() -> None:
             with scope:
                 await limiter.acquire(None, async_concurrency.CancelHandle())
-                limiter.release()
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
-            limiter.release()
+            slot.release()
         assert await limiter.acquire(1, async_concurrency.CancelHandle())
 
     runtime.run(scenario)

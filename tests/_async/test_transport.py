@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 import socket
 import ssl
 import threading
@@ -13,6 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
+import httpcore
+import httpcore2
 import httpx
 import httpx2
 import pytest
@@ -199,6 +203,40 @@ def test_a_body_is_sent_while_it_is_made(runtime: Runtime) -> None:
         runtime.run(scenario)
 
 
+def test_each_part_of_a_body_is_sent_when_it_is_made(library: Any, runtime: Runtime) -> None:
+    """However short: the server may have to answer it before the next one is made."""
+    received = [threading.Event() for _ in range(4)]
+
+    def listen(connection: Connection) -> None:
+        connection.read_until(b"\r\n\r\n")
+        received[0].set()
+        for number in range(1, 4):
+            connection.read_until(b"part %d\r\n" % number)
+            received[number].set()
+        connection.read_until(b"0\r\n\r\n")
+        connection.send(build_head() + build_chunk("done") + LAST_CHUNK)
+
+    def parts() -> Iterator[bytes]:
+        for number in range(4):
+            assert received[number].wait(20), "what came before is held back"
+            if number < 3:
+                yield b"part %d" % (number + 1)
+
+    async def parts_later() -> AsyncIterator[bytes]:
+        made = parts()
+        while (part := await anyio.to_thread.run_sync(next, made, None)) is not None:
+            yield part
+
+    with RawServer(listen) as url:
+
+        async def scenario() -> None:
+            async with open_client(library, runtime) as client:
+                content = parts() if runtime.is_blocking else parts_later()
+                assert (await client.post(url, content=content)).text == "done"
+
+        runtime.run(scenario)
+
+
 class RawServer:
     """Accepts one connection, and leaves it to a function."""
 
@@ -270,12 +308,348 @@ def test_a_dropped_response_gives_its_connection_back(
             sent = inner.send(request, stream=True)
             response = sent if runtime.is_blocking else await sent
             del request, response, sent
-            gc.collect()
             faults.wait_until_closed()
             faults.clear().reply("Hello.")
             assert (await client.post(f"{faults.base_url}/chat", json=BODY)).text == "Hello."
 
+    with without_cyclic_gc():
+        runtime.run(scenario)
+
+
+@contextlib.contextmanager
+def without_cyclic_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_a_response_without_its_client_is_dropped_as_well(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """A connection that has delivered a response stays, whatever becomes of the response."""
+    faults.reply("Hello.")
+
+    async def scenario() -> None:
+        async with open_client(httpx, runtime) as client:
+            for _ in range(3):
+                response = await client.post(f"{faults.base_url}/chat", json=BODY)
+                assert pickle.loads(pickle.dumps(response)).text == response.text
+                assert response.elapsed.total_seconds() > 0
+            assert faults.connections == 1
+
     runtime.run(scenario)
+
+
+def test_a_stream_that_outlives_its_response_can_be_closed(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "POST", f"{faults.base_url}/chat", json=BODY)
+            stream = response.stream
+            del response
+            stream.close() if runtime.is_blocking else await stream.aclose()
+            faults.wait_until_closed()
+
+    with without_cyclic_gc():
+        runtime.run(scenario)
+
+
+async def send(client: Any, *args: Any, **options: Any) -> Any:
+    """The response to a request, whose body has yet to be read."""
+    inner = getattr(client, "client", client)
+    sent = inner.send(inner.build_request(*args, **options), stream=True)
+    return await sent if hasattr(sent, "__await__") else sent
+
+
+async def read(response: Any, runtime: Runtime) -> Any:
+    return response.read() if runtime.is_blocking else await response.aread()
+
+
+async def close(thing: Any, runtime: Runtime) -> None:
+    thing.close() if runtime.is_blocking else await thing.aclose()
+
+
+async def wait_until_all_others_wait(runtime: Runtime) -> None:
+    """What others wait for is a socket, which they come to a moment after this."""
+    time.sleep(0.2) if runtime.is_blocking else await anyio.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("is_reachable", [True, False], ids=["h11", "httpcore alone"])
+def test_a_response_is_closed_while_another_task_or_thread_reads_it(
+    is_reachable: bool,
+    library: Any,
+    runtime: Runtime,
+    faults: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faults.stall(after="Hel")
+    if not is_reachable:
+        for side in ("async", "sync"):
+            monkeypatch.setattr(f"cromicle_sdk._{side}.connection.find_h11", lambda _: None)
+            monkeypatch.setattr(f"cromicle_sdk._{side}.network.is_h11_reachable", lambda: False)
+
+    async def scenario() -> None:
+        async with open_client(library, runtime, max_connections=1) as client:
+            url = f"{faults.base_url}/chat"
+            for _ in range(3):
+                response = await send(client, "POST", url, json=BODY)
+
+                async def read_it(response: Any = response) -> None:
+                    error = await outcome(read(response, runtime))
+                    assert type(error) is library.ReadError
+                    assert "closed" in str(error)
+
+                async def close_it(response: Any = response) -> None:
+                    await wait_until_all_others_wait(runtime)
+                    await close(response, runtime)
+
+                await runtime.together(read_it, close_it)
+            faults.clear().reply("Hello.")
+            # Their sockets have the numbers of those that were closed.
+            for _ in range(3):
+                assert (await client.post(url, json=BODY)).text == "Hello."
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+def test_a_response_that_was_closed_between_two_reads(
+    library: Any, runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.drip("Hello.", forever=True)
+
+    async def scenario() -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "POST", f"{faults.base_url}/chat", json=BODY)
+            if runtime.is_blocking:
+                chunks = response.iter_raw()
+                next(chunks)
+                response.close()
+                with pytest.raises(library.ReadError, match="closed"):
+                    next(chunks)
+            else:
+                chunks = response.aiter_raw()
+                await anext(chunks)
+                await response.aclose()
+                with pytest.raises(library.ReadError, match="closed"):
+                    await anext(chunks)
+
+    runtime.run(scenario)
+
+
+def test_closing_a_client_ends_a_read_of_a_body(
+    library: Any, runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        client = open_client(library, runtime)
+        response = await send(client, "POST", f"{faults.base_url}/chat", json=BODY)
+
+        async def read_it() -> None:
+            error = await outcome(read(response, runtime))
+            assert type(error) is library.ReadError, repr(error)
+
+        async def close_it() -> None:
+            await wait_until_all_others_wait(runtime)
+            await client.aclose()
+
+        await runtime.together(read_it, close_it)
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+# Other protocols on the same connection
+
+
+def switch_protocol(connection: Connection, first: bytes = b"") -> socket.socket:
+    """The socket, after the response that ends HTTP on it, and some bytes in the same packet."""
+    connection.read_until(b"\r\n\r\n")
+    connection.send(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n" + first)
+    sock = connection._sock
+    sock.settimeout(20)
+    return sock
+
+
+def serve_echo(connection: Connection) -> None:
+    sock = switch_protocol(connection, b"first")
+    with contextlib.suppress(OSError):
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+
+def serve_nothing(connection: Connection) -> None:
+    sock = switch_protocol(connection)
+    with contextlib.suppress(OSError):
+        while sock.recv(65536):
+            pass
+
+
+UPGRADE = {"connection": "upgrade", "upgrade": "echo"}
+
+
+async def finish(result: Any) -> Any:
+    return await result if hasattr(result, "__await__") else result
+
+
+def test_what_is_written_after_an_upgrade_is_sent_at_once(library: Any, runtime: Runtime) -> None:
+    with RawServer(serve_echo) as url:
+
+        async def scenario() -> None:
+            async with open_client(library, runtime, timeout=5) as client:
+                response = await send(client, "GET", url, headers=UPGRADE)
+                stream = response.extensions["network_stream"]
+                assert await finish(stream.read(100)) == b"first"
+                for part in (b"one", b"x" * 200_000, b"two"):
+                    await finish(stream.write(part, timeout=20))
+                    received = b""
+                    while len(received) < len(part):
+                        received += await finish(stream.read(100_000, timeout=20))
+                    assert received == part
+                assert stream.get_extra_info("server_addr")[0] == "127.0.0.1"
+                await close(stream, runtime)
+                with pytest.raises(core_of(library).ReadError, match="closed"):
+                    await finish(stream.read(100))
+
+        runtime.run(scenario)
+
+
+def core_of(library: Any) -> Any:
+    """The library whose errors a network stream raises."""
+    return {"httpx": httpcore, "httpx2": httpcore2}[library.__name__]
+
+
+def test_a_read_and_a_write_after_an_upgrade_have_timeouts_of_their_own(
+    library: Any, runtime: Runtime
+) -> None:
+    done = threading.Event()
+
+    def serve(connection: Connection) -> None:
+        switch_protocol(connection)
+        done.wait(20)
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime, timeout=0.01) as client:
+            response = await send(client, "GET", url, headers=UPGRADE, timeout=20)
+            stream = response.extensions["network_stream"]
+            for timeout in (0, 0.2):
+                started = time.monotonic()
+                with pytest.raises(core_of(library).ReadTimeout):
+                    await finish(stream.read(100, timeout=timeout))
+                assert time.monotonic() - started < 10
+            # More than the kernel takes while nobody reads.
+            with pytest.raises(core_of(library).WriteTimeout):
+                await finish(stream.write(b"x" * 30_000_000, timeout=0.2))
+            done.set()
+            await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
+@pytest.mark.parametrize("what", ["response", "stream", "client"])
+def test_a_read_after_an_upgrade_ends_when_it_is_closed(
+    what: str, library: Any, runtime: Runtime
+) -> None:
+    async def scenario(url: str) -> None:
+        client = open_client(library, runtime)
+        response = await send(client, "GET", url, headers=UPGRADE)
+        stream = response.extensions["network_stream"]
+
+        async def read_it() -> None:
+            started = time.monotonic()
+            with pytest.raises(core_of(library).ReadError, match="closed"):
+                await finish(stream.read(100))
+            assert time.monotonic() - started < 10
+
+        async def close_it() -> None:
+            await wait_until_all_others_wait(runtime)
+            # A write by another task than the reader, which has to wait as well.
+            await finish(stream.write(b"x" * 20_000_000))
+            if what == "client":
+                await client.aclose()
+            else:
+                await close(response if what == "response" else stream, runtime)
+
+        await runtime.together(read_it, close_it)
+        await close(response, runtime)
+        await client.aclose()
+
+    with RawServer(serve_nothing) as url:
+        runtime.run(partial(scenario, url))
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> None:
+    sent = b"".join(b"%4d" % number for number in range(700))
+
+    def serve(connection: Connection) -> None:
+        sock = switch_protocol(connection)
+        # What comes with the head, httpcore keeps.
+        assert sock.recv(2) == b"go"
+        sock.sendall(sent)
+        sock.recv(1)
+
+    async def cancel_later(scope: anyio.CancelScope, turns: int) -> None:
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async def scenario(url: str) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "GET", url, headers=UPGRADE)
+            stream = response.extensions["network_stream"]
+            await stream.write(b"go")
+            received = b""
+            count = 0
+            with anyio.fail_after(20):
+                while len(received) < len(sent):
+                    # A full read, after which the next one need not wait.
+                    received += await stream.read(7)
+                    count += 1
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(cancel_later, group.cancel_scope, count % 6)
+                        received += await stream.read(7)
+            assert received == sent
+            await response.aclose()
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
+def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = trustme.CA()
+    authority.issue_cert("localhost").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    def serve(connection: Connection) -> None:
+        connection.read_until(b"\r\n\r\n")
+        connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        connection.start_tls(context)
+        connection.send(connection.read_exactly(5).upper())
+        connection.close()
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            await finish(stream.write(b"hello"))
+            assert await finish(stream.read(100, timeout=20)) == b"HELLO"
+            assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
+            await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
 
 
 def test_closing_a_client_ends_its_requests(runtime: Runtime, faults: FaultyServer) -> None:

@@ -138,3 +138,11 @@ def test_a_huge_limit_can_be_waited_for(seconds: float) -> None:
     timeouts.enter("connect", 1000)
     with socket.socket() as sock:
         sock.settimeout(timeouts.left(1000))
+
+
+def test_what_waits_is_late_from_the_first_look_in_a_phase_on() -> None:
+    timeouts = CallTimeouts.for_call(Timeout(total=1), now=0)
+    timeouts.enter("first_byte", 0)
+    assert [timeouts.late_for(now) for now in (5, 5.05, 7)] == pytest.approx([0, 0.05, 2])
+    timeouts.enter("stall", 8)
+    assert timeouts.late_for(9) == 0

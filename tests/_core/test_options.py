@@ -311,7 +311,7 @@ def test_timeout_and_retry_are_values() -> None:
         ({"token": Secret(f"{CANARY}\ud800")}, "token: it has a lone surrogate"),
         *(
             ({"token": Secret(token)}, "token: it begins or ends with white space")
-            for token in (f"{CANARY}\n", f" {CANARY}", f"{CANARY}\u00a0", "\t")
+            for token in (f"{CANARY}\n", f" {CANARY}", f"{CANARY}\u00a0", f"\ufeff{CANARY}", "\t")
         ),
         ({"timeout": "5"}, "timeout: expected a number of seconds, a Timeout or None, not str"),
         ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),

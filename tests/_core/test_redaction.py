@@ -85,6 +85,30 @@ def test_a_secret_is_found_in_a_mixture_of_spellings(text: str) -> None:
     assert hide(f"<{text}>", TOKEN) == "<[redacted]>"
 
 
+LATIN = "kanarien-v\u00f6gel\u65e5 4711"
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        LATIN.encode("ascii", "ignore").decode(),
+        LATIN.encode("ascii", "replace").decode(),
+        LATIN.encode("latin-1", "replace").decode("latin-1"),
+        LATIN.encode("latin-1", "replace").decode("utf-8", "replace"),
+        LATIN.encode().decode("ascii", "replace"),
+        quote_plus(LATIN.encode("latin-1", "replace")),
+        json.dumps(LATIN.encode("cp1252", "replace").decode("utf-8", "replace"))[1:-1],
+    ],
+)
+def test_a_secret_is_found_after_a_wrong_decoding(echo: str) -> None:
+    assert hide(f"<{echo}>", LATIN) == "<[redacted]>"
+    assert hide("What? kanarien-vogel 4711?", LATIN) == "What? kanarien-vogel 4711?"
+
+
+def test_what_is_left_of_a_short_secret_may_be_an_ordinary_word() -> None:
+    assert hide("plain text", "\u65e5plain") == "plain text"
+
+
 def test_several_secrets_and_several_echoes() -> None:
     text = "a-b, a%2db: a-ba-b; c_d c&#95;d"
     redacted = redact(text, [Secret("a-b"), Secret("c_d"), Secret("abc")])

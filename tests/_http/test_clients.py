@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,15 @@ from cromicle_sdk._core.options import Options
 from cromicle_sdk._core.request import Request, build_request
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http import clients
-from cromicle_sdk._http.clients import HTTPX_VERSION, build_head, check_http_client
+from cromicle_sdk._http.clients import (
+    HTTPX_VERSION,
+    Response,
+    ResponseObserver,
+    build_head,
+    check_http_client,
+    is_byte_stream,
+    release_when_dropped,
+)
 
 CANARY = "sk-canary-123456"
 
@@ -66,7 +76,7 @@ def build_timeout(**limits: float | None) -> Timeout:
 def build_http_request(client: Any, request: Request, timeout: Timeout | None = None) -> Any:
     timeout = timeout or build_timeout()
     timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
-    return clients.build_http_request(client, request, timeout, timeouts, None)
+    return clients.build_http_request(client, request, timeout, timeouts, {})
 
 
 def limit_reads(request: Any, timeout: Timeout) -> None:
@@ -174,3 +184,80 @@ def test_the_head_of_its_response(client: Any) -> None:
     assert head.http_version == b"HTTP/1.1"
     response.extensions["http_version"] = b"HTTP/2"
     assert build_head(response).http_version == b"HTTP/2"
+
+
+HEADERS = [(b"location", b"/")]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "version"),
+    [
+        ("http11.receive_response_headers.complete", (b"HTTP/1.0", 307, b"", HEADERS), b"HTTP/1.0"),
+        ("http2.receive_response_headers.complete", (307, HEADERS), b"HTTP/2"),
+    ],
+)
+def test_a_head_that_is_traced(name: str, value: Any, version: bytes) -> None:
+    observer = ResponseObserver(None)
+    assert observer.head is None
+    observer.observe("http11.receive_response_headers.started", {"request": object()})
+    observer.observe(name, {"return_value": value})
+    assert observer.head == (307, HEADERS, version, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "info"),
+    [
+        # As another version of httpcore may send them.
+        ("http11.receive_response_headers.complete", {"return_value": None}),
+        ("http11.receive_response_headers.complete", {"return_value": (307, HEADERS)}),
+        ("http2.receive_response_headers.complete", {"return_value": (307, b"", HEADERS)}),
+        ("http3.receive_response_headers.complete", {"return_value": (307, HEADERS)}),
+        ("http11.receive_response_headers.failed", {"exception": ValueError("mine")}),
+    ],
+)
+def test_an_unknown_event_of_a_trace_is_ignored(name: str, info: Any) -> None:
+    observer = ResponseObserver(None)
+    observer.observe(name, info)
+    assert observer.head is None
+
+
+def test_a_response_that_is_dropped_is_freed_at_once() -> None:
+    """Also where the stream that httpx binds to it lives on: that sets the elapsed time of it."""
+    response = release_when_dropped(httpx.Response(200, content=b"x"))
+    assert type(response) is Response
+    bound = SimpleNamespace(_response=response)
+    stream: Any = bound
+    response.stream = stream
+    bound._response.elapsed = timedelta(seconds=1)
+    assert response.elapsed == timedelta(seconds=1)
+    freed = weakref.ref(response)
+    del response
+    assert freed() is None
+    bound._response.elapsed = timedelta(seconds=2)
+    with pytest.raises(AttributeError):
+        _ = bound._response.elapsed
+
+
+def test_a_response_of_a_tool_stays_what_it_is() -> None:
+    class Recorded(httpx.Response):
+        pass
+
+    assert type(release_when_dropped(Recorded(200))) is Recorded
+
+
+def test_httpx_names_the_response_of_its_streams_as_before() -> None:
+    """Otherwise a response that is dropped unread waits for the cyclic GC again."""
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
+        response = client.send(client.build_request("GET", "http://h.test"), stream=True)
+        assert getattr(response.stream, "_response") is response  # noqa: B009 - private
+        response.close()
+
+
+def test_a_body_that_is_there_as_a_whole(library: Any) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b""
+
+    for content, is_whole in ((b"x", True), (None, True), (parts(), False)):
+        assert (
+            is_byte_stream(library.Request("POST", "http://h", content=content).stream) is is_whole
+        )

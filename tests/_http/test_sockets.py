@@ -59,6 +59,22 @@ def test_a_socket_that_cannot_connect_is_closed(monkeypatch: pytest.MonkeyPatch)
     assert [sock.fileno() for sock in made] == [-1]
 
 
+def test_a_system_that_refuses_to_keep_connections_alive_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refusing(socket.socket):
+        def setsockopt(self, level: int, option: int, value: Any) -> None:  # type: ignore[override]  # one of its forms
+            if (level, option) != (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            super().setsockopt(level, option, value)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(socket, "socket", Refusing)
+        sock, _ = start_connect((socket.AF_INET, listener.getsockname()))
+        with sock:
+            assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
 def test_a_socket_that_connects_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some systems connect to their own addresses without a wait."""
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gc
+import json
 import socket
 import ssl
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -24,7 +28,12 @@ from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError
 from cromicle_sdk._http.clients import HTTPX_VERSION
 from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached
-from cromicle_sdk._http.translate import strip_frames, translate_error
+from cromicle_sdk._http.translate import (
+    redact_error,
+    strip_frames,
+    strip_library_frames,
+    translate_error,
+)
 from cromicle_sdk.testing import FaultyServer
 
 CANARY = "sk-canary-123456"
@@ -36,8 +45,16 @@ def build_timeouts(total: float = 100) -> CallTimeouts:
     return CallTimeouts.for_call(timeout, now=time.monotonic())
 
 
-def translate(error: Exception, timeouts: CallTimeouts | None = None) -> APIConnectionError | None:
-    return translate_error(error, url=URL, timeouts=timeouts or build_timeouts())
+def translate(
+    error: Exception, timeouts: CallTimeouts | None = None, proxy_status: int | None = None
+) -> APIConnectionError | None:
+    return translate_error(
+        error,
+        url=URL,
+        timeouts=timeouts or build_timeouts(),
+        redact=lambda text: text.replace(CANARY, "[redacted]"),
+        proxy_status=proxy_status,
+    )
 
 
 def verification_error(text: str | None = "self-signed certificate") -> ssl.SSLError:
@@ -171,31 +188,22 @@ def test_a_proxy_that_failed(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "detail",
+    ("detail", "status", "is_final"),
     [
-        *("407 Proxy Authentication Required", "403 Forbidden", "401 no", "405 no"),
-        "Requested NO AUTHENTICATION REQUIRED from proxy server, but got NO ACCEPTABLE METHODS.",
-        "Invalid username/password",
-        "Proxy Server could not connect: Connection not allowed by ruleset.",
+        *((f"{status} no", status, True) for status in (401, 403, 405, 407)),
+        *((f"{status} no", status, False) for status in (302, 408, 429, 502, 504)),
+        ("refused, in words of another version", 407, True),
+        ("407 no", None, False),
+        ("Requested NO AUTHENTICATION REQUIRED from proxy server, but got GSSAPI.", None, True),
+        ("Invalid username/password", None, True),
+        ("Proxy Server could not connect: Connection not allowed by ruleset.", None, True),
+        ("Proxy Server could not connect: Host unreachable.", None, False),
     ],
 )
-def test_a_proxy_that_refuses_is_final(detail: str) -> None:
-    made = translate(httpcore.ProxyError(detail))
+def test_a_proxy_that_refuses_is_final(detail: str, status: int | None, is_final: bool) -> None:
+    made = translate(httpcore.ProxyError(detail), proxy_status=status)
     assert isinstance(made, APIConnectionError)
-    assert made.is_final
-
-
-@pytest.mark.parametrize(
-    "detail",
-    [
-        *("408 Request Timeout", "429 no", "502 no", "504 no"),
-        "Proxy Server could not connect: Host unreachable.",
-    ],
-)
-def test_a_proxy_that_fails_is_not(detail: str) -> None:
-    made = translate(httpcore.ProxyError(detail))
-    assert isinstance(made, APIConnectionError)
-    assert not made.is_final
+    assert made.is_final is is_final
 
 
 @pytest.mark.parametrize(
@@ -205,6 +213,8 @@ def test_a_proxy_that_fails_is_not(detail: str) -> None:
         ("RECORD_LAYER_FAILURE", "base_url", "use http://"),
         ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "verify", "client certificate"),
         ("TLSV1_ALERT_UNKNOWN_CA", "verify", "client certificate"),
+        ("SSLV3_ALERT_HANDSHAKE_FAILURE", "verify", "no protocol version and cipher in common"),
+        ("TLSV1_ALERT_PROTOCOL_VERSION", "verify", "no protocol version and cipher in common"),
     ],
 )
 def test_an_error_of_tls_that_no_retry_changes(reason: str, option: str, advice: str) -> None:
@@ -214,6 +224,17 @@ def test_an_error_of_tls_that_no_retry_changes(reason: str, option: str, advice:
     assert isinstance(made, APIConnectionError)
     assert (made.is_final, made.option) == (True, option)
     assert advice in made.hint
+
+
+def test_a_process_with_too_many_open_files_is_not_the_server() -> None:
+    for number in (errno.EMFILE, errno.ENFILE):
+        made = translate(caused(httpcore.ConnectError("x"), OSError(number, "Too many open files")))
+        assert isinstance(made, APIConnectionError)
+        assert (made.option, made.is_final) == ("max_connections", False)
+        assert str(made) == (
+            f"No socket for {URL} can be opened: Too many open files. "
+            "Raise the limit of open files (ulimit -n), or lower max_connections."
+        )
 
 
 def test_closed_by_the_caller() -> None:
@@ -231,11 +252,41 @@ def test_closed_by_the_caller() -> None:
         # As signal handlers and hooks raise them: those of the system have a number.
         *(TimeoutError("mine"), ConnectionResetError(), BrokenPipeError("mine"), OSError("mine")),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "mine"),
+        # What it was caused by is the caller's network.
+        caused(ValueError("mine"), verification_error()),
+        caused(ValueError("mine"), UnicodeError("label too long")),
     ],
     ids=repr,
 )
 def test_an_exception_of_the_callers_is_none_of_ours(error: Exception) -> None:
     assert translate(error) is None
+
+
+def test_an_exception_of_the_callers_keeps_its_text() -> None:
+    mine = caused(ValueError(f"mine: {CANARY}"), httpx.ReadError(CANARY))
+    for error in (mine, KeyError(CANARY), OSError(CANARY)):
+        before = error.args
+        assert translate(error) is None
+        redact_error(error, lambda text: "[redacted]")
+        assert error.args == before
+    assert str(mine.__cause__) == CANARY
+
+
+def test_what_the_server_echoed_is_in_no_error_of_the_network() -> None:
+    class Own(httpx.HTTPError):
+        """Of a transport of the caller's, which is a part of the network then."""
+
+    inner = h11.RemoteProtocolError(f"illegal: {CANARY}")
+    for error in (
+        httpx.ReadError(CANARY),
+        Own(CANARY),
+        httpcore.RemoteProtocolError(inner),
+        caused(httpx.ReadError(""), ValueError(CANARY)),
+    ):
+        made = translate(error)
+        assert made is not None
+        assert CANARY not in str(made)
+        assert CANARY not in "".join(traceback.format_exception(error))
 
 
 def test_without_socksio_there_is_none_of_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +419,131 @@ def test_strip_frames_of_a_ring() -> None:
     made = translate(caused(httpx.ReadError(""), caused(OSError(), one)))
     assert made is not None
     assert made.detail == "one"
+
+
+def names_of(error: BaseException | None) -> list[str]:
+    """The functions that an exception has passed."""
+    assert error is not None
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def in_library(module: str, function: Callable[[], Any]) -> Callable[[], Any]:
+    """Calls it from a function of a module of this name, whose frame holds a secret."""
+    scope: dict[str, Any] = {"__name__": module, "function": function, "secret": CANARY}
+    exec("def of_library():\n    held = [secret]\n    return function(), held", scope)
+    called: Callable[[], Any] = scope["of_library"]
+    return called
+
+
+def fail_in_a_hook() -> None:
+    raise ValueError("mine")
+
+
+def fail_with_a_key() -> None:
+    raise KeyError("mine")
+
+
+def parse_in_a_hook() -> None:
+    json.loads("{")
+
+
+@pytest.mark.parametrize("module", ["httpcore._sync.http11", "httpx", "h11", "ssl", "contextlib"])
+def test_the_frames_of_libraries_are_stripped(module: str) -> None:
+    """Those of the standard library belong to whatever has called them."""
+    call = in_library("cromicle_sdk._sync.pool", in_library(module, fail_in_a_hook))
+    with pytest.raises(ValueError, match="mine") as caught:
+        call()
+    error = strip_library_frames(caught.value)
+    assert "of_library" not in names_of(error)
+    assert names_of(error)[-1] == "fail_in_a_hook"
+    step = error.__traceback__
+    while step is not None:
+        frame: FrameType | None = step.tb_frame
+        # What has called it, and so on.
+        while frame is not None:
+            assert CANARY not in repr(frame.f_locals.get("held"))
+            frame = frame.f_back
+        step = step.tb_next
+
+
+def test_an_error_is_freed_without_the_cyclic_gc() -> None:
+    """With it goes what its frames hold: a slot, where an interrupt has left one there."""
+
+    class MyError(Exception):
+        pass
+
+    def fail() -> None:
+        raise MyError
+
+    def run() -> weakref.ref[BaseException]:
+        try:
+            in_library("httpx", fail)()
+        except MyError as error:
+            return weakref.ref(strip_library_frames(error))
+        raise AssertionError
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run()() is None
+    finally:
+        gc.enable()
+
+
+def test_what_a_hook_calls_keeps_its_frames() -> None:
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        in_library("httpx._client", parse_in_a_hook)()
+    names = names_of(strip_library_frames(caught.value))
+    assert names[-4:] == ["parse_in_a_hook", "loads", "decode", "raw_decode"]
+
+
+def test_the_errors_behind_one_are_stripped_as_well() -> None:
+    def wrap() -> None:
+        try:
+            in_library("httpcore", fail_with_a_key)()
+        except KeyError as error:
+            try:
+                in_library("httpx", fail_in_a_hook)()
+            except ValueError:
+                raise RuntimeError("mine") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        in_library("cromicle_sdk", wrap)()
+    error = strip_library_frames(caught.value)
+    assert "of_library" not in names_of(error)
+    assert names_of(error)[-1] == "wrap"
+    assert names_of(error.__cause__) == ["wrap", "fail_with_a_key"]
+    assert names_of(error.__context__) == ["wrap", "fail_in_a_hook"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")
+def test_the_errors_in_a_group_are_stripped_as_well() -> None:
+    def wrap() -> None:
+        try:
+            in_library("httpx", fail_in_a_hook)()
+        except ValueError as error:
+            raise ExceptionGroup("mine", [error]) from None  # noqa: F821 - as above
+
+    with pytest.raises(BaseException, match="mine") as caught:
+        in_library("anyio", wrap)()
+    group: Any = strip_library_frames(caught.value)
+    assert names_of(group.exceptions[0]) == ["wrap", "fail_in_a_hook"]
+
+
+def test_an_error_that_the_caller_is_handling_keeps_all_of_its_frames() -> None:
+    names: list[list[str]] = []
+    try:
+        in_library("httpx", fail_in_a_hook)()
+    except ValueError as handled:
+        names.append(names_of(handled))
+        with pytest.raises(KeyError) as caught:
+            in_library("cromicle_sdk", fail_with_a_key)()
+        names.append(names_of(strip_library_frames(caught.value)))
+        names.append(names_of(handled))
+    before, stripped, after = names
+    assert "of_library" in before
+    assert "of_library" not in stripped
+    assert after == before
 
 
 def h11_error(line: bytes) -> h11.RemoteProtocolError:

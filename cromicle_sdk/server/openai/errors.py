@@ -19,7 +19,7 @@ from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError, TimeoutPhase
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import parse_retry_after
-from cromicle_sdk._http.translate import redact_error, translate_error
+from cromicle_sdk._http.translate import translate_error
 from cromicle_sdk.server.backends import BackendError
 
 __all__ = [
@@ -198,8 +198,7 @@ def describe_failure(
 ) -> BackendError | None:
     """The response to an error of the network; None for an exception of any other kind."""
     url = request.endpoint.url
-    redact_error(error, request.redact)
-    translated = translate_error(error, url=url, timeouts=timeouts)
+    translated = translate_error(error, url=url, timeouts=timeouts, redact=request.redact)
     if isinstance(translated, APITimeoutError):
         waited = _WAITED[translated.phase]
         return BackendError(

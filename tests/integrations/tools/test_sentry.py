@@ -93,9 +93,20 @@ def echo_request(server: FaultyServer) -> None:
     )
 
 
+def echo_in_broken_head(server: FaultyServer) -> None:
+    """Answer with what is no HTTP: Sentry shows the `detail` of an error, which quotes it."""
+    server.script(
+        lambda connection, request: connection.send(
+            b"HTTP/1.1 200 OK\r\nno colon %b %b\r\n\r\n"
+            % (request.token.encode(), request.hash.encode())
+        )
+    )
+
+
 SCRIPTS: dict[str, Callable[[FaultyServer], object]] = {
     "a status": lambda server: server.fail(500),
     "an echo of the request": echo_request,
+    "an echo of the request in a broken head": echo_in_broken_head,
     "a reset connection": lambda server: server.reset(),
     "a truncated reply": lambda server: server.cut(after="Hello"),
     "an invalid reply": lambda server: server.reply("<p>", content_type="text/html"),

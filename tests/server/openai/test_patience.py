@@ -19,7 +19,7 @@ from runtimes import Runtime, run_blocking, run_in_threads
 from upstreams import EVENTS, answer_texts, say
 
 from cromicle_sdk import AsyncClient, Client
-from cromicle_sdk._sync import concurrency as _concurrency
+from cromicle_sdk._http import sockets as _sockets
 from cromicle_sdk.server import create_app, openai_backend
 from cromicle_sdk.server.run.uvicorn import build_server, format_base_url, listen
 from cromicle_sdk.testing import (
@@ -92,9 +92,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FastClock:
         is_ours = name.startswith("cromicle_sdk.") and not name.startswith("cromicle_sdk.testing")
         if is_ours and getattr(module, "time", None) is time:
             monkeypatch.setattr(module, "time", fast_time)
-    to_milliseconds = _concurrency._to_milliseconds
+    to_milliseconds = _sockets._to_milliseconds
     monkeypatch.setattr(
-        _concurrency, "_to_milliseconds", lambda seconds: to_milliseconds(seconds / clock.rate)
+        _sockets, "_to_milliseconds", lambda seconds: to_milliseconds(seconds / clock.rate)
     )
     return clock
 

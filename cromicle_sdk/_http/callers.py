@@ -1,0 +1,76 @@
+"""Exceptions of the caller's own code that reach a call from within: signal handlers and hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise, takewhile
+from types import FrameType, TracebackType
+
+__all__ = ["find_callers_error"]
+
+
+def find_callers_error(error: Exception) -> BaseException | None:
+    """The exception of a signal handler or of a hook that `error` is, or was made of; or None.
+
+    Its type says nothing: a handler may raise a `TimeoutError`, which httpcore takes for one of the
+    network, and a hook may send requests of its own. So it is found by the frames that it passed.
+    Of its traceback only the caller's own frames are kept: those above hold the request.
+    """
+    for cause in _causes(error):
+        for outer, inner in pairwise(_steps(cause.__traceback__)):
+            if _is_handler(outer.tb_frame, inner.tb_frame) or _is_hook(outer, inner):
+                return cause.with_traceback(inner)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, and so on. httpcore makes its errors of those, unchained."""
+    while error is not None:
+        yield error
+        inner = error.args[0] if error.args else None
+        error = error.__cause__ or (inner if isinstance(inner, BaseException) else None)
+
+
+def _steps(step: TracebackType | None) -> Iterator[TracebackType]:
+    while step is not None:
+        yield step
+        step = step.tb_next
+
+
+def _is_handler(outer: FrameType, inner: FrameType) -> bool:
+    """Whether `inner` is a signal handler that has interrupted `outer`.
+
+    Python passes it the frame that it has interrupted, which no other function gets but a debugger.
+    """
+    for value in inner.f_locals.values():
+        if value is outer:
+            return True
+        # As `*arguments`.
+        if isinstance(value, tuple) and id(outer) in map(id, value):  # pyright: ignore[reportUnknownArgumentType]
+            return True
+    return False
+
+
+def _is_hook(outer: TracebackType, inner: TracebackType) -> bool:
+    """Whether `inner` is an event hook or an authentication of the caller's, called by httpx."""
+    library, _, module = _module(outer).partition(".")
+    is_caller = module == "_auth" or (module == "_client" and _name(outer) in _CALLERS_OF_HOOKS)
+    if library not in _LIBRARIES or not is_caller or _module(inner).partition(".")[0] in _LIBRARIES:
+        return False
+    # A tool may have wrapped what httpx calls here. A hook that sends a request does it by `send`.
+    below = takewhile(lambda step: _name(step) != "send", _steps(inner))
+    return not any(_name(step) in _SENDERS for step in below)
+
+
+_LIBRARIES = ("httpx", "httpx2")
+# Private names; where they are not found, an exception of a hook is known by its type alone.
+_CALLERS_OF_HOOKS = ("_send_handling_auth", "_send_handling_redirects")
+_SENDERS = ("_send_single_request", "handle_request", "handle_async_request")
+
+
+def _module(step: TracebackType) -> str:
+    return str(step.tb_frame.f_globals.get("__name__"))
+
+
+def _name(step: TracebackType) -> str:
+    return step.tb_frame.f_code.co_name

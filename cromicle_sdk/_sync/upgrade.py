@@ -1,0 +1,71 @@
+# Generated from _async/upgrade.py by tests/unasync.py; do not edit.
+"""The bytes of a connection that has left HTTP: after a response of 101, or one to CONNECT."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeVar
+
+import httpcore
+
+from cromicle_sdk._http.libraries import convert_error
+from cromicle_sdk._http.sockets import ClosedByCaller
+
+from .connection import Connection
+
+__all__ = ["UpgradedStream"]
+
+T = TypeVar("T")
+
+
+class UpgradedStream(httpcore.NetworkStream):
+    """What is written is sent at once. Each read and write has the timeout that it is given.
+
+    A read and a write may wait at the same time, and `close` by another task ends both. Errors are
+    those of `library`.
+    """
+
+    def __init__(
+        self,
+        stream: httpcore.NetworkStream,
+        connection: Connection,
+        close: Callable[[], None],
+        library: ModuleType,
+    ) -> None:
+        self._stream = stream
+        self._connection = connection
+        self._close = close
+        self._library = library
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._run(partial(self._stream.read, max_bytes, timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._run(partial(self._stream.write, buffer, timeout))
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        stream = self._run(partial(self._stream.start_tls, ssl_context, server_hostname, timeout))
+        return UpgradedStream(stream, self._connection, self._close, self._library)
+
+    def close(self) -> None:
+        self._close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def _run(self, step: Callable[[], T]) -> T:
+        try:
+            with self._connection.use():
+                return step()
+        except ClosedByCaller as error:
+            raise convert_error(httpcore.ReadError(str(error)), self._library) from error
+        except Exception as error:  # noqa: BLE001 - raised as one of the library's
+            raise convert_error(error, self._library)  # noqa: B904 - it has its cause
