@@ -17,7 +17,16 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "cromicle_sdk" / "docs").glob("*.md"))
+}
+
+BLOCKS = [
+    block
+    for text in (README, *PAGES.values())
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+]
 SCRIPTS = [block for block in BLOCKS if "def test_" not in block]
 SUITES = [block for block in BLOCKS if "def test_" in block]
 
@@ -54,6 +63,12 @@ def test_what_it_links_to_is_there() -> None:
     assert targets
     for target in targets:
         assert target[1:] in headings if target[0] == "#" else (ROOT / target).exists(), target
+
+
+def test_what_a_page_links_to_is_there() -> None:
+    for path, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            assert "://" in target or (path.parent / target).exists(), target
 
 
 def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
