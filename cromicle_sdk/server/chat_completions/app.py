@@ -71,8 +71,8 @@ def create_openai_app(
       what the app protects against.
 
     What the protocol does not have is a 400 that names the field: tools, more than one choice,
-    `response_format`, log probabilities, images. There is no `usage`, because nothing counts the
-    tokens.
+    `response_format`, log probabilities, images. The numbers of `usage` are 0, because nothing
+    counts the tokens, and a stream has none.
 
     An error is `{"error": {"message": …, "type": …, "param": …, "code": …}}`. An endpoint that
     fails is a 502, or a 504 if it does not respond in time; its 400, 413, 422, 429 and 503 are

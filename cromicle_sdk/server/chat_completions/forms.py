@@ -13,6 +13,9 @@ __all__ = ["EventStream", "WholeCompletion", "build_error"]
 # What `finish_reason` is where the endpoint does not say: the reply is complete.
 _DEFAULT_FINISH_REASON = "stop"
 
+# Nothing counts the tokens, and some clients fail without the object (llm 0.36).
+_NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -80,7 +83,7 @@ class WholeCompletion:
             "logprobs": None,
             "finish_reason": finish_reason or _DEFAULT_FINISH_REASON,
         }
-        return _dump({**self._facts, "choices": [choice]}).encode()
+        return _dump({**self._facts, "choices": [choice], "usage": _NO_USAGE}).encode()
 
     def encode_failure(self, error: BackendError) -> bytes:
         return b""
