@@ -197,9 +197,8 @@ class _ServerSpans:
         # Below the span of a framework around the app, where that is instrumented as well.
         is_inner = trace.get_current_span().get_span_context().is_valid
         if not is_inner:
-            headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
-            carrier = {name: value.decode("latin-1") for name, value in headers.items()}
-            context = propagate.extract(carrier)
+            pairs = ((name.decode("latin-1"), value) for name, value in scope["headers"])
+            context = propagate.extract({name: value.decode("latin-1") for name, value in pairs})
         span = self._tracer.start_span(
             f"{record.method} {record.path}",
             context=context,
