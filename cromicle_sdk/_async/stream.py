@@ -228,13 +228,13 @@ class AsyncStream:
             if attempt is None or decoder is None or call is None:
                 await self._open()
                 continue
-            # Not after it, since what has come in time may be read late.
-            now = time.monotonic()
-            if call.timeouts.total_left(now) <= 0 and call.timeouts.late_for(now) > LATE_SECONDS:
-                raise TimeLimitReached
             data = await attempt.read()
             now = time.monotonic()
             if data:
+                # What has come in time may be read late; a flood must not run on.
+                timeouts = call.timeouts
+                if timeouts.total_left(now) <= 0 and timeouts.late_for(now) > LATE_SECONDS:
+                    raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
                 if attempt.is_end and decoder.may_end:
                     await self._end(attempt, decoder, now)

@@ -229,13 +229,13 @@ class Stream:
             if attempt is None or decoder is None or call is None:
                 self._open()
                 continue
-            # Not after it, since what has come in time may be read late.
-            now = time.monotonic()
-            if call.timeouts.total_left(now) <= 0 and call.timeouts.late_for(now) > LATE_SECONDS:
-                raise TimeLimitReached
             data = attempt.read()
             now = time.monotonic()
             if data:
+                # What has come in time may be read late; a flood must not run on.
+                timeouts = call.timeouts
+                if timeouts.total_left(now) <= 0 and timeouts.late_for(now) > LATE_SECONDS:
+                    raise TimeLimitReached
                 text = decoder.receive_data(data, now=now)
                 if attempt.is_end and decoder.may_end:
                     self._end(attempt, decoder, now)

@@ -19,6 +19,7 @@ from .ask import (
     print_json,
     print_stream,
 )
+from .docs import complete_page, print_list, print_page
 from .errors import errors_for_the_shell
 from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
 from .output import report
@@ -425,3 +426,19 @@ def serve(
         serve_in_foreground(service, network, access_log=access_log)
     # It returns after Ctrl-C only, for which `run` has an exit code.
     raise KeyboardInterrupt
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
+  cromicle docs
+  cromicle docs gateway
+"""
+)
+@click.argument("topic", required=False, shell_complete=complete_page)
+def docs(topic: str | None) -> None:
+    """Show a page of the documentation, or the list of them."""
+    if topic is None:
+        print_list()
+    else:
+        print_page(topic)

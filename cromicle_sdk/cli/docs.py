@@ -1,0 +1,50 @@
+"""The pages of the documentation, in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+
+import click
+
+__all__ = ["complete_page", "print_list", "print_page"]
+
+_FOLDER = files("cromicle_sdk") / "docs"
+
+
+def complete_page(context: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+    """The names of the pages that begin so, for the completion of a shell."""
+    return [page for page in _list_pages() if page.startswith(start)]
+
+
+def print_list() -> None:
+    """Print a line for each page: its name and its title."""
+    pages = _list_pages()
+    width = max(map(len, pages))
+    for page in pages:
+        title = _read(page).partition("\n")[0].lstrip("# ")
+        click.echo(f"{page:{width}}  {title}")
+
+
+def print_page(name: str) -> None:
+    """Print a page: laid out on a terminal, as it is elsewhere. Raises `UsageError`."""
+    if name not in _list_pages():
+        raise click.UsageError(f"There is no page {name!r}. The pages: {', '.join(_list_pages())}.")
+    text = _read(name)
+    if not sys.stdout.isatty():
+        click.echo(text, nl=False)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / f"{name}.md").read_text(encoding="utf-8")
+
+
+def _list_pages() -> list[str]:
+    return sorted(
+        page.name.removesuffix(".md") for page in _FOLDER.iterdir() if page.name.endswith(".md")
+    )

@@ -1,0 +1,153 @@
+"""What README and the pages say is true: every Python block runs, every fact agrees."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import cromicle_sdk
+from cromicle_sdk.cli.commands import cromicle, serve
+from cromicle_sdk.cli.serve import check_combination
+from cromicle_sdk.server import LocalServer
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "cromicle_sdk" / "docs"
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted(FOLDER.glob("*.md")))
+}
+README = DOCUMENTS["README.md"]
+PAGES = {Path(name).stem: text for name, text in DOCUMENTS.items()}
+
+
+def find_blocks(language: str) -> list[tuple[str, str]]:
+    """Each fenced block in this language, with a name for its test."""
+    return [
+        (f"{Path(name).stem} {number}", block)
+        for name, text in DOCUMENTS.items()
+        for number, block in enumerate(
+            re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL), 1
+        )
+    ]
+
+
+def is_suite(block: str) -> bool:
+    return "def test_" in block
+
+
+PYTHON = find_blocks("python")
+SCRIPTS = [pytest.param(block, id=name) for name, block in PYTHON if not is_suite(block)]
+SUITES = [pytest.param(block, id=name) for name, block in PYTHON if is_suite(block)]
+
+# Each command line of `cromicle` in a block for the shell, or in a unit of systemd.
+COMMAND_LINES = [
+    pytest.param(line, id=f"{name}: {line[:40]}")
+    for name, block in find_blocks("sh") + find_blocks("ini")
+    for line in re.findall(r"(?:^|&& |=|\| )(?:\S*/)?cromicle ([^|&>#\n]*)", block, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("token", ["", "a token of mine"])
+@pytest.mark.parametrize("block", SCRIPTS)
+def test_a_python_block_runs(
+    block: str,
+    token: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CROMICLE_TOKEN", token)
+    with LocalServer() as echo:
+        monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
+        # What `cromicle serve` listens on.
+        here = block.replace("http://127.0.0.1:8000", echo.base_url)
+        exec(compile(here, "README.md", "exec"), {"__name__": "__main__"})
+    if "print(" in block:
+        assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", SUITES)
+def test_a_test_block_passes(block: str, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(block)
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=block.count("def test_"))
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_a_command_line_is_right(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    command = cromicle.commands[name]
+    context = command.make_context(name, arguments)
+    if command is serve:
+        check_combination(context)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="it needs curl")
+def test_the_lines_for_curl_get_a_reply() -> None:
+    (block,) = (block for _, block in find_blocks("sh") if "curl " in block)
+    with LocalServer() as echo:
+        here = block.replace("http://127.0.0.1:8000", echo.base_url)
+        done = subprocess.run(
+            ["bash", "-euc", here], capture_output=True, text=True, timeout=60, check=True
+        )
+    assert done.stdout == "Hello, how are you?"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_it_links_to_is_there(name: str) -> None:
+    text = DOCUMENTS[name]
+    folder = (ROOT / name).parent
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    headings = {
+        re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+    for target in targets:
+        assert target[1:] in headings if target[0] == "#" else (folder / target).exists(), target
+
+
+def test_the_readme_is_short_and_links_to_every_page() -> None:
+    assert len(README.splitlines()) <= 150
+    for page in FOLDER.glob("*.md"):
+        assert f"](cromicle_sdk/docs/{page.name})" in README
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)
+    assert versions[0] == cromicle_sdk.__version__
+    assert len(versions) == len(set(versions))
+
+
+def test_the_tree_of_errors_names_every_error() -> None:
+    errors = {name for name in cromicle_sdk.__all__ if name.endswith("Error")}
+    assert errors <= set(re.findall(r"\w+Error", PAGES["errors"]))
+
+
+def test_the_table_of_options_names_every_option() -> None:
+    options = set(cromicle_sdk.Client.__init__.__kwdefaults__ or ())
+    assert options <= set(re.findall(r"^\| `(\w+)` \|", PAGES["clients"], re.MULTILINE))
+
+
+def test_the_table_of_limits_has_the_defaults() -> None:
+    table = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGES["timeouts"], re.MULTILINE))
+    assert cromicle_sdk.Timeout(**{name: int(value) for name, value in table.items()}) == (
+        cromicle_sdk.Timeout()
+    )
+    assert len(table) == 5
+
+
+def test_the_table_of_the_gateway_names_every_flag() -> None:
+    flags = {
+        option
+        for parameter in serve.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    # Of a pair, the one that changes something; the delay is the echo's.
+    named = flags - {"--metrics", "--access-log", "--delay"}
+    assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))
