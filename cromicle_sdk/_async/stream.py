@@ -90,6 +90,23 @@ class AsyncStream:
             )
         return self._decoder.reply
 
+    async def start(self) -> Self:
+        """Send the request and wait for the head of the response; returns the stream itself.
+
+        Whoever passes a reply on learns so of most errors while it can still choose a status. Of a
+        stream that has begun it does nothing. Raises what iterating raises before the first text:
+        in `await client.stream(messages).start()` all of them, invalid messages included.
+        """
+        self._check_readable()
+        if self._state == "new":
+            self._start_reading()
+            try:
+                call = await self._run(self._open)
+                call.timeouts.hold(time.monotonic())
+            finally:
+                self._reading.release()
+        return self
+
     async def read(self) -> Reply:
         """Read the rest of the text and return the whole reply."""
         async for _ in self:
@@ -127,15 +144,7 @@ class AsyncStream:
 
     async def __aenter__(self) -> Self:
         """Send the request, if it was not sent yet, and wait for the head of the response."""
-        self._check_readable()
-        if self._state == "new":
-            self._start_reading()
-            try:
-                call = await self._run(self._open)
-                call.timeouts.hold(time.monotonic())
-            finally:
-                self._reading.release()
-        return self
+        return await self.start()
 
     async def __aexit__(
         self,

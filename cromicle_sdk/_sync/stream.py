@@ -91,6 +91,23 @@ class Stream:
             )
         return self._decoder.reply
 
+    def start(self) -> Self:
+        """Send the request and wait for the head of the response; returns the stream itself.
+
+        Whoever passes a reply on learns so of most errors while it can still choose a status. Of a
+        stream that has begun it does nothing. Raises what iterating raises before the first text:
+        in `client.stream(messages).start()` all of them, invalid messages included.
+        """
+        self._check_readable()
+        if self._state == "new":
+            self._start_reading()
+            try:
+                call = self._run(self._open)
+                call.timeouts.hold(time.monotonic())
+            finally:
+                self._reading.release()
+        return self
+
     def read(self) -> Reply:
         """Read the rest of the text and return the whole reply."""
         for _ in self:
@@ -128,15 +145,7 @@ class Stream:
 
     def __enter__(self) -> Self:
         """Send the request, if it was not sent yet, and wait for the head of the response."""
-        self._check_readable()
-        if self._state == "new":
-            self._start_reading()
-            try:
-                call = self._run(self._open)
-                call.timeouts.hold(time.monotonic())
-            finally:
-                self._reading.release()
-        return self
+        return self.start()
 
     def __exit__(
         self,
