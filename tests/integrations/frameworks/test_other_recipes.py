@@ -61,15 +61,15 @@ print(json.dumps([[part.value for part in message.markdown] for message in app.c
 """
 
 GRADIO = """
-import json, sys
+import json
 from gradio_client import Client
 
-client = Client(sys.argv[1], verbose=False) if len(sys.argv) > 1 else Client(URL, verbose=False)
-job = client.submit("Hello", api_name="/chat")
+client = Client(URL, verbose=False)
+job = client.submit("Hello", api_name="/answer")
 answers = [job.result(timeout=60)]
 answers.append([output for output in job.outputs()])
 try:
-    client.predict("Hello", api_name="/chat")
+    client.predict("Hello", api_name="/answer")
 except Exception as error:
     answers.append(str(error))
 print(json.dumps(answers))
