@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_a_chat_of_gradio(folder: Path, faults: FaultyServer) -> None:
     }
     python = str(install_chat_apps() / "python")
     url = f"http://127.0.0.1:{port}"
-    with run([python, "gradio_app.py"], log, **environment) as process:
+    with run([python, "gradio_app.py"], log, stop=signal.SIGTERM, **environment) as process:
         wait_for_status(url, process, log)
         script = GRADIO.replace("URL", repr(url))
         (line,) = run_script(install_chat_apps(), script, folder, faults.base_url)[-1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def base_url(
     name, *arguments = app.command.format(port=port).split()
     command = [str(install_frameworks() / name), *arguments]
     environment = build_environment(folder, endpoint.base_url)
-    with run(command, log, **environment) as process:
+    with run(command, log, stop=signal.SIGTERM, **environment) as process:
         url = f"http://127.0.0.1:{port}"
         wait_for_status(f"{url}/nowhere", process, log, status=404)
         yield url
