@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
 from benchmarks.__main__ import main
 from benchmarks.bounds import BOUNDS, Bound
 from benchmarks.measure import Case, Sample, Settings, Unavailable, compare, run_rounds
@@ -73,3 +74,20 @@ def test_cases_are_interleaved_and_compared_within_each_round() -> None:
     ratio = compare(samples.taken, "first", "second", "cpu")
     assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (1.5, 0.5, 4.0, 3)
     assert math.isnan(samples.taken["first"][0].wall)
+
+
+def test_the_table_of_faults_says_which_client_takes_a_wrong_reply(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("aiohttp", reason="it belongs to the extra bench")
+    faults.main()
+    *lines, shares = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(faults.FAULTS)
+    own, *others = shares.split()[-len(faults.CLIENTS) :]
+    assert own == "0%"
+    assert all(int(share.rstrip("%")) > 0 for share in others)
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS)
+def test_no_fault_is_taken_for_a_whole_reply(fault: str) -> None:
+    assert not faults.takes_for_whole("cromicle", fault)

@@ -113,13 +113,13 @@ MODULES["__init__"] = {
 CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core.compat"]
 
 # What the core may import from elsewhere, all of it without I/O and without a clock.
-# `os` is for `os.environ` alone, `platform` for the version in the user agent.
+# `os` is for `os.environ` alone, `sys` for the version in the user agent.
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "contextlib", "dataclasses", "datetime"),
     "email.utils",
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
     *("math", "operator", "os"),
-    *("platform", "random", "re", "typing", "urllib.parse"),
+    *("random", "re", "sys", "typing", "urllib.parse"),
 }
 
 # Nothing of this may be reached from the core: I/O, clocks, threads, HTTP clients.

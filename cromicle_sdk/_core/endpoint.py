@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from .errors import ConfigurationError
@@ -30,8 +30,7 @@ _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """The parts of a base URL.
 
     `url` never contains userinfo; `authorization` is the header for the userinfo of `base_url`

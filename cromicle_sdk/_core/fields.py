@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from .errors import ConfigurationError
 from .messages import find_lone_surrogate
@@ -64,8 +63,7 @@ def _find_scalar_problem(value: object) -> str | None:
 _TOO_LONG = 10**_MAX_DIGITS
 
 
-@dataclass(frozen=True, repr=False)
-class ExtraBody:
+class ExtraBody(NamedTuple):
     """The checked option `extra_body`: each field's JSON by its name.
 
     The values may be private: its repr shows the names alone.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .options import Options
 from .request import Request
@@ -14,8 +13,7 @@ from .response import Reply
 __all__ = ["OBSERVERS", "CallEnd", "CallObserver", "Observers"]
 
 
-@dataclass(frozen=True)
-class CallEnd:
+class CallEnd(NamedTuple):
     """How a call ended: with a reply, with an error, or with neither where the caller left.
 
     `first_text_after` is seconds since the call began.

@@ -6,9 +6,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, NamedTuple, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
@@ -207,9 +207,12 @@ class ViewOptions(CallOptions, total=False):
     token: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The checked options of a call."""
+class Options(NamedTuple):
+    """The checked options of a call. Its repr shows none of them.
+
+    A named tuple, like the others that are made for each call: a frozen dataclass takes five times
+    as long to define, at import, and to make.
+    """
 
     endpoint: Endpoint
     token: Secret
@@ -217,7 +220,7 @@ class Options:
     retry: Retry
     max_reply_bytes: int
     strict: bool
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str]
     extra_body: ExtraBody
     send_messages: bool
 
@@ -276,7 +279,7 @@ class Options:
                 raise ConfigurationError(
                     "a call has no such option", option=name, hint=f"the options are {known}"
                 )
-        return replace(self, **changes)
+        return self._replace(**changes)
 
     def with_view_options(self, options: Mapping[str, Any]) -> Options:
         """These options, overridden by those of a view. Raises `ConfigurationError`."""
@@ -288,17 +291,20 @@ class Options:
             )
         own = dict(options)
         token = own.pop("token", self.token)
-        return replace(self, token=check_token("token", token)).with_call_options(own)
+        checked = check_token("token", token)
+        return self._replace(token=checked).with_call_options(own)
+
+    def __repr__(self) -> str:
+        return f"<Options of calls to {self.endpoint.url}>"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConnectionOptions:
+class ConnectionOptions(NamedTuple):
     """The options of a client's connections, checked as far as possible without httpx."""
 
     max_connections: int
-    proxy: Any = field(repr=False)
-    verify: Any = field(repr=False)
-    http_client: Any = field(repr=False)
+    proxy: Any
+    verify: Any
+    http_client: Any
 
     @classmethod
     def build(
@@ -336,6 +342,10 @@ class ConnectionOptions:
             verify=verify,
             http_client=http_client,
         )
+
+    def __repr__(self) -> str:
+        # A proxy may have a password.
+        return f"ConnectionOptions(max_connections={self.max_connections})"
 
     def check_picklable(self) -> None:
         """Raise `ConfigurationError` for an option that cannot be pickled."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import platform
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from json.encoder import encode_basestring as quote
+from typing import NamedTuple
 
 from cromicle_sdk._version import __version__
 
@@ -22,14 +22,13 @@ from .secrets import Secret
 __all__ = ["Request", "add_headers", "build_request", "build_user_agent", "hash_prompt"]
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request. Its repr shows the endpoint, and neither headers nor body."""
 
     endpoint: Endpoint
-    fixed_headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
-    body: bytes = field(repr=False)
-    secrets: tuple[Secret, ...] = field(repr=False)
+    fixed_headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    secrets: tuple[Secret, ...]
     method: str = "POST"
 
     @property
@@ -37,6 +36,9 @@ class Request:
         if self.method == "GET":
             return self.fixed_headers
         return (*self.fixed_headers, (b"content-length", b"%d" % len(self.body)))
+
+    def __repr__(self) -> str:
+        return f"<{self.method} request to {self.endpoint.url}>"
 
     def redact(self, text: str) -> str:
         """A text of the server without the token and the hash, which it may echo."""
@@ -143,5 +145,5 @@ def _build_headers(
 
 def build_user_agent(httpx_version: str) -> str:
     """The header `user-agent`: the package and the versions it runs on."""
-    python = platform.python_version()
+    python = "{}.{}.{}".format(*sys.version_info)
     return f"cromicle-sdk/{__version__} (python/{python}; httpx/{httpx_version})"

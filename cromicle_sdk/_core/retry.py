@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import (
     APIConnectionError,
@@ -60,8 +60,7 @@ class RetryBudget:
             self._tokens = min(self._capacity, self._tokens + 1)
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What follows a failed attempt.
 
     `wait` is the delay before the next attempt in seconds, None to raise `error`, which is the

@@ -21,8 +21,6 @@ from cromicle_sdk._core.options import LONGEST_WAIT, Timeout
 from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 
-from .logs import Redacted
-
 if TYPE_CHECKING:
     import httpx2
 
@@ -255,6 +253,8 @@ def _is_logged() -> bool:
 
 def _redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
     """Take the secrets that the server echoed out of what httpcore is about to log at DEBUG."""
+    from .logs import Redacted  # loaded with the session already
+
     for name in ("return_value", "exception"):
         if info.get(name) is not None:
             info[name] = Redacted(redact(repr(info[name])))

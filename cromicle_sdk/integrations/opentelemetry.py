@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from cromicle_sdk._core.errors import CromicleError, describe
@@ -157,8 +156,8 @@ class _Call:
     @contextmanager
     def send(self, request: Request) -> Generator[Request]:
         with _make_current(self._span):
-            yield replace(
-                request, fixed_headers=add_headers(request.fixed_headers, _build_headers())
+            yield request._replace(
+                fixed_headers=add_headers(request.fixed_headers, _build_headers())
             )
 
     def end(self, end: CallEnd) -> None:

@@ -472,8 +472,7 @@ def test_call_options() -> None:
             "headers": {"B": "3", "C": "4"},
         }
     )
-    assert changed == dataclasses.replace(
-        options,
+    assert changed == options._replace(
         timeout=Timeout(connect=2, first_byte=2, stall=2),
         retry=Retry(attempts=1),
         max_reply_bytes=5,
@@ -504,9 +503,9 @@ def test_send_messages_of_a_call_overrides_that_of_the_client() -> None:
     assert build_options().with_view_options({"send_messages": True}).send_messages
 
 
-def test_the_repr_of_options_shows_no_value_of_extra_body() -> None:
-    shown = repr(build_options(extra_body={"seed": 4711, "user": "private"}))
-    assert "seed, user" in shown
+def test_the_repr_of_options_shows_where_they_lead_and_no_value() -> None:
+    shown = repr(build_options(extra_body={"user": "private"}, headers={"x-key": "private"}))
+    assert build_options().endpoint.url in shown
     assert "private" not in shown
 
 
@@ -553,7 +552,7 @@ def test_invalid_call_options(changes: dict[str, Any], says: str) -> None:
 def test_view_options() -> None:
     options = build_options(headers={"a": "1"})
     changed = options.with_view_options({"token": Secret("other"), "strict": False})
-    assert changed == dataclasses.replace(options, token=Secret("other"), strict=False)
+    assert changed == options._replace(token=Secret("other"), strict=False)
     assert options.with_view_options({}) == options
     assert options.with_view_options({"headers": {"b": "2"}}).headers == {"a": "1", "b": "2"}
 

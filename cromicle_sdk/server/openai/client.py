@@ -6,7 +6,6 @@ import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import anyio
@@ -86,7 +85,7 @@ class Upstream:
     ) -> None:
         # `Endpoint` appends /chat to the path of the base URL, as this API does.
         chat = Endpoint.parse("base_url", base_url)
-        self._endpoint = replace(chat, path=f"{chat.path}/completions")
+        self._endpoint = chat._replace(path=f"{chat.path}/completions")
         self._timeout = timeout
         options = ConnectionOptions.build(
             max_connections=None, proxy=proxy, verify=verify, http_client=None
@@ -121,7 +120,7 @@ class Upstream:
         """
         path = self._endpoint.path.removesuffix("/chat/completions")
         request = Request(
-            endpoint=replace(self._endpoint, path=f"{path}/models"),
+            endpoint=self._endpoint._replace(path=f"{path}/models"),
             fixed_headers=tuple(each for each in self._headers if each[0] != b"content-type"),
             body=b"",
             secrets=self._secrets,
