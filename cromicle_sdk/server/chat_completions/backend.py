@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import httpx
 
@@ -21,6 +20,7 @@ from cromicle_sdk._core.errors import (
     ReplyTooLargeError,
     UnexpectedContentError,
     describe,
+    find_text,
     shorten,
 )
 from cromicle_sdk.server.backends import BackendError, BackendRequest
@@ -111,7 +111,9 @@ def _translate_status(error: APIStatusError, detail: str) -> BackendError:
     if code is not None:
         detail = f"{detail} ({code})"
     if status in _CALLER_STATUSES and code not in _OPERATOR_CODES:
-        message = _find_message(error) or "the Cromicle endpoint rejected the request"
+        # In its own words, which may name the field.
+        own = find_text(error.body, "error", "message")
+        message = shorten(own or "the Cromicle endpoint rejected the request")
         return BackendError(status, code or "bad_request", message, detail=detail)
     if status == 429:
         message = "the Cromicle endpoint limits the rate of requests"
@@ -127,16 +129,3 @@ def _translate_status(error: APIStatusError, detail: str) -> BackendError:
     # Its operator, or that of this server, has to act.
     message = "the Cromicle endpoint does not accept this server"
     return BackendError(502, "upstream_denied", message, detail=detail)
-
-
-def _find_message(error: APIStatusError) -> str | None:
-    """The endpoint's own words, `{"error": {"message": …}}`, in one line."""
-    try:
-        content: Any = json.loads(error.body)
-    except (ValueError, RecursionError):
-        return None
-    for name in ("error", "message"):
-        if not isinstance(content, dict):
-            return None
-        content = cast("dict[str, Any]", content).get(name)
-    return shorten(content) if isinstance(content, str) else None
