@@ -1,8 +1,7 @@
 """Model servers of others: installed on demand, started as processes, behind `cromicle serve`.
 
-Each is installed into a virtual environment of its own in the repository, `.venv-NAME`, because
-its dependencies conflict with those of the tests. An installation that fails is an error of the
-tests that need it.
+Each is installed into a virtual environment of its own, because its dependencies conflict with
+those of the tests.
 """
 
 from __future__ import annotations
@@ -25,14 +24,12 @@ __all__ = [
     "NEEDS_SIGNALS",
     "Gateway",
     "find_port",
-    "install",
     "run",
     "serve_gateway",
     "wait_for_status",
 ]
 
-ROOT = Path(__file__).parents[1]
-# Seconds. An installation takes up to a minute, a start up to ten seconds.
+# Seconds. A start takes up to ten.
 PATIENCE = 300.0
 
 NEEDS_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
@@ -48,19 +45,6 @@ class Gateway:
     def count_calls(self, status: int) -> int:
         """How many calls with this status the access log has."""
         return self.log.read_text(errors="replace").count(f"path=/chat status={status}")
-
-
-def install(name: str, *arguments: str) -> Path:
-    """The folder of the commands that `pip install` with these arguments has installed."""
-    environment = ROOT / f".venv-{name}"
-    installed = environment / "installed"
-    wanted = " ".join(arguments)
-    if not installed.exists() or installed.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-        pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
-        subprocess.run([*pip, "--disable-pip-version-check", *arguments], check=True)
-        installed.write_text(wanted)
-    return environment / "bin"
 
 
 @contextlib.contextmanager

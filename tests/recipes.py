@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from model_servers import install
+from environments import ROOT, install
 
 __all__ = [
     "ROOT",
@@ -17,8 +17,6 @@ __all__ = [
     "run_script",
     "write_recipes",
 ]
-
-ROOT = Path(__file__).parents[1]
 
 _PAGE = ROOT / "cromicle_sdk" / "docs" / "relaying.md"
 _RECIPE = re.compile(r"^```py\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)

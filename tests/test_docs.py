@@ -9,40 +9,25 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, FOLDER, ROOT, find_blocks, needs_packages
 
 import cromicle_sdk
 from cromicle_sdk.cli.commands import cromicle, serve
 from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
 
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "cromicle_sdk" / "docs"
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
-DOCUMENTS = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted(FOLDER.glob("*.md")))
-}
 README = DOCUMENTS["README.md"]
 PAGES = {Path(name).stem: text for name, text in DOCUMENTS.items()}
-
-
-def find_blocks(language: str) -> list[tuple[str, str]]:
-    """Each fenced block in this language, with a name for its test."""
-    return [
-        (f"{Path(name).stem} {number}", block)
-        for name, text in DOCUMENTS.items()
-        for number, block in enumerate(
-            re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL), 1
-        )
-    ]
 
 
 def is_suite(block: str) -> bool:
     return "def test_" in block
 
 
-PYTHON = find_blocks("python")
+# Of the others, tests/integrations/packages/test_page.py.
+PYTHON = [(name, block) for name, block in find_blocks("python") if not needs_packages(block)]
 SCRIPTS = [pytest.param(block, id=name) for name, block in PYTHON if not is_suite(block)]
 SUITES = [pytest.param(block, id=name) for name, block in PYTHON if is_suite(block)]
 

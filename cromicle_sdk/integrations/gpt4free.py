@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cromicle_sdk import AsyncClient, Messages
-from cromicle_sdk._core.options import DEFAULT_BASE_URL
+from cromicle_sdk import AsyncClient, Client, Messages, Timeout
+from cromicle_sdk._core.compat import Self
+from cromicle_sdk._core.options import DEFAULT_BASE_URL, check_timeout
 from cromicle_sdk._core.secrets import hide_token
+
+if TYPE_CHECKING:
+    # gpt4free has no types.
+    _Provider = object
+    _FinishReason = object
+else:
+    try:
+        from g4f.providers.base_provider import AsyncGeneratorProvider as _Provider
+        from g4f.providers.response import FinishReason as _FinishReason
+    except ImportError:
+        _Provider = _FinishReason = object
 
 __all__ = ["Cromicle"]
 
+T = TypeVar("T")
 
-class Cromicle:
+
+class Cromicle(_Provider):
     """A replacement for `g4f.Provider.Cromicle`: only the import changes.
+
+    Where gpt4free is installed, it is a provider of its clients:
+
+    ```python
+    from g4f.client import Client
+
+    client = Client(provider=Cromicle)
+    response = client.chat.completions.create("Hello, how are you?", model="any")
+    ```
 
     `url` is the endpoint: set it, here or in a subclass, or pass `base_url=` for one call. While
     it is the public service, `$CROMICLE_BASE_URL` replaces it. `working` is false, as gpt4free
@@ -24,6 +48,9 @@ class Cromicle:
     url = DEFAULT_BASE_URL
     working = False
     supports_gpt_35_turbo = True
+    supports_stream = True
+    supports_system_message = True
+    supports_message_history = True
 
     @classmethod
     async def create_async_generator(
@@ -41,26 +68,80 @@ class Cromicle:
 
         `model` is not sent: the protocol has no such field. Of `kwargs`, the options of
         `AsyncClient` (`base_url`, `token`, `timeout` in seconds, `headers`, …) are used unless
-        they are None. All others are ignored, because gpt4free passes every provider all options
-        of its caller.
+        they are None. `stream_timeout` is the longest time from one chunk to the next, in seconds,
+        and `stream=False` yields the whole reply at once. All others are ignored, because gpt4free
+        passes every provider all options of its caller.
+
+        Each call has a client of its own, since gpt4free runs calls on event loops of their own.
 
         The first iteration raises the errors of `AsyncClient` and its `stream`. The connection is
         closed at the end of the iteration. To close it earlier, use `contextlib.aclosing`, as for
         any async generator under trio.
         """
-        options = _select_options(hide_token(kwargs))
+        whole = kwargs.get("stream") is False
+        options = cls._select_options(hide_token(kwargs), proxy)
+        async with _open(AsyncClient, options) as client:
+            if whole:
+                reply = await client.chat(messages)
+                yield reply.text
+            else:
+                async with client.stream(messages) as stream:
+                    async for text in stream:
+                        yield text
+                reply = stream.reply
+        for end in _describe_end(reply.finish_reason):
+            yield end
+
+    @classmethod
+    def create_completion(
+        cls, model: str, messages: Messages, proxy: str | None = None, **kwargs: Any
+    ) -> Iterator[str]:
+        """Yield the reply to `messages`, each chunk as it arrives; for blocking code.
+
+        It is `create_async_generator` over `Client`.
+        """
+        whole = kwargs.get("stream") is False
+        options = cls._select_options(hide_token(kwargs), proxy)
+        with _open(Client, options) as client:
+            if whole:
+                reply = client.chat(messages)
+                yield reply.text
+            else:
+                with client.stream(messages) as stream:
+                    yield from stream
+                reply = stream.reply
+        yield from _describe_end(reply.finish_reason)
+
+    @classmethod
+    def _select_options(cls, extras: dict[str, Any], proxy: str | None) -> dict[str, Any]:
+        known = inspect.signature(AsyncClient).parameters
+        options = {name: extras[name] for name in known if extras.get(name) is not None}
+        options["proxy"] = proxy
         if cls.url != DEFAULT_BASE_URL:
             options.setdefault("base_url", cls.url)
-        async with _open_client(proxy, options) as client, client.stream(messages) as stream:
-            async for text in stream:
-                yield text
+        limit = extras.get("stream_timeout")
+        if limit is not None:
+            timeout = check_timeout(options.get("timeout", Timeout()))
+            options["timeout"] = replace(timeout, first_byte=limit, stall=limit)
+        return options
 
 
-def _select_options(extras: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(AsyncClient).parameters
-    return {name: extras[name] for name in known if extras.get(name) is not None}
-
-
-def _open_client(proxy: str | None, options: dict[str, Any]) -> AsyncClient:
+def _open(kind: Callable[..., T], options: dict[str, Any]) -> T:
     hidden = options.pop("token", None)
-    return AsyncClient(proxy=proxy, token=None if hidden is None else hidden.reveal(), **options)
+    return kind(token=None if hidden is None else hidden.reveal(), **options)
+
+
+class _End(str, _FinishReason):  # noqa: SLOT000 - it has an attribute
+    """Why a reply ended, for gpt4free; an empty text for everybody else."""
+
+    def __new__(cls, reason: str) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def _describe_end(finish_reason: str | None) -> Iterator[str]:
+    """What else gpt4free has to know of a reply that is cut short, or the like."""
+    if _FinishReason is not object and finish_reason is not None and finish_reason != "stop":
+        yield _End(finish_reason)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_servers import install
+from environments import install
 from openai_apps import KEY, TOKEN, serve_openai
 
 from cromicle_sdk.server import LocalServer

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import openai
 import pytest
+from environments import install
 from model_servers import (
     NEEDS_SIGNALS,
     find_port,
-    install,
     run,
     serve_gateway,
     wait_for_status,

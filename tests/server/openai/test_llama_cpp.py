@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import signal
-import subprocess
-import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import openai
-import packaging.tags
 import pytest
+from engines import CONTEXT, MODEL, NEEDS_WHEEL, SLOTS, Engine, run_engine
 from model_servers import (
     NEEDS_SIGNALS,
     Gateway,
     find_port,
-    install,
-    run,
     serve_gateway,
-    wait_for_status,
 )
 from runtimes import Runtime
 from tiny_model import Script, build_model, cut, say
@@ -39,32 +29,12 @@ from cromicle_sdk import (
     UnexpectedContentError,
 )
 
-XLLAMACPP = "xllamacpp==2026.10.11549"
-# The platforms of its wheels. They have the stable ABI of CPython 3.10.
-WHEELS = {
-    "macosx_13_0_arm64",
-    "macosx_13_0_x86_64",
-    "manylinux2014_aarch64",
-    "manylinux2014_x86_64",
-}
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
     NEEDS_SIGNALS,
-    pytest.mark.skipif(
-        WHEELS.isdisjoint(packaging.tags.platform_tags()),
-        reason=f"{XLLAMACPP} has no wheel for {next(packaging.tags.platform_tags())}",
-    ),
+    NEEDS_WHEEL,
 ]
-
-# llama.cpp takes any name for its only model.
-MODEL = ("--model", "tiny")
-
-SERVER = Path(__file__).parents[2] / "llama_cpp.py"
-SLOTS = 8
-# Tokens of a slot. A token of a prompt is a byte.
-CONTEXT = 2048
 
 # What the model says to a prompt that ends in the key.
 TEXTS = {
@@ -92,60 +62,6 @@ def build_scripts() -> list[Script]:
         toss(TOSSING, b"heads ", b"tails "),
         say(HALF, b"One half: ", "日".encode()[:2]),
     ]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A llama.cpp server."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-    @property
-    def base_url(self) -> str:
-        return f"{self.url}/v1"
-
-    def get_slots(self) -> list[dict[str, Any]]:
-        slots: list[dict[str, Any]] = httpx.get(f"{self.url}/slots").json()
-        return slots
-
-    def get_last_slot(self) -> dict[str, Any]:
-        """The slot of the last call that has begun: its prompt, and its options as `params`."""
-        return max(self.get_slots(), key=lambda slot: slot.get("id_task", -1))
-
-    def count_busy_slots(self) -> int:
-        return sum(slot["is_processing"] for slot in self.get_slots())
-
-    def wait_until_idle(self) -> None:
-        deadline = time.monotonic() + 20
-        while self.count_busy_slots():
-            assert time.monotonic() < deadline, "the engine goes on"
-            time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def run_engine(model: Path, folder: Path, *, port: int, status: int = 200) -> Generator[Engine]:
-    """Serve a model. `status` is that of its health to wait for: 503 while it is loading."""
-    python = install("llama-cpp", "--only-binary", ":all:", XLLAMACPP) / "python"
-    settings = {
-        "model.path": str(model),
-        "port": port,
-        "n_parallel": SLOTS,
-        "n_ctx": SLOTS * CONTEXT,
-        # A reply may be longer than the context, and so without an end.
-        "ctx_shift": True,
-        "cpuparams.n_threads": 1,
-        "endpoint_metrics": True,
-        "fit_params": False,
-        "ui": False,
-    }
-    log = folder / "log"
-    command = [str(python), str(SERVER), json.dumps(settings)]
-    # With its debugging, a slot shows its prompt.
-    with run(command, log, stop=signal.SIGKILL, LLAMA_SERVER_SLOTS_DEBUG="1") as process:
-        url = f"http://127.0.0.1:{port}"
-        wait_for_status(f"{url}/health", process, log, status=status)
-        yield Engine(url, process)
 
 
 @pytest.fixture(scope="module")

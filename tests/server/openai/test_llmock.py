@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from environments import install
 from model_servers import (
     NEEDS_SIGNALS,
     Gateway,
     find_port,
-    install,
     run,
     serve_gateway,
     wait_for_status,

@@ -1,0 +1,39 @@
+"""README and the pages, and the blocks of code in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["DOCUMENTS", "FOLDER", "ROOT", "find_blocks", "needs_packages"]
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "cromicle_sdk" / "docs"
+
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted(FOLDER.glob("*.md")))
+}
+
+# What is in the environments of tests/integrations/packages.
+_PACKAGES = re.compile(
+    r"^(?:from|import) (?:g4f|langchain\w*|llama_index|llm|pydantic_ai"
+    r"|cromicle_sdk\.integrations\.(?:langchain|llama_index|llm|pydantic_ai))\b",
+    re.MULTILINE,
+)
+
+
+def find_blocks(language: str) -> list[tuple[str, str]]:
+    """Each fenced block in this language, with a name for its test."""
+    return [
+        (f"{Path(name).stem} {number}", block)
+        for name, text in DOCUMENTS.items()
+        for number, block in enumerate(
+            re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL), 1
+        )
+    ]
+
+
+def needs_packages(block: str) -> bool:
+    """Whether a block of Python imports one of the packages that the tests install elsewhere."""
+    return bool(_PACKAGES.search(block))
