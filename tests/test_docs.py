@@ -48,7 +48,7 @@ def test_a_python_block_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("CROMICLE_TOKEN", token)
-    with LocalServer() as echo:
+    with LocalServer(page=True) as echo:
         monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
         # What `cromicle serve` listens on.
         here = block.replace("http://127.0.0.1:8000", echo.base_url)
@@ -67,7 +67,9 @@ def test_a_test_block_passes(block: str, pytester: pytest.Pytester) -> None:
 def test_a_command_line_is_right(line: str) -> None:
     name, *arguments = shlex.split(line)
     command = cromicle.commands[name]
-    context = command.make_context(name, arguments)
+    # click keeps what it finds out of the first context, such as how the option for help is called.
+    parent = cromicle.make_context("cromicle", [name])
+    context = command.make_context(name, arguments, parent=parent)
     if command is serve:
         check_combination(context)
 
@@ -134,5 +136,5 @@ def test_the_table_of_the_gateway_names_every_flag() -> None:
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
     # Of a pair, the one that changes something; the delay is the echo's.
-    named = flags - {"--metrics", "--access-log", "--delay"}
+    named = flags - {"--metrics", "--access-log", "--page", "--delay"}
     assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))

@@ -377,6 +377,12 @@ Examples:
     help="Serve metrics for Prometheus at GET /metrics, without a token.",
 )
 @click.option(
+    "--page/--no-page",
+    default=True,
+    show_default=True,
+    help="Serve a page at GET / that chats in a browser.",
+)
+@click.option(
     "--access-log/--no-access-log",
     default=True,
     show_default=True,

@@ -128,6 +128,7 @@ class Service:
     max_request_bytes: int
     max_buffered_bytes: int | None
     metrics: bool
+    page: bool
     allowed_hosts: Sequence[str]
     allow_origins: Sequence[str]
 
@@ -180,7 +181,7 @@ class Service:
             "allow_origins": self.allow_origins,
         }
         if self.cromicle is None:
-            return server.create_app(backend, **shared)
+            return server.create_app(backend, page=self.page, **shared)
         return server.create_openai_app(
             self._build_client(self.cromicle),
             models=self.models or None,
@@ -198,7 +199,8 @@ class Service:
             return [("Serving at ", base_url), ("OpenAI's clients need ", variables)]
         example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
         needs = [] if token is None else [("Callers need ", token)]
-        return [("Serving at ", base_url), ("Try it with ", example), *needs]
+        advice = "Try it in a browser, or with " if self.page else "Try it with "
+        return [("Serving at ", base_url), (advice, example), *needs]
 
     def _build_client(self, base_url: str) -> AsyncClient:
         key = Secret(DEFAULT_TOKEN) if self.upstream_key is None else self.upstream_key
@@ -239,7 +241,8 @@ def check_combination(context: click.Context) -> None:
     if "upstream" in typed and "delay" in typed:
         raise click.UsageError("--delay slows down the echo, which --upstream replaces.")
     if "cromicle" in typed:
-        for name in typed & {"upstream", "delay"}:
+        excluded = {"upstream", "delay"} | ({"page"} if context.params["page"] else set[str]())
+        for name in typed & excluded:
             raise click.UsageError(f"--cromicle and --{name} exclude each other.")
     allowed = _OF_CROMICLE if "cromicle" in typed else frozenset[str]()
     if "upstream" not in typed:

@@ -11,12 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.errors import ConfigurationError
+from cromicle_sdk._core.options import check_flag
 
 from .backends import Backend, BackendRequest, echo_backend, takes_request
 from .forms import PlainText
 from .middleware import get_request_id
 from .openapi import build_openapi
 from .options import DEFAULT_MAX_REQUEST_BYTES, check_allow_options, check_callable
+from .page import build_page_route
 from .protections import Protections
 from .request import receive_chat_request
 from .response import StreamedReply
@@ -43,6 +45,7 @@ def create_app(
     metrics: bool = True,
     allowed_hosts: Iterable[str] = (),
     allow_origins: Iterable[str] = (),
+    page: bool = False,
 ) -> Starlette:
     """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
 
@@ -78,6 +81,8 @@ def create_app(
     - `allow_origins`: the origins of the pages whose requests are accepted, such as
       `https://app.example`, or `*` for any; their browsers may read the responses (CORS). By
       default `serve` and `LocalServer` reject a request of a page from another host.
+    - `page`: add `GET /`, a page that chats with this app in a browser. A program that does not ask
+      for HTML gets JSON that says where `/chat` and `/openapi.json` are.
 
     An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 403 host and
     origin, 404 path, 405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a
@@ -125,6 +130,8 @@ def create_app(
             option="allow_options",
             hint="give the backend a second parameter: backend(prompt, request)",
         )
+    check_flag("page", page)
+    description = build_openapi(metrics=metrics, page=page, allow_options=allowed)
 
     async def chat(request: Request) -> StreamedReply:
         received = await receive_chat_request(request, protections, allow_options=allowed)
@@ -144,7 +151,8 @@ def create_app(
     return protections.build_app(
         [
             ExactRoute("/chat", chat, methods=["POST"]),
-            _build_description_route(build_openapi(metrics=metrics, allow_options=allowed)),
+            _build_description_route(description),
+            *([build_page_route()] if page else []),
         ],
         chat_path="/chat",
         describe_upstream=getattr(backend, "describe_health", None),
@@ -158,6 +166,8 @@ def resolve_app(
     token: str | None,
     max_request_bytes: int,
     allow_options: bool | Iterable[str],
+    page: bool,
+    default_page: bool,
 ) -> ASGIApp:
     """`app` if it is given, otherwise a new app with the other options.
 
@@ -165,13 +175,17 @@ def resolve_app(
     """
     if app is None:
         return create_app(
-            backend, token=token, max_request_bytes=max_request_bytes, allow_options=allow_options
+            backend,
+            token=token,
+            max_request_bytes=max_request_bytes,
+            allow_options=allow_options,
+            page=page,
         )
     check_callable("app", app)
-    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES, False)
-    if (backend, token, max_request_bytes, allow_options) != defaults:
+    defaults = (None, None, DEFAULT_MAX_REQUEST_BYTES, False, default_page)
+    if (backend, token, max_request_bytes, allow_options, page) != defaults:
         raise ConfigurationError(
-            "it has its own backend, token, max_request_bytes and allow_options",
+            "it has its own backend, token, max_request_bytes, allow_options and page",
             option="app",
             hint="pass those to create_app()",
         )

@@ -29,7 +29,7 @@ __all__ = [
 CHAT_PATHS = ("/chat", "/v1/chat/completions")
 
 # Any other path or method is text of the client's, of any length and any number of values.
-PATHS = (*CHAT_PATHS, "/health", "/metrics", "/openapi.json", "/v1/models")
+PATHS = ("/", *CHAT_PATHS, "/health", "/metrics", "/openapi.json", "/v1/models")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # The key of an ASGI scope's state that is set once the server has truncated the response.

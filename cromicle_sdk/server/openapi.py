@@ -29,9 +29,9 @@ _HAVE_RETRY_AFTER = ("429", "502", "503")
 
 
 def build_openapi(
-    *, metrics: bool, allow_options: frozenset[str] | None = frozenset()
+    *, metrics: bool, page: bool = False, allow_options: frozenset[str] | None = frozenset()
 ) -> dict[str, Any]:
-    """The description that `GET /openapi.json` returns, with or without `GET /metrics`.
+    """The description that `GET /openapi.json` returns, with or without `GET /metrics` and `GET /`.
 
     `allow_options` are the fields of a request beside the protocol's; None for any.
 
@@ -51,6 +51,10 @@ def build_openapi(
         paths["/metrics"] = {
             "get": _describe_get("Get metrics for Prometheus.", "text/plain", text)
         }
+    if page:
+        paths["/"] = {"get": _describe_get(_PAGE, "application/json", _INDEX)}
+        responses = paths["/"]["get"]["responses"]
+        responses["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -64,6 +68,20 @@ def build_openapi(
         },
     }
 
+
+_PAGE = "Get a page that chats, where the request asks for HTML; otherwise what this server is."
+
+_INDEX = {
+    "type": "object",
+    "required": ["name", "version", "description", "chat", "openapi"],
+    "properties": {
+        "name": {"type": "string"},
+        "version": {"type": "string"},
+        "description": {"type": "string"},
+        "chat": {"type": "string", "description": "The path of the chat endpoint."},
+        "openapi": {"type": "string", "description": "The path of this description."},
+    },
+}
 
 _HEALTH = {
     "type": "object",

@@ -358,6 +358,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--cromicle", "h:1"], "--cromicle: it must begin with http"),
         (["serve", "--cromicle", "http://h", "--upstream", "http://h"], "exclude each other"),
         (["serve", "--cromicle", "http://h", "--delay", "1"], "--cromicle and --delay exclude"),
+        (["serve", "--cromicle", "http://h", "--page"], "--cromicle and --page exclude"),
         (["serve", "--cromicle", "http://h", "--system", "S"], "--system is for a model server"),
         (["serve", "--cromicle", "http://h", "--upstream-key", " s3cret"], "--upstream-key: "),
         (["serve", "--cromicle", "http://h", "--upstream-header", "host:s3cret"], "-header: "),
@@ -739,7 +740,10 @@ def test_serve_runs_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replies == ["Hello there"]
     serving, asking = lines
     base_url = serving.split()[-1]
-    assert asking == f'Try it with cromicle ask --base-url {base_url} "Hello, how are you?"'
+    assert (
+        asking
+        == f'Try it in a browser, or with cromicle ask --base-url {base_url} "Hello, how are you?"'
+    )
 
 
 def test_serve_has_a_delay_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -831,6 +835,7 @@ DEFAULTS: dict[str, Any] = {
     "max_request_bytes": 1024 * 1024,
     "max_buffered_bytes": None,
     "metrics": True,
+    "page": True,
     "allowed_hosts": (),
     "allow_origins": (),
 }
@@ -941,6 +946,7 @@ NETWORK: dict[str, Any] = {
             {},
         ),
         (["--no-metrics", "--no-access-log"], {"metrics": False}, {}),
+        (["--no-page"], {"page": False}, {}),
     ],
 )
 def test_the_options_of_serve(
@@ -968,11 +974,13 @@ def test_the_defaults_are_those_of_the_package() -> None:
 
     for function, expected in ((server.create_app, DEFAULTS), (server.serve, NETWORK)):
         defaults = function.__kwdefaults__ or {}
-        shared = defaults.keys() & expected.keys() - {"allow_options"}
+        # `create_app` has a page only where it is asked for.
+        shared = defaults.keys() & expected.keys() - {"allow_options", "page"}
         assert len(shared) >= 6
         assert {name: defaults[name] for name in shared} == {
             name: expected[name] for name in shared
         }
+    assert (server.serve.__kwdefaults__ or {})["page"] is DEFAULTS["page"]
 
 
 def test_the_proxies_come_from_the_variable_of_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ class LocalServer:
         print(server.base_url)      # http://127.0.0.1:49152, a free port
     ```
 
-    `backend`, `token`, `max_request_bytes` and `allow_options` are the options of `create_app`;
-    alternatively, `app` is any ASGI app. `host` and `port` are the address to listen on; port 0 is
-    any free port.
+    `backend`, `token`, `max_request_bytes`, `allow_options` and `page` are the options of
+    `create_app`; alternatively, `app` is any ASGI app. `host` and `port` are the address to listen
+    on; port 0 is any free port.
 
     The server has its own event loop, so blocking, asyncio and trio clients in the same process
     can connect to it. Stopping takes a fraction of a second and truncates replies in progress.
@@ -54,6 +54,7 @@ class LocalServer:
         token: str | None = None,
         max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
         allow_options: bool | Iterable[str] = False,
+        page: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -63,6 +64,8 @@ class LocalServer:
             token=token,
             max_request_bytes=max_request_bytes,
             allow_options=allow_options,
+            page=page,
+            default_page=False,
         )
         check_host(host)
         check_count("port", port, minimum=0, maximum=65535)

@@ -46,6 +46,7 @@ def serve(
     token: str | None = None,
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
     allow_options: bool | Iterable[str] = False,
+    page: bool = True,
     grace: float = GRACE_SECONDS,
     forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS,
     max_connections: int | None = None,
@@ -55,9 +56,9 @@ def serve(
     """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
 
     `app_or_backend` is an app of `create_app`, which has its own token and limits, or a backend
-    (an echo by default), for which `token`, `max_request_bytes` and `allow_options` are the
-    options of `create_app`. Port 0 is any free port. `on_ready` is called once with the base URL,
-    as soon as clients can connect.
+    (an echo by default), for which `token`, `max_request_bytes`, `allow_options` and `page` are
+    the options of `create_app`. Port 0 is any free port. `on_ready` is called once with the base
+    URL, as soon as clients can connect.
 
     After Ctrl-C no new connection is accepted. Replies in progress have `grace` seconds to
     complete, or until a second Ctrl-C; then they are truncated. SIGTERM does the same and then
@@ -91,6 +92,8 @@ def serve(
         token=token,
         max_request_bytes=max_request_bytes,
         allow_options=allow_options,
+        page=page,
+        default_page=True,
     )
     check_host(host)
     check_count("port", port, minimum=0, maximum=65535)
