@@ -178,8 +178,6 @@ class StreamedReply:
         text = first
         while text is not None:
             await _send_parts(send, form.encode(text))
-            # A backend that never waits would keep the event loop from noticing a disconnect.
-            await anyio.lowlevel.checkpoint()
             try:
                 text = await chunks.receive()
             except BackendError as error:
@@ -284,6 +282,9 @@ async def _send_parts(send: Send, data: bytes) -> None:
     for start in range(0, len(data), PART_BYTES):
         part = data[start : start + PART_BYTES]
         await send({"type": "http.response.body", "body": part, "more_body": True})
+        # Neither a backend that never waits nor a long chunk, which a client that has left takes
+        # without waiting, may keep the event loop from noticing a disconnect.
+        await anyio.lowlevel.checkpoint()
 
 
 async def _send_unsendable(send: Send) -> None:
