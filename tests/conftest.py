@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from runtimes import RUNTIMES, Runtime
@@ -77,12 +79,22 @@ def interrupt() -> Callable[[], None]:
 
 
 @pytest.fixture(autouse=True)
+def config_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The folder of the command's `config.toml`, not there yet; the user's own is out of reach."""
+    home = tmp_path_factory.getbasetemp() / f"config-{uuid4().hex}"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    return home / "cromicle"
+
+
+@pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     for name in (
         *("CROMICLE_BASE_URL", "CROMICLE_TOKEN", "CROMICLE_UPSTREAM_KEY"),
-        "FORWARDED_ALLOW_IPS",
+        *("CROMICLE_PROFILE", "FORWARDED_ALLOW_IPS"),
     ):
         monkeypatch.delenv(name, raising=False)

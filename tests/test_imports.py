@@ -43,7 +43,7 @@ MODULES: dict[str, set[str]] = {
     "_core.observers": {"_core.options", "_core.request", "_core.response"},
     # What both sides know of the network.
     "_http.sockets": set(),
-    "_http.slots": set(),
+    "_http.slots": {"_http.sockets"},
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),

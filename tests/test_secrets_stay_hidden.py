@@ -27,6 +27,7 @@ from cromicle_sdk import AsyncClient, Client, ConfigurationError, CromicleError,
 from cromicle_sdk.testing import Connection, FaultyServer, RecordedRequest
 
 TOKEN = "canary-token-4711"
+URL = "http://127.0.0.1:9"
 PROMPT = "What is in a frame?"
 ONCE = Retry(attempts=1)
 
@@ -213,15 +214,16 @@ def test_a_head_that_echoes_a_secret_is_not_logged(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Client(token=TOKEN, timeout=-1),
+        lambda: Client(token=TOKEN),
+        lambda: Client(base_url=URL, token=TOKEN, timeout=-1),
         lambda: Client(token=TOKEN, base_url="ftp://x"),
-        lambda: Client(token=TOKEN.encode()),  # type: ignore[arg-type]  # the mistake under test
-        lambda: Client(token=TOKEN + "\ud800"),
-        lambda: Client(token=TOKEN).with_options(token=TOKEN, timeout=-1),
-        lambda: Client(token=TOKEN).with_options(token=TOKEN, proxy="x"),  # type: ignore[call-arg]  # as above
-        lambda: Client(token=TOKEN).stream("Hi", token=TOKEN),  # type: ignore[call-arg]  # as above
-        lambda: Client(token=TOKEN).chat([{"role": "user", "content": "\ud800"}]),
-        lambda: AsyncClient(token=TOKEN, max_connections=0),
+        lambda: Client(base_url=URL, token=TOKEN.encode()),  # type: ignore[arg-type]  # the mistake under test
+        lambda: Client(base_url=URL, token=TOKEN + "\ud800"),
+        lambda: Client(base_url=URL, token=TOKEN).with_options(token=TOKEN, timeout=-1),
+        lambda: Client(base_url=URL, token=TOKEN).with_options(token=TOKEN, proxy="x"),  # type: ignore[call-arg]  # as above
+        lambda: Client(base_url=URL, token=TOKEN).stream("Hi", token=TOKEN),  # type: ignore[call-arg]  # as above
+        lambda: Client(base_url=URL, token=TOKEN).chat([{"role": "user", "content": "\ud800"}]),
+        lambda: AsyncClient(base_url=URL, token=TOKEN, max_connections=0),
     ],
 )
 def test_a_refused_option_shows_no_secret(make: Callable[[], object]) -> None:
@@ -248,7 +250,7 @@ def test_a_refused_option_does_not_quote_a_password(options: dict[str, Any]) -> 
 def test_the_environments_token_is_a_secret_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROMICLE_TOKEN", TOKEN)
     with pytest.raises(ConfigurationError) as caught:
-        Client(timeout=-1)
+        Client(base_url=URL, timeout=-1)
     check({"frames": shown(caught.value)["frames"]})
 
 
@@ -329,7 +331,7 @@ def assert_frames_are_ours(error: BaseException) -> None:
 
 
 def test_pickled_options_do_carry_the_token() -> None:
-    assert TOKEN.encode() in pickle.dumps(Client(token=TOKEN))
+    assert TOKEN.encode() in pickle.dumps(Client(base_url="http://h", token=TOKEN))
 
 
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)

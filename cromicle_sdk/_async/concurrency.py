@@ -1,4 +1,4 @@
-"""What async code does differently from blocking code: its waits, by anyio, and their end.
+"""The parts of async code that differ from blocking code: waits by anyio, and their ends.
 
 `_sync/concurrency.py` has the same names for blocking code; a test compares the two.
 """
@@ -10,25 +10,21 @@ import os
 import socket
 import sys
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import repeat
 from typing import Any
-from weakref import ref
 
 import anyio
 import anyio.lowlevel
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
-from cromicle_sdk._http.slots import Slot
+from cromicle_sdk._http.slots import Slot, Slots
 from cromicle_sdk._http.sockets import (
     WRITE,
     Address,
     ClosedByCaller,
     TimeLimitReached,
-    find_first,
     poll,
 )
 
@@ -51,7 +47,7 @@ Runtime = tuple[int, object]
 
 
 def current_runtime() -> Runtime:
-    """What connections belong to: this process and this event loop."""
+    """The owner of a connection: this process and this event loop."""
     return os.getpid(), anyio.lowlevel.current_token()
 
 
@@ -279,54 +275,40 @@ async def checkpoint() -> None:
 
 
 class ConnectionLimiter:
-    """How many exchanges may be under way in one event loop; further ones are queued.
-
-    A slot may come back from the garbage collector, at any point and from any thread.
-    """
+    """How many exchanges may be under way in one event loop; further ones are queued."""
 
     def __init__(self, count: int) -> None:
-        self._unused = repeat(None, min(count, _find_capacity()))
-        self._free: deque[Slot] = deque()
-        # What wakes each queued call, from first to last. Only the first one takes a slot.
-        self._queue: OrderedDict[Callable[[], object], None] = OrderedDict()
+        self._slots = Slots(min(count, _find_capacity()))
 
     async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
         """Take a slot; None where none was free within `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
-        if not self._queue and (slot := self._take()) is not None:
+        slot = self._slots.take()
+        if slot is not None:
             return slot
+        wake = partial(_run_soon, anyio.lowlevel.current_token())
         event = anyio.Event()
-        wake = partial(_run_soon, anyio.lowlevel.current_token(), event.set)
-        self._queue[wake] = None
+        waiter = self._slots.wait(partial(wake, event.set))
+        taken: list[Slot] = []
 
         async def wait() -> None:
-            # Only the first in the queue takes a slot: one that is there stays until then.
-            if not (self._free and find_first(self._queue) is wake):
+            nonlocal event
+            while (slot := waiter.take()) is None:
                 await event.wait()
+                event = anyio.Event()
+                waiter.wake_by(partial(wake, event.set))
+            taken.append(slot)
 
         try:
-            return self._take() if await cancel_handle.run(wait, timeout) else None
+            await cancel_handle.run(wait, timeout)
+            # One may be free as the time runs out.
+            return taken.pop() if taken else waiter.take()
         finally:
-            del self._queue[wake]
-            self._wake_first()
-
-    def put_back(self, slot: Slot) -> None:
-        self._free.append(slot)
-        self._wake_first()
-
-    def _take(self) -> Slot | None:
-        try:
-            return self._free.popleft()
-        except IndexError:
-            slot = Slot(ref(self))
-            return slot if slot.fill(self._unused) else None
-
-    def _wake_first(self) -> None:
-        wake = find_first(self._queue) if self._free else None
-        if wake is not None:
-            wake()
+            # Whoever keeps an exception keeps this frame.
+            taken.clear()
+            waiter.leave()
 
 
 def _find_capacity() -> int:

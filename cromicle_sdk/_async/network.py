@@ -194,7 +194,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             is_over = left is not None and left <= 0
             if is_over and self._is_sending(sock, call):
                 left, is_over = call.timeouts.left(now), False
-            # What waits may have come in time; but a server that is always ahead must not run on.
+            # What has arrived may be in time, but a server that always has more must end, too.
             if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
             is_due = self._may_have_data or is_over
@@ -211,7 +211,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 call.cancel_handle.check()
                 self._notice_close(sock)
                 raise httpcore.ReadError(str(received)) from received
-            # Less than a full read: there is nothing more yet, which saves the next one.
+            # After less than a full read nothing more is there yet, so the next one waits first.
             self._may_have_data = len(received) == max_bytes
             if not received:
                 self._notice_close(sock)
@@ -271,7 +271,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             )
 
     def begin_write(self) -> None:
-        """The next part of a body is there, which may have taken its time."""
+        """A part of a body is there, whose production does not count for the limit of a write."""
         self._use_call().timeouts.progress(time.monotonic())
 
     def begin_read(self) -> None:
@@ -389,7 +389,7 @@ class _AsyncWaitLimits(NamedTuple):
     def with_limit(
         self, phase: Literal["send", "first_byte"], timeout: float | None
     ) -> _AsyncWaitLimits:
-        """The same for one read or write of no phase of HTTP's."""
+        """The same with another limit, for one read or write after an upgrade."""
         now = time.monotonic()
         timeouts = CallTimeouts.for_request({"write": timeout, "read": timeout}, now=now)
         timeouts.enter(phase, now)
@@ -473,7 +473,7 @@ class _AsyncTLS:
 
 
 class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
-    """What httpcore reads from and writes to.
+    """The stream that httpcore reads from and writes to.
 
     Where the body is there as a whole, writes are held back until it reads, so that a request's
     head and body are sent together: one packet instead of two for a short prompt.
@@ -483,14 +483,13 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
         self._network = network
         self._layer = layer
         self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
 
     @property
     def has_unread(self) -> bool:
         return self._layer.has_unread
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What httpcore parses without letting others run: a head, which may follow many of 1xx."""
+        """Bytes of a head, few at a time: httpcore parses them without letting other tasks run."""
         if self._network.is_upgraded:
             # Not after it has read: a cancellation would lose what has arrived.
             await concurrency.checkpoint()
@@ -516,17 +515,13 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             await self._layer.send(buffer)
             return
         self._unsent.append(buffer)
-        self._unsent_bytes += len(buffer)
         if not self._network.is_in_one_piece:
             self._network.begin_write()
-            await self._flush()
-        elif self._unsent_bytes > READ_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:
         data = b"".join(self._unsent)
         self._unsent.clear()
-        self._unsent_bytes = 0
         await self._layer.send(data)
 
     async def aclose(self) -> None:

@@ -51,7 +51,7 @@ _CLEANUP_SECONDS = 1.0
 
 
 class AsyncHTTPClient(httpx.AsyncClient):
-    """The httpx client of our own making: it adds nothing to a request and keeps nothing of it."""
+    """The httpx client of our own: it adds nothing to a request and keeps no state of it."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         super().__init__(transport=transport, trust_env=False)
@@ -265,7 +265,7 @@ class AsyncAttempt:
 
 
 class _AsyncBody(Protocol):
-    """Where the bytes of a response come from. `aclose` comes after that of the response."""
+    """The source of the bytes of a response. Call `aclose` after that of the response."""
 
     @property
     def is_end(self) -> bool: ...
@@ -283,7 +283,7 @@ def _open_body(response: Any, exchange: AsyncExchange, call: AsyncCall) -> _Asyn
 
 
 class _AsyncContent:
-    """A body that a hook of the user's has read, or dropped; that of no response is empty."""
+    """A body that a hook has read or dropped; empty if there is no response."""
 
     is_end = False
 
@@ -301,7 +301,7 @@ class _AsyncContent:
 
 
 class _AsyncChunks:
-    """A body by way of the response's stream, as a mock or a transport of the user's has it."""
+    """A body that is read from the response's stream: of a mock, or of a custom transport."""
 
     is_end = False
 

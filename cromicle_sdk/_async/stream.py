@@ -30,6 +30,8 @@ __all__ = ["AsyncStream"]
 T = TypeVar("T")
 
 _logger = logging.getLogger("cromicle_sdk")
+# Of the last line of a call, which may come before the last text is yielded.
+_LAST = {"end_of_call": True}
 
 _State = Literal["new", "open", "ended", "closed", "failed"]
 
@@ -261,7 +263,9 @@ class AsyncStream:
         self._state = "ended"
         self._stop_observing()
         if _logger.isEnabledFor(logging.DEBUG):
-            _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+            _logger.debug(
+                "attempt %d succeeded: %s", self._attempts.count, decoder.summary, extra=_LAST
+            )
         return text
 
     def _translate(self, error: Exception) -> CromicleError | None:
@@ -301,7 +305,9 @@ class AsyncStream:
         if decision.wait is None:
             self._state = "failed"
             self._stop_observing(decision.error)
-            _logger.debug("attempt %d failed: %s", self._attempts.count, describe(failure))
+            _logger.debug(
+                "attempt %d failed: %s", self._attempts.count, describe(failure), extra=_LAST
+            )
             raise decision.error from cause
         _logger.info(
             "retrying in %.2f s, after attempt %d of %d: %s",

@@ -52,6 +52,7 @@ __all__ = [
     "UnprocessableEntityError",
     "add_sentence",
     "describe",
+    "describe_status",
     "find_text",
     "shorten",
     "status_error_class",
@@ -155,11 +156,13 @@ class ConfigurationError(CromicleError, ValueError):
 
     `option` is the name of the option ("timeout.total") or of the environment variable
     ("$CROMICLE_TOKEN"), with which the message begins; None if the error is not about one option.
+    `detail` is the message without that name and without the hint.
     """
 
     def __init__(self, problem: str, *, option: str | None = None, hint: str = "") -> None:
         message = problem if option is None else f"{option}: {problem}"
         super().__init__(message, hint=hint, option=option)
+        self.detail = problem
 
 
 class InvalidMessageError(CromicleError, ValueError):
@@ -357,8 +360,16 @@ class UnexpectedContentError(ReplyError):
     first 64 KiB as text, "" if it was not read.
     """
 
-    def __init__(self, message: str, *, body: str = "", attempts: int = 0, hint: str = "") -> None:
-        super().__init__(message, attempts=attempts, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        body: str = "",
+        attempts: int = 0,
+        hint: str = "",
+        option: str | None = None,
+    ) -> None:
+        super().__init__(message, attempts=attempts, hint=hint, option=option)
         self.body = body
 
 
@@ -396,9 +407,14 @@ def status_error_class(status_code: int) -> type[APIStatusError]:
 
 
 def describe(error: CromicleError) -> str:
-    """An error in a few words for a log line; nothing of what the server wrote."""
+    """An error in a few words for a log line; of what the server wrote, its request id alone."""
     if isinstance(error, APIStatusError):
-        return f"status {error.status_code}"
+        return describe_status(error.status_code, error.request_id)
     if isinstance(error, APITimeoutError):
         return f"timeout ({error.phase})"
     return type(error).__name__
+
+
+def describe_status(status_code: int | None, request_id: str | None) -> str:
+    """A status for a log line, with the request id where there is one."""
+    return f"status {status_code}" + (f", request id {shorten(request_id)}" if request_id else "")

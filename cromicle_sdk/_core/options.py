@@ -223,6 +223,8 @@ class Options(NamedTuple):
     headers: Mapping[str, str]
     extra_body: ExtraBody
     send_messages: bool
+    # Whether nobody has chosen the endpoint: a token of one's own must not go there.
+    is_public_service: bool = False
 
     @classmethod
     def build(
@@ -244,10 +246,15 @@ class Options(NamedTuple):
         """
         variable = "CROMICLE_BASE_URL"
         name = f"${variable}" if base_url is None and os.environ.get(variable) else "base_url"
-        url = os.environ.get(variable) or DEFAULT_BASE_URL if base_url is None else base_url
+        url = os.environ.get(variable) if base_url is None else base_url
+        found_token = find_token(token)
+        is_public_service = base_url is None and not url
+        if is_public_service:
+            _check_public_token(found_token, "$CROMICLE_TOKEN" if token is None else "the token")
         return cls(
-            endpoint=Endpoint.parse(name, url),
-            token=find_token(token),
+            endpoint=Endpoint.parse(name, DEFAULT_BASE_URL if is_public_service else url),
+            is_public_service=is_public_service,
+            token=found_token,
             timeout=check_timeout(timeout),
             retry=_check_retry(retry),
             max_reply_bytes=check_count("max_reply_bytes", max_reply_bytes),
@@ -290,9 +297,10 @@ class Options(NamedTuple):
                 hint="create a new client",
             )
         own = dict(options)
-        token = own.pop("token", self.token)
-        checked = check_token("token", token)
-        return self._replace(token=checked).with_call_options(own)
+        token = check_token("token", own.pop("token", self.token))
+        if self.is_public_service:
+            _check_public_token(token, "the token")
+        return self._replace(token=token).with_call_options(own)
 
     def __repr__(self) -> str:
         return f"<Options of calls to {self.endpoint.url}>"
@@ -393,6 +401,16 @@ def _token_problem(token: Secret) -> str | None:
     if not all(c.isprintable() and not c.isspace() for c in (text[0], text[-1])):
         return "it begins or ends with white space or an invisible character"
     return None
+
+
+def _check_public_token(token: Secret, what: str) -> None:
+    """Raise `ConfigurationError` for a token of one's own that would go to the public service."""
+    if token != Secret(DEFAULT_TOKEN):
+        raise ConfigurationError(
+            f"it is not set, and {what} would go to {DEFAULT_BASE_URL}, a host that is not yours",
+            option="base_url",
+            hint="pass base_url or set $CROMICLE_BASE_URL, or leave the token out",
+        )
 
 
 def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:

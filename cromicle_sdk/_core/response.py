@@ -1,4 +1,4 @@
-"""Status, headers and bytes become text, or an error: what an answer is worth."""
+"""Responses: status, headers and bytes are decoded to text, or to an error."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .errors import (
     ReplyError,
     ReplyTooLargeError,
     UnexpectedContentError,
+    describe_status,
     shorten,
     status_error_class,
 )
@@ -42,32 +43,35 @@ __all__ = [
 FINISH_REASON_HEADER = "x-finish-reason"
 
 _BYTE_ORDER_MARK = "\ufeff"
-# Enough to show what a server said, and far less than what an endless error page sends.
+# Enough for the explanation of an error, and far less than an endless page sends.
 _MAX_ERROR_BODY = 64 * 1024
-# How much more is read, so that a secret which the limit would cut is whole when it is looked for.
+# How many bytes more are read, so that no secret is cut by the limit before it is searched for.
 _REDACTION_MARGIN = 8 * 1024
-# What a `Retry-After` that no float can hold comes to, in seconds: above every limit.
+# The value of a `Retry-After` too large for a float, in seconds: above every limit.
 _FOREVER = 1e9
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
 _FINISH_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _LENGTH = re.compile(r"[0-9]+\Z")
 _MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
-# Facts of an error are read by these, of which a short token may be a part.
+# Names that errors look up, which stay as they are although a short token may be part of them.
 _READ_BY_NAME = frozenset({"content-encoding", "content-type", "location", "x-request-id"})
-# Parts of subtypes: text/html, text/x-json, text/event-stream.
+# Parts of the subtypes of text that are no reply: text/html, text/x-json, text/event-stream.
 _NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
 
+_WRONG_CREDENTIAL = "Check the token: the option token, or $CROMICLE_TOKEN."
+_NO_POST = "Check base_url: the server does not accept POST requests there."
 _ADVICE = {
     400: "The server could not read the request: check that base_url is a Cromicle endpoint.",
-    401: "Check the token: the option token, or $CROMICLE_TOKEN.",
+    401: _WRONG_CREDENTIAL,
     403: "This token is not allowed to do that.",
     404: "Check base_url: requests go to its path plus /chat.",
-    405: "Check base_url: what answers there does not take POST requests.",
+    405: _NO_POST,
     408: "Try again later.",
     413: "Send a shorter prompt.",
     422: "If it is a Cromicle endpoint, check that client and server have the same token.",
     429: "Wait before the next request.",
+    501: _NO_POST,
     503: "Try again later.",
     504: "Try again later.",
 }
@@ -75,7 +79,7 @@ _ADVICE = {
 _TOO_LONG = "The conversation is too long for the model: send a shorter one."
 _REJECTED = "The model server rejected the prompt or an option of it: change it."
 _ASK_OPERATOR = "A retry does not help: tell who runs the server."
-# By the codes of this package's servers, which say more than the status.
+# By code, for the errors of this package's servers: more specific than the status.
 _ADVICE_BY_CODE = {
     "bad_request": "The body is not valid: check the fields of it.",
     "content_filter": "A content filter rejected the prompt: change it.",
@@ -84,11 +88,14 @@ _ADVICE_BY_CODE = {
     "hash_mismatch": "Check that client and server have the same token.",
     "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
     "string_above_max_length": _TOO_LONG,
+    "too_many_wrong_tokens": _WRONG_CREDENTIAL,
     "unknown_field": "Leave that field out, or ask who runs the server to allow it.",
     "upstream_denied": _ASK_OPERATOR,
     "upstream_redirected": _ASK_OPERATOR,
+    "wrong_host": "Check base_url: the server that answers there is not for that host.",
+    "wrong_origin": "Leave the header origin out.",
 }
-# The other codes that a gateway has for these statuses are those of its model server.
+# The other codes of the gateway's errors, which come from its model server.
 _OF_GATEWAY = frozenset(
     {
         *("invalid_prompt", "invalid_request_error", "unsupported_parameter"),
@@ -104,7 +111,7 @@ _REDIRECTED = (
 
 
 class Headers(Mapping[str, str]):
-    """An answer's headers: a read-only mapping that takes a name in any case.
+    """The headers of a response: a read-only mapping whose names are case-insensitive.
 
     A header that was sent several times is one value, joined by ", " (RFC 9110, 5.2).
     """
@@ -119,7 +126,7 @@ class Headers(Mapping[str, str]):
             self._values[lowered] = value if before is None else f"{before}, {value}"
 
     def __getitem__(self, name: str) -> str:
-        # A mapping says "not there" to a key of another type.
+        # A key of another type is missing, as in any mapping.
         try:
             return self._values[name.lower()]
         except AttributeError:
@@ -145,12 +152,12 @@ _NO_HEADERS = Headers()
 class Reply:
     """A whole reply; `str(reply)` is its text.
 
-    `attempts` is how many requests it took and `chunks` in how many chunks the text came.
+    `attempts` is the number of requests, and `chunks` the number of chunks of the text.
     `first_text_after` (None for an empty reply) and `elapsed` are seconds since the call began.
 
-    `finish_reason` is why the reply ended, in a word of the server's: "stop", "length" where the
-    model reached its limit, "content_filter", …; None where the server does not say. It is an HTTP
-    trailer, which a custom `http_client` does not show unless its transport is ours.
+    `finish_reason` is the reason why the reply ended, one word: "stop", "length" if the model
+    reached its limit, "content_filter", …; None if the server does not send it. It is an HTTP
+    trailer, which a custom `http_client` provides only over a transport of this package.
     """
 
     text: str
@@ -164,7 +171,7 @@ class Reply:
 
     @property
     def request_id(self) -> str | None:
-        """The header `x-request-id`, to quote to those who run the server."""
+        """The header `x-request-id`, which the operators of the server can look up; or None."""
         return self.headers.get("x-request-id")
 
     def __str__(self) -> str:
@@ -174,7 +181,7 @@ class Reply:
 class Head(NamedTuple):
     """The head of a response, as it was received.
 
-    `came_over_network` is False for one that a transport made up, such as a mock.
+    `came_over_network` is False if a transport created the response itself, as mocks do.
     """
 
     status_code: int
@@ -184,11 +191,11 @@ class Head(NamedTuple):
 
 
 class ResponseDecoder:
-    """Decodes one attempt's response: bytes in, text out.
+    """Decodes the response to one attempt: bytes in, text out.
 
-    Call `receive_head` once, then `receive_data` for each chunk and `receive_eof` at the end;
-    `receive_failure` tells what an error of the connection means at that point. Each raises or
-    returns errors of this package. Times are seconds of any one clock.
+    Call `receive_head` once, then `receive_data` for each chunk and `receive_eof` at the end; or
+    `receive_failure` if the connection fails. All errors are those of this package. Times are in
+    seconds of the same monotonic clock.
     """
 
     def __init__(
@@ -205,7 +212,7 @@ class ResponseDecoder:
         self._is_encoded = False
         self._rejection: Callable[[str], CromicleError] | None = None
         self._rejected_body = bytearray()
-        # In UTF-8, which takes a quarter of what a `StringIO` does.
+        # As UTF-8, which takes a quarter of the memory of a `StringIO`.
         self._text = bytearray()
         self._tail: bytes | bytearray = b""
         self._begun = False
@@ -238,17 +245,17 @@ class ResponseDecoder:
 
     @property
     def is_accepted(self) -> bool:
-        """Whether what comes now is a reply, not the rest of an answer that is refused."""
+        """Whether the body is a reply, and not the body of a rejected response."""
         return self._status_code is not None and self._rejection is None
 
     def receive_head(self, head: Head, *, wall_clock: float) -> None:
-        """The response's head. `wall_clock` is the time in seconds since the epoch.
+        """Receive the head. `wall_clock` is the time in seconds since the epoch.
 
-        Raises `UnexpectedContentError` or `ReplyTooLargeError` where the head alone says that no
-        reply follows; where an error has a body to show, the next calls collect and raise it.
+        Raises `UnexpectedContentError` or `ReplyTooLargeError` if the head alone excludes a reply.
+        An error that shows the body is raised later, by `receive_data` or `receive_eof`.
         """
         status_code = self._status_code = head.status_code
-        # What is decided is decided by what was sent; what is shown has no secret in it.
+        # Decisions are made from the headers as they were sent; errors show the redacted ones.
         pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers]
         sent = Headers(pairs)
         self._headers = self._redact_headers(sent, pairs)
@@ -258,10 +265,12 @@ class ResponseDecoder:
             retry_after = parse_retry_after(sent.get("retry-after"), now=wall_clock)
             self._rejection = lambda body: self._status_error(status_code, body, retry_after)
             return
-        # A compressed text is refused in either mode: nothing here could read it.
+        # Rejected even if not `strict`, since nothing here decompresses.
         if self._is_encoded:
             shown = shorten(self._headers["content-encoding"])
-            raise self._unexpected(f"it is compressed ({shown}), which was not asked for")
+            raise self._unexpected(
+                f"it is compressed ({shown}) although the request did not accept that"
+            )
         if self._strict:
             self._check_strictly(head, sent)
         length = sent.get("content-length", "")
@@ -269,7 +278,7 @@ class ResponseDecoder:
             raise self._too_large()
 
     def receive_data(self, data: bytes | bytearray, *, now: float) -> str:
-        """The text that these bytes complete, "" where they complete none."""
+        """Receive bytes of the body. Returns the text that they complete, which may be ""."""
         if self._rejection is not None:
             self._collect_rejected(data, self._rejection)
             return ""
@@ -281,9 +290,9 @@ class ResponseDecoder:
         return self._decode(data, final=False, now=now)
 
     def receive_eof(self, *, now: float, trailers: Iterable[tuple[bytes, bytes]] = ()) -> str:
-        """The end of the answer: the last text, nearly always ""."""
+        """Receive the end of the body. Returns the last text, nearly always ""."""
         if self._rejection is not None:
-            raise self._refuse(self._rejection)
+            raise self._reject(self._rejection)
         text = self._decode(b"", final=True, now=now)
         self._finish_reason = self._find_finish_reason(trailers)
         if self._strict and not self._chunks:
@@ -292,13 +301,13 @@ class ResponseDecoder:
         return text
 
     def receive_failure(self, error: APIConnectionError) -> CromicleError:
-        """What a failure of the connection is, here: before the head, in an error, in a reply."""
+        """The error for a failure of the connection, which depends on what has been received."""
         if self._rejection is not None:
-            # The status is known, and says more than the end of its explanation would.
-            return self._refuse(self._rejection)
+            # The error of the status, with the part of the body that has arrived.
+            return self._reject(self._rejection)
         error.attempts = self._attempt
         error.partial_text = self._text
-        # It quotes the line that it could not read.
+        # h11 quotes a line that it cannot parse.
         error.detail = self._redact(error.detail)
         error.args = (self._redact(error.problem),)
         if self._status_code is None or isinstance(error, APITimeoutError):
@@ -332,14 +341,15 @@ class ResponseDecoder:
 
     @property
     def may_end(self) -> bool:
-        """Whether the body may end here, without more text and without an error."""
+        """Whether the end of the body here would complete the reply, with no more text."""
         return self._chunks > 0 and not self._tail
 
     @property
     def summary(self) -> str:
-        """Figures for a log line; nothing of what was said."""
+        """Status, sizes and times for a log line; nothing of the text."""
         elapsed = 0.0 if self._ended is None else self._ended - self._started
-        return f"{self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
+        status = describe_status(self.status_code, self._headers.get("x-request-id"))
+        return f"{status}, {self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
 
     def _find_finish_reason(self, trailers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """The finish reason; None where there is none, or more than one."""
@@ -350,14 +360,14 @@ class ResponseDecoder:
         return parse_finish_reason(self._redact(values[0].decode("latin-1")))
 
     def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
-        # One search instead of one for each name and value, of which a head may have 20,000.
+        # One search for all names and values, of which a head may have 20,000.
         everything = "\n".join([text for pair in pairs for text in pair])
         redacted = self._redact(everything)
         if redacted == everything:
             return sent
         texts = redacted.split("\n")
         if len(texts) != 2 * len(pairs):
-            # An echo spans several headers, or there are too many of them: keep what is needed.
+            # A match spans several headers, or there were too many: keep only what errors look up.
             kept = ((name, sent[name]) for name in sorted(_READ_BY_NAME) if name in sent)
             return Headers((name, self._redact(value)) for name, value in kept)
         names = (
@@ -378,7 +388,7 @@ class ResponseDecoder:
             or head.http_version == b"HTTP/2"
         ):
             raise self._unexpected(
-                "it has neither a length nor chunks, so that a cut would go unnoticed"
+                "it has neither a length nor chunks, so that a truncation would go unnoticed"
             )
 
     def _decode(self, data: bytes | bytearray, *, final: bool, now: float) -> str:
@@ -395,7 +405,7 @@ class ResponseDecoder:
             self._tail = data[used:] if used < len(data) else b""
             if not text or not self._chunks:
                 return self._accept(text, now)
-            # What a chunk costs in the middle of a reply.
+            # The fast path, for all chunks but the first one.
             self._chunks += 1
             self._text += text.encode()
             return text
@@ -417,7 +427,7 @@ class ResponseDecoder:
 
     def _begin(self, text: str, now: float) -> str:
         if text and not self._begun:
-            # Only the very first character is a mark; a later one is a no-break space.
+            # U+FEFF is a byte order mark at the very beginning only.
             self._begun = True
             text = text.removeprefix(_BYTE_ORDER_MARK)
         if text:
@@ -427,24 +437,24 @@ class ResponseDecoder:
     def _collect_rejected(
         self, data: bytes | bytearray, rejection: Callable[[str], CromicleError]
     ) -> None:
-        room = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._rejected_body)
-        self._rejected_body += data[:room]
-        if len(data) >= room:
-            raise self._refuse(rejection)
+        missing = _MAX_ERROR_BODY + _REDACTION_MARGIN - len(self._rejected_body)
+        self._rejected_body += data[:missing]
+        if len(data) >= missing:
+            raise self._reject(rejection)
 
-    def _refuse(self, rejection: Callable[[str], CromicleError]) -> CromicleError:
+    def _reject(self, rejection: Callable[[str], CromicleError]) -> CromicleError:
         body = self._redact(
             "" if self._is_encoded else self._rejected_body.decode(errors="replace")
         )
         if len(self._rejected_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
-            # Its end may be the beginning of a secret.
+            # It was cut, perhaps within a secret.
             body = body[:-_REDACTION_MARGIN]
         return rejection(body.encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
 
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
     ) -> APIStatusError:
-        # Only its beginning is shown.
+        # The error shows its beginning only.
         excerpt = _excerpt(body, self._headers.get("content-type", ""))[:_REDACTION_MARGIN]
         said = shorten(self._redact(excerpt)).rstrip(".")
         problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
@@ -461,6 +471,8 @@ class ResponseDecoder:
             attempts=self._attempt,
         )
         error.hint = _choose_hint(error)
+        if error.hint == _WRONG_CREDENTIAL:
+            error.option = "token"
         return error
 
     def _unexpected(
@@ -468,12 +480,14 @@ class ResponseDecoder:
         problem: str,
         body: str = "",
         hint: str = "Check that base_url is a Cromicle endpoint.",
+        option: str = "base_url",
     ) -> UnexpectedContentError:
         return UnexpectedContentError(
-            f"What {self._url} answered is not a reply: {problem}.",
+            f"The response from {self._url} is not a reply: {problem}.",
             body=body,
             attempts=self._attempt,
             hint=hint,
+            option=option,
         )
 
     def _empty(self) -> UnexpectedContentError:
@@ -482,6 +496,7 @@ class ResponseDecoder:
         return self._unexpected(
             f"it is empty, with the finish reason {self._finish_reason!r}",
             hint="The model ended without text: change the prompt, or pass strict=False.",
+            option="strict",
         )
 
     def _too_large(self) -> ReplyError:
@@ -489,15 +504,15 @@ class ResponseDecoder:
             f"The reply from {self._url} is longer than max_reply_bytes ({self._max_bytes}).",
             partial_text=self._text,
             attempts=self._attempt,
-            hint="Raise that option if such a reply is wanted.",
+            hint="Raise max_reply_bytes to accept a longer reply.",
         )
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """The seconds that a `Retry-After` header asks for, or None: it is not there or says nothing.
+    """The delay of a `Retry-After` header in seconds; None if it is missing or invalid.
 
-    Takes seconds or an HTTP date (RFC 9110, 10.2.3); `now` is in seconds since the epoch. Never
-    raises, and what it returns is finite and not negative.
+    The value is a number of seconds or an HTTP date (RFC 9110, 10.2.3). `now` is in seconds since
+    the epoch. Never raises; the result is finite and not negative.
     """
     if value is None:
         return None
@@ -508,18 +523,18 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
         date = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    # A date in "-0000" comes without a zone, and is UTC.
+    # For the zone "-0000" the parser returns a date without a zone, in UTC.
     seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     return min(max(seconds, 0.0), _FOREVER)
 
 
 def parse_finish_reason(value: object) -> str | None:
-    """A finish reason as a server sends it; None for anything but one short word."""
+    """A finish reason that a server sent; None for anything but one short word."""
     return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
 
 
 def _choose_hint(error: APIStatusError) -> str:
-    """What to do next after a status that is not a success."""
+    """The hint for a status that is not a success."""
     status_code, code = error.status_code, error.code
     if 300 <= status_code < 400:
         return _REDIRECTED
@@ -532,7 +547,7 @@ def _choose_hint(error: APIStatusError) -> str:
     return _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
 
 
-# A server sends few, and each takes 5 us to read.
+# Each takes 5 us to parse, and a server sends few different ones.
 @lru_cache(maxsize=64)
 def _may_be_text(content_type: str) -> bool:
     media_type = _media_type(content_type)
@@ -555,7 +570,7 @@ def _status_line(status_code: int) -> str:
 
 
 def _excerpt(body: str, content_type: str) -> str:
-    """What the server said: the message of a JSON error, or a plain text."""
+    """The explanation in a body: the message of a JSON error, or the text itself."""
     if "html" in content_type.lower():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Exceptions of the caller's own code that reach a call from within: signal handlers and hooks."""
+"""Exceptions of the caller's own code that runs during a call: signal handlers and hooks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["find_callers_error"]
 
 
 def find_callers_error(error: Exception) -> BaseException | None:
-    """The exception of a signal handler or of a hook that `error` is, or was made of; or None.
+    """The exception of a signal handler or a hook, if `error` is one or has one as its cause.
 
-    Its type says nothing: a handler may raise a `TimeoutError`, which httpcore takes for one of the
-    network, and a hook may send requests of its own. So it is found by the frames that it passed.
-    Of its traceback only the caller's own frames are kept: those above hold the request.
+    It is identified by the frames of its traceback. Its type is not enough: a handler may raise a
+    `TimeoutError`, which httpcore converts to an error of the network, and a hook may send requests
+    of its own. Only the caller's own frames are kept: those above hold the request.
     """
     for cause in _causes(error):
         for outer, inner in pairwise(_steps(cause.__traceback__)):
@@ -24,7 +24,7 @@ def find_callers_error(error: Exception) -> BaseException | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and so on. httpcore makes its errors of those, unchained."""
+    """The error, its cause, and so on. httpcore passes the cause as an argument, unchained."""
     while error is not None:
         yield error
         inner = error.args[0] if error.args else None

@@ -1,4 +1,4 @@
-"""httpx and httpx2 clients, ours or a user's: what is sent through them, without waiting."""
+"""Requests and responses of httpx and httpx2 clients, ours or a user's; no I/O."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Response(httpx.Response):
 
 
 class _ElapsedTime:
-    """What httpx's streams set of their response, which may be gone."""
+    """Passes on the attribute that httpx's streams set, if the response still exists."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = ref(response)
@@ -201,7 +201,7 @@ def find_exchange(extensions: Mapping[str, Any]) -> object:
 
 
 class ResponseObserver:
-    """Sees the head of each response on its way, also one that httpx does not pass on.
+    """Records the head of each response, even if httpx raises an error for it.
 
     By httpcore's extension `trace`, that may be a proxy's response to CONNECT, too.
     """
@@ -252,7 +252,7 @@ def _is_logged() -> bool:
 
 
 def _redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
-    """Take the secrets that the server echoed out of what httpcore is about to log at DEBUG."""
+    """Redact the secrets that the server echoed in the values that httpcore logs at DEBUG."""
     from .logs import Redacted  # loaded with the session already
 
     for name in ("return_value", "exception"):
@@ -287,7 +287,7 @@ def build_head(response: Any) -> Head:
 
 
 def find_source(stream: Any) -> Any:
-    """What a response's stream reads from, below the wrappers that httpx itself puts around it."""
+    """The stream below httpx's own wrappers around it."""
     while _library_of(stream) in ("httpx", "httpx2"):
         inner = getattr(stream, "_stream", None) or getattr(stream, "_httpcore_stream", None)
         if inner is None:
@@ -297,7 +297,7 @@ def find_source(stream: Any) -> Any:
 
 
 def find_body(response: Any) -> tuple[Any, bool]:
-    """What to iterate for the body of a response, and whether its iterator holds httpcore's.
+    """The stream of the body to iterate, and whether its iterator holds one of httpcore's.
 
     A stream or generator of a user's is found below httpx's wrappers, which would not close it.
     """

@@ -1,4 +1,4 @@
-"""What other packages log of a call: without the secrets that the server echoed."""
+"""Redaction of secrets that a server echoed in the log records of other packages."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextvars import ContextVar
 
 __all__ = ["Redacted", "redact_logs"]
 
-# They log a head by values that httpcore's extension `trace` does not reach: httpx the reason
-# phrase, and hpack the headers of HTTP/2.
+# httpx logs the reason phrase, and hpack the headers of HTTP/2. Neither goes through httpcore's
+# extension `trace`, by which all else is redacted.
 _LOGGERS = ("httpx", "httpx2", "hpack.hpack")
 
 
@@ -26,7 +26,7 @@ class Redacted:
 
 @contextmanager
 def redact_logs(redact: Callable[[str], str]) -> Generator[None]:
-    """Redact what these packages log in this thread or task meanwhile."""
+    """Redact the records of these packages that this thread or task creates meanwhile."""
     for name in _LOGGERS:
         # Idempotent.
         logging.getLogger(name).addFilter(_filter)

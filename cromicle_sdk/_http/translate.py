@@ -42,10 +42,10 @@ def translate_error(
     redact: Callable[[str], str],
     proxy_status: int | None = None,
 ) -> APIConnectionError | None:
-    """This package's error for one of the network; None for any other, which is the caller's.
+    """This package's error for an error of the network; None for any other, which is the caller's.
 
-    `redact` takes out of the one of the network, and of its causes, what the server echoed.
-    `proxy_status` is that of the last response, which for a failure of a proxy is the proxy's.
+    `redact` removes secrets that the server echoed from the text of the error and of its causes.
+    `proxy_status` is the status of the last response; if the proxy failed, that is the proxy's.
     """
     if not _is_of_network(error):
         return None
@@ -85,8 +85,8 @@ _CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_cont
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
 # Of a response to CONNECT: no retry changes it.
 _REFUSALS = frozenset({401, 403, 405, 407})
-# httpcore has no more of what a SOCKS5 proxy refuses than a text: the method, the password, the
-# target. Where it says something else, the call is retried.
+# The texts of httpcore for what a SOCKS5 proxy rejects: the method, the password, the target. It
+# has no other sign of it. With any other text the call is retried.
 _SOCKS_REFUSAL = re.compile(r"Requested .* but got |Invalid username|.*: Connection not allowed")
 _PLAIN_ADVICE = "If the server speaks plain HTTP, use http:// in base_url."
 _MISMATCH_ADVICE = (
@@ -98,8 +98,8 @@ _HANDSHAKE_ADVICE = (
     "Client and server have no protocol version and cipher in common, or the server, up to TLS "
     "1.2, asks for a client certificate: pass verify=ssl_context with those of the server."
 )
-# By OpenSSL's reason, what no retry changes: an answer that is not TLS, no version or cipher in
-# common, and a server's alerts about a certificate of the client's.
+# By OpenSSL's reason, the failures that no retry changes: a response that is not TLS, no version or
+# cipher in common, and a server's alerts about the client's certificate.
 _TLS_ADVICE = {
     **dict.fromkeys(
         ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"),
@@ -141,7 +141,7 @@ _LIBRARY_ERRORS = (
 
 
 def _is_of_network(error: BaseException) -> bool:
-    """Whether the network, a library for it, or this package has raised it."""
+    """Whether the network, an HTTP library or this package has raised it."""
     if isinstance(error, UnicodeError):
         return _is_bad_name(error)
     own = (ClosedByCaller, TimeLimitReached, ssl.SSLError)
@@ -155,7 +155,7 @@ def _is_bad_name(error: UnicodeError) -> bool:
 
 
 def redact_error(error: BaseException, redact: Callable[[str], str]) -> None:
-    """Blank the secrets that the server echoed: h11 quotes a line that it can't read.
+    """Redact the secrets that the server echoed: h11 quotes a line that it cannot parse.
 
     An error that is neither this package's nor a library's is the caller's, and stays as it is.
     """
@@ -176,7 +176,7 @@ def _redact_chain(error: BaseException, redact: Callable[[str], str]) -> None:
 def redact_reason(
     status: int, extensions: MutableMapping[str, Any], redact: Callable[[str], str]
 ) -> None:
-    """Take the secrets out of a reason phrase, which httpx logs."""
+    """Redact the reason phrase, which httpx logs."""
     reason = extensions.get("reason_phrase")
     if reason and reason != _PHRASES.get(status):
         redacted = redact(reason.decode("latin-1"))
@@ -190,7 +190,7 @@ def strip_frames(error: BaseException) -> BaseException:
     """The error without its frames, whose locals hold the request, and so the token."""
     for cause in _chain(error):
         cause.__traceback__ = None
-        # What it came up in may be an error that the caller is handling: not ours to touch.
+        # Unlink the context, whose frames must stay: the caller may be handling that exception.
         cause.__context__ = None
         if getattr(cause, "_request", None) is not None:
             cause._request = None  # type: ignore[attr-defined]  # httpx's errors carry theirs
@@ -262,7 +262,7 @@ def _kinds(*names: str) -> tuple[type[Exception], ...]:
 
 
 def _socksio() -> tuple[type[Exception], ...]:
-    # It is imported by httpcore when a SOCKS proxy is first used; then its error may come.
+    # httpcore imports it when a SOCKS proxy is first used.
     module = sys.modules.get("socksio")
     return () if module is None else (module.SOCKSError,)
 
@@ -320,7 +320,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _detail(error: BaseException) -> str:
-    """What happened, in words: some errors come without any."""
+    """The text of the error, or of its first cause that has one."""
     for cause in _chain(error):
         text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         if text:

@@ -56,7 +56,8 @@ class Client:
 
     - `base_url`: an http or https URL, with or without a path prefix. Defaults to
       `$CROMICLE_BASE_URL`, else `https://cromicle.top`.
-    - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`.
+    - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`. One of your own needs a
+      `base_url`, so that it goes to no host that is not yours.
     - `timeout`: seconds for every phase but `total` and `pool`; or a `Timeout` or an
       `httpx.Timeout`; None for no limit.
     - `retry`: a `Retry`; `Retry(attempts=1)` disables retries.

@@ -1,4 +1,4 @@
-"""What blocking code does differently from async code.
+"""The parts of blocking code that differ from async code.
 
 `_async/concurrency.py` has the same names for async code; a test compares the two.
 """
@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import repeat
 from queue import Empty, SimpleQueue
 from typing import TypeVar
-from weakref import ref
 
 from cromicle_sdk._http.resolver import look_up, start_lookup
-from cromicle_sdk._http.slots import Slot
+from cromicle_sdk._http.slots import Slot, Slots
 from cromicle_sdk._http.sockets import (
     LATE_SECONDS,
     READ,
@@ -55,7 +53,7 @@ Runtime = int
 
 
 def current_runtime() -> Runtime:
-    """What connections belong to: this process."""
+    """The owner of a connection: this process."""
     return os.getpid()
 
 
@@ -207,31 +205,32 @@ def _get(queue: SimpleQueue[T], timeout: float) -> list[T]:
 
 
 class ConnectionLimiter:
-    """How many exchanges may be under way in one process; further ones are queued.
-
-    A slot may come back from the garbage collector, at any point and from any thread, even inside
-    `acquire`: a `SimpleQueue` is made for that, a lock would wait for itself.
-    """
+    """How many exchanges may be under way in one process; further ones are queued."""
 
     def __init__(self, count: int) -> None:
-        self._unused = repeat(None, count)
-        self._free: SimpleQueue[Slot] = SimpleQueue()
+        self._slots = Slots(count)
 
     def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
         """Take a slot; None where none was free within `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
-        try:
-            return self._free.get_nowait()
-        except Empty:
-            slot = Slot(ref(self))
-        if slot.fill(self._unused):
+        slot = self._slots.take()
+        if slot is not None:
             return slot
-        return next(iter(_take(self._free, timeout, cancel_handle)), None)
-
-    def put_back(self, slot: Slot) -> None:
-        self._free.put(slot)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        # Its operations may interrupt each other: the garbage collector may wake this call.
+        woken: SimpleQueue[None] = SimpleQueue()
+        waiter = self._slots.wait(partial(woken.put, None))
+        try:
+            while True:
+                slot = waiter.take()
+                left = deadline - time.monotonic()
+                if slot is not None or left <= 0:
+                    return slot
+                _take(woken, left, cancel_handle)
+        finally:
+            waiter.leave()
 
 
 @contextmanager

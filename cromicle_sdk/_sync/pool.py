@@ -152,9 +152,9 @@ class Exchange:
     It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
     unfinished is a warning under trio.
 
-    `redact` is given by a call of our own: it takes the call's secrets out of a text that the
-    server wrote. The request of such a call is sent again where the server had closed the idle
-    connection before it read it.
+    `redact` is set for a call of our own: it removes the call's secrets from a text of the server.
+    The request of such a call is sent again if the server closed the idle connection before it read
+    it.
     """
 
     # An interrupt may leave one half made, and `__del__` finds these.
@@ -300,7 +300,7 @@ class Exchange:
         return self._trailers
 
     def read(self) -> bytes | bytearray:
-        """What has arrived of the body, after a wait where that is nothing; b"" at its end.
+        """The bytes of the body that have arrived; waits for at least one. b"" at its end.
 
         Raises as `run` does.
         """
@@ -319,8 +319,7 @@ class Exchange:
             concurrency.checkpoint()
         while True:
             if self._needs_data:
-                assert self._connection is not None, "read() comes after run()"
-                parser.receive_data(self._connection.read())
+                parser.receive_data(self._use_connection().read())
             part = receive_body(parser)
             self._needs_data = part.needs_data
             if part.is_end:
@@ -342,9 +341,14 @@ class Exchange:
             if data:
                 return data
         self._is_end = True
-        assert self._connection is not None, "read() comes after run()"
-        self._trailers = self._connection.observed_trailers
+        self._trailers = self._use_connection().observed_trailers
         return b""
+
+    def _use_connection(self) -> Connection:
+        """The connection. Raises `ClosedByCaller` after `abandon` by another task or thread."""
+        if self._connection is None:
+            raise ClosedByCaller("it was closed before its end")
+        return self._connection
 
     def close(self) -> None:
         """The body is not read any further.
@@ -388,12 +392,9 @@ class Exchange:
 
     def __next__(self) -> bytes:
         """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
-        connection = self._connection
         try:
-            if connection is None:
-                raise ClosedByCaller("it was closed before its end")
             # Another task or thread may close the response meanwhile.
-            with connection.use():
+            with self._use_connection().use():
                 data = self.read()
         except Exception as error:  # noqa: BLE001 - raised as one of the library's
             self.abandon()

@@ -52,7 +52,7 @@ _CLEANUP_SECONDS = 1.0
 
 
 class HTTPClient(httpx.Client):
-    """The httpx client of our own making: it adds nothing to a request and keeps nothing of it."""
+    """The httpx client of our own: it adds nothing to a request and keeps no state of it."""
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport=transport, trust_env=False)
@@ -264,7 +264,7 @@ class Attempt:
 
 
 class _Body(Protocol):
-    """Where the bytes of a response come from. `close` comes after that of the response."""
+    """The source of the bytes of a response. Call `close` after that of the response."""
 
     @property
     def is_end(self) -> bool: ...
@@ -282,7 +282,7 @@ def _open_body(response: Any, exchange: Exchange, call: Call) -> _Body:
 
 
 class _Content:
-    """A body that a hook of the user's has read, or dropped; that of no response is empty."""
+    """A body that a hook has read or dropped; empty if there is no response."""
 
     is_end = False
 
@@ -300,7 +300,7 @@ class _Content:
 
 
 class _Chunks:
-    """A body by way of the response's stream, as a mock or a transport of the user's has it."""
+    """A body that is read from the response's stream: of a mock, or of a custom transport."""
 
     is_end = False
 

@@ -31,6 +31,8 @@ __all__ = ["Stream"]
 T = TypeVar("T")
 
 _logger = logging.getLogger("cromicle_sdk")
+# Of the last line of a call, which may come before the last text is yielded.
+_LAST = {"end_of_call": True}
 
 _State = Literal["new", "open", "ended", "closed", "failed"]
 
@@ -262,7 +264,9 @@ class Stream:
         self._state = "ended"
         self._stop_observing()
         if _logger.isEnabledFor(logging.DEBUG):
-            _logger.debug("attempt %d succeeded: %s", self._attempts.count, decoder.summary)
+            _logger.debug(
+                "attempt %d succeeded: %s", self._attempts.count, decoder.summary, extra=_LAST
+            )
         return text
 
     def _translate(self, error: Exception) -> CromicleError | None:
@@ -302,7 +306,9 @@ class Stream:
         if decision.wait is None:
             self._state = "failed"
             self._stop_observing(decision.error)
-            _logger.debug("attempt %d failed: %s", self._attempts.count, describe(failure))
+            _logger.debug(
+                "attempt %d failed: %s", self._attempts.count, describe(failure), extra=_LAST
+            )
             raise decision.error from cause
         _logger.info(
             "retrying in %.2f s, after attempt %d of %d: %s",

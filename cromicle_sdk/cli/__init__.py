@@ -9,7 +9,7 @@ try:
     from .main import run
 except ImportError as _error:
     raise ImportError(
-        'cromicle_sdk.cli needs click and rich; install them with: pip install "cromicle-sdk[cli]"'
+        'cromicle_sdk.cli needs an extra; install it with: pip install "cromicle-sdk[cli]"'
     ) from _error
 
 __all__ = ["run"]

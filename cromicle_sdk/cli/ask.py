@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply, Retry, Timeout
+from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply
 
-from .output import open_output
-from .serve import load_server
+from .output import Output
 
 __all__ = [
-    "FLAGS",
-    "Target",
     "build_messages",
     "describe_early_end",
     "format_stats",
     "print_json",
     "print_stream",
 ]
-
-# The flags by the names of the SDK's options.
-FLAGS = {
-    "base_url": "--base-url",
-    "extra_body": "--body",
-    "headers": "--header",
-    "token": "--token",
-}
 
 # What is said of a reply by its finish reason; nothing of any other.
 _EARLY_ENDS = {
@@ -39,48 +23,13 @@ _EARLY_ENDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """The options of `cromicle ask` that make the client, None where not given."""
-
-    base_url: str | None
-    token: str | None = field(repr=False)
-    timeout: float | None
-    total: float | None
-    retries: int | None
-    headers: Mapping[str, str]
-    extra_body: Mapping[str, Any] = field(repr=False)
-    send_messages: bool
-    local: bool
-
-    @contextlib.contextmanager
-    def open(self) -> Generator[Client]:
-        """A client. Raises `ConfigurationError`, and `ClickException` for `local`."""
-        with contextlib.ExitStack() as stack:
-            base_url, token = self.base_url, self.token
-            if self.local:
-                base_url, token = stack.enter_context(_serve_echo(token))
-            yield stack.enter_context(
-                Client(
-                    base_url=base_url,
-                    token=token,
-                    timeout=_build_timeout(self.timeout, self.total),
-                    retry=_build_retry(self.retries),
-                    headers=self.headers,
-                    extra_body=self.extra_body,
-                    send_messages=self.send_messages,
-                )
-            )
-
-
 def build_messages(text: str, system: str | None) -> Messages:
     """The text alone, or the user's message after the system's if that is not empty."""
     return Conversation(system).user(text) if system else text
 
 
-def print_stream(client: Client, messages: Messages) -> Reply:
+def print_stream(client: Client, messages: Messages, output: Output) -> Reply:
     """Print the reply while it arrives, and return it. Raises as `Client.stream`, and `OSError`."""
-    output = open_output()
     printed = 0
     try:
         with client.stream(messages) as stream:
@@ -96,9 +45,8 @@ def print_stream(client: Client, messages: Messages) -> Reply:
         output.end_line()
 
 
-def print_json(client: Client, messages: Messages) -> Reply:
+def print_json(client: Client, messages: Messages, output: Output) -> Reply:
     """Print the whole reply as one JSON object, and return it. Raises as `print_stream`."""
-    output = open_output()
     reply = client.chat(messages)
     output.write(format_json(reply) + "\n")
     return reply
@@ -136,26 +84,3 @@ def format_stats(reply: Reply) -> str:
         f"elapsed: {reply.elapsed:.3f} s, attempts: {reply.attempts}, "
         f"characters per second: {speed:.0f}"
     )
-
-
-def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
-    limits: dict[str, float] = {}
-    if seconds is not None:
-        limits.update(connect=seconds, first_byte=seconds, stall=seconds)
-    if total is not None:
-        limits.update(total=total)
-    return Timeout(**limits)
-
-
-def _build_retry(retries: int | None) -> Retry:
-    # The budget protects a server from many calls; this is one.
-    return Retry() if retries is None else Retry(attempts=retries + 1, budget=None)
-
-
-@contextlib.contextmanager
-def _serve_echo(token: str | None) -> Generator[tuple[str, str]]:
-    """A server that echoes: its base URL and its token, a random one if none is given."""
-    server = load_server()
-    own_token = secrets.token_hex(16) if token is None else token
-    with server.LocalServer(token=own_token) as local:
-        yield local.base_url, own_token

@@ -6,31 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
-from .ask import FLAGS as ASK_FLAGS
-from .ask import (
-    Target,
-    build_messages,
-    describe_early_end,
-    format_stats,
-    print_json,
-    print_stream,
-)
+from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
+from .configure import config
 from .docs import complete_page, print_list, print_page
 from .errors import errors_for_the_shell
-from .input import parse_delay, parse_fields, parse_headers, parse_limit, read_text
-from .output import report
+from .input import (
+    check_stdin_once,
+    parse_delay,
+    parse_fields,
+    parse_headers,
+    parse_limit,
+    read_text,
+)
+from .output import open_output, report
 from .serve import ALL_OPTIONS, Network, Service, check_combination, serve_in_foreground
 from .serve import FLAGS as SERVE_FLAGS
+from .target import VISIBLE, Target, target_options
+from .verbose import calls_on_stderr
 
-__all__ = ["cromicle"]
+__all__ = ["COMPLETE_VARIABLE", "cromicle"]
 
-_VISIBLE = (
-    "Other users of this machine can see it in the list of processes; prefer $CROMICLE_TOKEN."
-)
+# The variable in which click's completion scripts pass their request.
+COMPLETE_VARIABLE = "_CROMICLE_COMPLETE"
 
 
 @click.group(
@@ -58,51 +60,15 @@ Examples:
 )
 @click.argument("words", metavar="[TEXT]...", nargs=-1)
 @click.option(
-    "--base-url",
-    metavar="URL",
-    help="The endpoint.  [default: $CROMICLE_BASE_URL, else https://cromicle.top]",
-)
-@click.option(
-    "--token",
-    metavar="TOKEN",
-    help=f"The token to send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
-)
-@click.option(
-    "--timeout",
-    type=parse_limit,
-    metavar="SECONDS",
-    help="The time limit for a connection, for the first text, and between two texts."
-    "  [default: 5, 300 and 120]",
-)
-@click.option(
-    "--total",
-    type=parse_limit,
-    metavar="SECONDS",
-    help="The time limit for the whole call, retries included.  [default: 600]",
-)
-@click.option(
-    "--retries",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="The number of retries after the first attempt.  [default: 2]",
-)
-@click.option(
-    "--header",
-    "headers",
+    "--file",
+    "files",
     multiple=True,
-    callback=parse_headers,
-    metavar="NAME:VALUE",
-    help="An additional header; may be given several times.",
+    type=click.Path(),
+    metavar="FILE",
+    help="A file to send before the text, in a fenced block with its name; may be given several"
+    " times. - is standard input.",
 )
-@click.option(
-    "--body",
-    "extra_body",
-    multiple=True,
-    callback=parse_fields,
-    metavar="NAME=JSON",
-    help="An additional field of the request, such as temperature=0.5; may be given several times.",
-)
-@click.option("--system", metavar="TEXT", help="A system message before TEXT.")
+@target_options
 @click.option(
     "--plain",
     is_flag=True,
@@ -113,27 +79,31 @@ Examples:
     "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text."
 )
 @click.option("--stats", is_flag=True, help="Print one line of statistics on stderr at the end.")
-@click.option("--local", is_flag=True, help="Use an embedded server that echoes, for a first try.")
+@click.option(
+    "--verbose",
+    is_flag=True,
+    help="Print a line on stderr for each attempt, its status and request id, and each wait.",
+)
+@click.pass_context
 def ask(
+    context: click.Context,
+    /,
+    *,
+    target: Target,
     words: tuple[str, ...],
-    base_url: str | None,
-    token: str | None,
-    timeout: float | None,
-    total: float | None,
-    retries: int | None,
-    headers: Mapping[str, str],
-    extra_body: Mapping[str, Any],
-    system: str | None,
+    files: tuple[str, ...],
     plain: bool,
     as_json: bool,
     stats: bool,
-    local: bool,
+    verbose: bool,
 ) -> None:
     """Send TEXT and print the reply while it arrives.
 
     The text may also be piped in; if TEXT is given too, standard input comes first, then a blank
-    line and TEXT. Standard input is read whenever it is not a terminal: add </dev/null where it
-    must not be, for example in a shell loop.
+    line and TEXT; a - among the words stands for it. Standard input is read whenever it is not a
+    terminal: add </dev/null where it must not be, for example in a shell loop.
+
+    Settings that are left out come from the environment, else from a profile: `cromicle config`.
 
     A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
     end. On a terminal the reply ends in a line break, and control characters are replaced.
@@ -141,25 +111,16 @@ def ask(
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
-    if local and base_url is not None:
-        raise click.UsageError("--local and --base-url exclude each other.")
-    text = read_text(words)
-    target = Target(
-        base_url=base_url,
-        token=token,
-        timeout=timeout,
-        total=total,
-        retries=retries,
-        headers=headers,
-        extra_body=extra_body,
-        # One message says no more with its role: the request is that of a plain client.
-        send_messages=bool(system) and not plain,
-        local=local,
-    )
-    with errors_for_the_shell(ASK_FLAGS):
+    system = target.settings.system
+    check_stdin_once(*words, *files, context.params["system_file"])
+    text = read_text(words, files)
+    output = open_output()
+    show = print_json if as_json else print_stream
+    with errors_for_the_shell(target.labels), calls_on_stderr(output, enabled=verbose):
         messages = build_messages(text, system)
-        with target.open() as client:
-            reply = print_json(client, messages) if as_json else print_stream(client, messages)
+        # One message says no more with its role: the request is that of a plain client.
+        with target.open(send_messages=bool(system) and not plain) as client:
+            reply = show(client, messages, output)
     early_end = describe_early_end(reply)
     if early_end is not None:
         report(early_end)
@@ -190,7 +151,7 @@ Examples:
     "--token",
     envvar="CROMICLE_TOKEN",
     metavar="TOKEN",
-    help=f"The token that callers must send. {_VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
+    help=f"The token that callers must send. {VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
 )
 @click.option(
     "--tokens-file",
@@ -437,6 +398,23 @@ def serve(
 @cromicle.command(
     epilog="""\b
 Examples:
+  eval "$(cromicle completion bash)"                               in ~/.bashrc
+  eval "$(cromicle completion zsh)"                                in ~/.zshrc
+  cromicle completion fish > ~/.config/fish/completions/cromicle.fish
+"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script by which the shell completes commands, options and profiles."""
+    kind = get_completion_class(shell)
+    assert kind is not None, "click has those of these three shells"
+    script = kind(cromicle, {}, "cromicle", COMPLETE_VARIABLE).source()
+    open_output().write(script + "\n")
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
   cromicle docs
   cromicle docs gateway
 """
@@ -448,3 +426,6 @@ def docs(topic: str | None) -> None:
         print_list()
     else:
         print_page(topic)
+
+
+cromicle.add_command(config)

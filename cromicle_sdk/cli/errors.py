@@ -9,7 +9,7 @@ import click
 
 from cromicle_sdk import (
     APIConnectionError,
-    APITimeoutError,
+    APIStatusError,
     AuthenticationError,
     ConfigurationError,
     CromicleError,
@@ -17,13 +17,24 @@ from cromicle_sdk import (
     InvalidMessageError,
     ReplyDecodeError,
     ReplyTooLargeError,
+    UnexpectedContentError,
 )
 
-__all__ = ["describe_error", "errors_for_the_shell"]
+__all__ = ["Misuse", "describe_error", "errors_for_the_shell"]
 
 
-class _Misuse(click.ClickException):
+class Misuse(click.ClickException):
+    """Options, variables or a file that do not do; `advice` is a line of its own."""
+
     exit_code = 2
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+# Where a token comes from, for whom it is not known.
+_BOTH = "--token or $CROMICLE_TOKEN"
 
 
 @contextlib.contextmanager
@@ -36,7 +47,7 @@ def errors_for_the_shell(flags: Mapping[str, str]) -> Generator[None]:
         yield
     except CromicleError as error:
         is_misuse = isinstance(error, (ConfigurationError, InvalidMessageError))
-        kind = _Misuse if is_misuse else click.ClickException
+        kind = Misuse if is_misuse else click.ClickException
         raise kind(describe_error(error, flags)) from error
 
 
@@ -48,8 +59,7 @@ def describe_error(error: CromicleError, flags: Mapping[str, str]) -> str:
     """
     problem = error.problem
     if isinstance(error, ConfigurationError) and error.option is not None:
-        option = error.option
-        problem = flags.get(option, option) + problem.removeprefix(option)
+        problem = f"{flags.get(error.option, error.option)}: {error.detail}"
     # The hint goes with the problem as in the error itself.
     return str(CromicleError(problem, hint=_choose_hint(error, flags)))
 
@@ -63,21 +73,31 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
             return "pass a --token of your own, or --tokens-file without it, or a loopback --host"
         case ConfigurationError(option="extra_body"):
             return ""
-        case APITimeoutError(phase="first_byte" | "stall"):
-            return "Raise --timeout if the server is known to be slow."
-        case APITimeoutError(phase="total"):
-            return "Raise --total if the reply is long."
         case APIConnectionError(option="verify"):
             return "For a private certificate authority, set $SSL_CERT_FILE to its certificate."
         case APIConnectionError(option="proxy"):
             return "Check the proxy variables of the environment."
-        case AuthenticationError():
-            return "Check the token: --token or $CROMICLE_TOKEN."
+        case APIConnectionError(option="max_connections"):
+            return "Raise the limit of open files (ulimit -n)."
+        case UnexpectedContentError(option="strict"):
+            return "The model ended without text: change the prompt."
+        case APIStatusError(option="token") | AuthenticationError():
+            label = flags.get("token", "token")
+            return f"Check the token: {_BOTH if label == '--token' else label}."
         case IncompleteReplyError():
             return "Retry for the whole reply."
         case ReplyTooLargeError():
             return "Ask for a shorter reply."
         case ReplyDecodeError():
-            return "Check that --base-url is a Cromicle endpoint."
+            return _name_options("Check that base_url is a Cromicle endpoint.", error, flags)
         case _:
-            return error.hint.replace("base_url", flags.get("base_url", "base_url"))
+            return _name_options(error.hint, error, flags)
+
+
+def _name_options(hint: str, error: CromicleError, flags: Mapping[str, str]) -> str:
+    for option in {error.option or "base_url", "base_url"}:
+        if option in hint:
+            flag = flags.get(option, option)
+            # Where the option cannot be given, advice about it is of no use.
+            hint = hint.replace(option, flag) if flag else ""
+    return hint

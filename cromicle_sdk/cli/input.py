@@ -4,34 +4,87 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cromicle_sdk._core.messages import find_lone_surrogate
 
-__all__ = ["parse_delay", "parse_fields", "parse_headers", "parse_limit", "read_text"]
+__all__ = [
+    "STDIN",
+    "check_stdin_once",
+    "fence",
+    "parse_delay",
+    "parse_fields",
+    "parse_headers",
+    "parse_limit",
+    "read_file",
+    "read_text",
+]
+
+# What stands for standard input where a file or the text is given.
+STDIN = "-"
 
 
-def read_text(words: Sequence[str]) -> str:
-    """The text that the words and stdin, unless that is a terminal, make together.
+def read_text(words: Sequence[str], files: Sequence[str] = ()) -> str:
+    """The text that the files, stdin and the words make together, in this order.
 
-    Words are joined by spaces. Either alone is sent as it is; of both, stdin comes first, then a
-    blank line and the words, since a question is best placed after its document (as in llm and
-    ollama). Blank text is ignored.
+    Words are joined by spaces, and stdin is read unless it is a terminal; where one of the words is
+    `-`, it stands there. One part alone is sent as it is. Several are separated by blank lines, a
+    question after its documents (as in llm and ollama). Blank parts are ignored.
 
     Raises `click.UsageError` if there is no text, or if it is not UTF-8.
     """
-    typed = _check_typed(" ".join(words))
-    piped = _decode(_read_stdin())
-    if typed.strip() and piped.strip():
-        return piped.rstrip("\r\n") + "\n\n" + typed
-    text = typed if typed.strip() else piped
-    if not text.strip():
+    parts = [fence(_name_file(path), read_file(path, "--file")) for path in files]
+    if STDIN in words:
+        place = words.index(STDIN)
+        parts += [
+            _check_typed(" ".join(words[:place])),
+            read_file(STDIN, "-"),
+            _check_typed(" ".join(words[place + 1 :])),
+        ]
+    else:
+        typed = _check_typed(" ".join(words))
+        parts += [_decode(_read_stdin(), "Standard input"), typed]
+    parts = [part for part in parts if part.strip()]
+    if not parts:
         raise click.UsageError("There is no text to send: pass it as TEXT, or pipe it in.")
-    return text
+    return "\n\n".join([*(part.rstrip("\r\n") for part in parts[:-1]), parts[-1]])
+
+
+def read_file(path: str, flag: str) -> str:
+    """The text of a file, which is that of stdin for `-`. Raises `click.UsageError`."""
+    if path == STDIN:
+        try:
+            data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+            raise click.UsageError(f"Standard input cannot be read: {problem}.") from None
+        return _decode(data, "Standard input")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+        raise click.UsageError(f"{flag}: {path} cannot be read: {problem}.") from None
+    return _decode(data, f"{flag}: {path}")
+
+
+def fence(name: str, text: str) -> str:
+    """A fenced block of Markdown below its name, in which the text cannot end the fence."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    end = "" if not text or text.endswith("\n") else "\n"
+    return f"{name}\n{marks}\n{text}{end}{marks}"
+
+
+def check_stdin_once(*paths: str) -> None:
+    """Raise `click.UsageError` where more than one of what is read is `-`."""
+    if paths.count(STDIN) > 1:
+        raise click.UsageError("Standard input can be read only once: one - is enough.")
 
 
 def parse_limit(value: object) -> float:
@@ -115,15 +168,20 @@ def _read_stdin() -> bytes:
         return b""
 
 
-def _decode(data: bytes) -> str:
+def _decode(data: bytes, what: str) -> str:
     try:
         # Windows tools begin a file with a byte order mark, which is not part of the text.
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise click.UsageError(
-            f"Standard input is not UTF-8 (byte {error.start}). "
-            "Convert it first, for example with iconv."
+            f"{what} is not UTF-8 (byte {error.start}). Convert it first, for example with iconv."
         ) from None
+
+
+def _name_file(path: str) -> str:
+    # The name of a file may hold anything, and it is one line of the prompt.
+    name = "standard input" if path == STDIN else path
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _parse_number(value: object) -> float:

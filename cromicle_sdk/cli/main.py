@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
-from .commands import cromicle
-from .output import abandon_stdout, report_error
+from .commands import COMPLETE_VARIABLE, cromicle
+from .errors import Misuse
+from .output import abandon_stdout, report, report_error
 
 __all__ = ["run"]
 
@@ -27,6 +29,9 @@ def run(arguments: Sequence[str]) -> int:
     closed pipe at stdout, both without a message.
     """
     try:
+        request = os.environ.get(COMPLETE_VARIABLE)
+        if request:
+            return shell_complete(cromicle, {}, "cromicle", COMPLETE_VARIABLE, request)
         with cromicle.make_context("cromicle", list(arguments)) as context:
             cromicle.invoke(context)
     except click.exceptions.Exit as done:
@@ -38,6 +43,8 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except click.ClickException as error:
         report_error(error.format_message())
+        if isinstance(error, Misuse) and error.advice:
+            report(error.advice)
         return error.exit_code
     except OSError as error:
         abandon_stdout()

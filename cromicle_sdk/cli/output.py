@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import BinaryIO, Protocol, TextIO
+import time
+from typing import Any, BinaryIO, Protocol, TextIO
 
 import click
 
@@ -18,6 +19,7 @@ __all__ = [
     "remove_controls",
     "report",
     "report_error",
+    "write_all",
 ]
 
 # The controls of ECMA-48, C0, DEL and C1: an escape sequence can retitle the window, write to the
@@ -29,6 +31,10 @@ _HARMLESS = {
     ord("\n"): "\n",
     ord("\t"): "\t",
 }
+
+
+# How long to wait for a terminal or a pipe that is full and does not block.
+RETRY_SECONDS = 0.005
 
 
 class Output(Protocol):
@@ -55,11 +61,7 @@ class RawOutput:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        data = text.encode()
-        # With PYTHONUNBUFFERED, common in containers, the stream may write only a part.
-        while data:
-            data = data[self._stream.write(data) :]
-        self._stream.flush()
+        write_all(self._stream, text.encode())
 
     def end_line(self) -> None:
         """Nothing: a line break that is not in the reply would be part of the file."""
@@ -78,14 +80,31 @@ class TerminalOutput:
             return
         # Ctrl-C may come as soon as the text is visible, when the cursor is behind it.
         self._at_line_start = False
-        encoding = self._stream.encoding
-        self._stream.write(shown.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+        data = shown.replace("\n", os.linesep).encode(self._stream.encoding, "replace")
+        write_all(self._stream.buffer, data)
         self._at_line_start = shown.endswith("\n")
 
     def end_line(self) -> None:
         if not self._at_line_start:
             self.write("\n")
+
+
+def write_all(stream: BinaryIO, data: bytes) -> None:
+    """Write all of the data, below the buffer of the stream. Raises `OSError`.
+
+    A terminal or a pipe need not block: another process that shares it may have chosen so. What a
+    buffer does not get rid of then is lost.
+    """
+    stream.flush()
+    file: Any = getattr(stream, "raw", stream)
+    while data:
+        # None if it is full; a part with PYTHONUNBUFFERED, common in containers.
+        written: int | None = file.write(data)
+        if written is None:
+            time.sleep(RETRY_SECONDS)
+        else:
+            data = data[written:]
+    stream.flush()
 
 
 def open_output() -> Output:

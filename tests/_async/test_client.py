@@ -290,7 +290,7 @@ def test_an_error_says_that_the_retry_budget_is_used_up(
     runtime.run(scenario)
 
 
-def test_chat_asks_again_for_a_reply_that_broke_off_and_stream_does_not(
+def test_chat_retries_a_truncated_reply_and_stream_does_not(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     faults.cut(after="Hello, wor").reply("Hello, world!").cut(after="Hello, wor")
@@ -310,7 +310,7 @@ def test_chat_asks_again_for_a_reply_that_broke_off_and_stream_does_not(
     runtime.run(scenario)
 
 
-def test_a_stream_tries_again_before_it_has_handed_over_text(
+def test_a_stream_is_retried_before_it_has_yielded_text(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     faults.cut(after="").reset().fail(500).reply("Hello")
@@ -434,10 +434,11 @@ def test_a_pickled_client_has_the_same_options(faults: FaultyServer) -> None:
         client.chat("Hi")
     assert [request.token for request in faults.requests] == ["pickled token"] * 2
     assert faults.connections == 2
-    assert pickle.loads(pickle.dumps(AsyncClient(token="another token"))).is_closed is False
+    another = AsyncClient(base_url=faults.base_url, token="another token")
+    assert pickle.loads(pickle.dumps(another)).is_closed is False
 
 
-def test_a_client_with_a_context_of_its_own_can_not_be_pickled() -> None:
+def test_a_client_with_a_context_of_its_own_cannot_be_pickled() -> None:
     with (
         Client(verify=ssl.create_default_context()) as client,
         pytest.raises(ConfigurationError, match=r"verify: .* cannot be pickled"),
@@ -481,7 +482,7 @@ def test_a_client_of_your_own_is_used_and_not_closed(
     runtime.run(scenario)
 
 
-def test_a_client_of_the_wrong_colour_or_kind_is_refused() -> None:
+def test_a_client_of_the_wrong_side_or_type_is_rejected() -> None:
     with httpx.Client() as blocking:
         with pytest.raises(ConfigurationError, match=r"http_client.*AsyncClient"):
             AsyncClient(http_client=blocking)  # type: ignore[arg-type]  # the mistake under test

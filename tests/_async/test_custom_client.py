@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import ssl
 import traceback
@@ -418,7 +419,9 @@ def test_a_transport_that_sends_the_request_twice_gets_two_answers(
 def test_attempts_retries_and_ends_are_logged(
     custom: bool, runtime: Runtime, faults: FaultyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faults.fail(503, retry_after=0, body="secret-reply").reply("secret-reply").fail(401)
+    faults.fail(503, retry_after=0, body="secret-reply")
+    faults.reply("secret-reply", headers={"x-request-id": "r1 secret-token"})
+    faults.fail(401, headers={"x-request-id": "r2"})
     caplog.set_level("DEBUG", "cromicle_sdk")
 
     async def scenario() -> None:
@@ -445,8 +448,11 @@ def test_attempts_retries_and_ends_are_logged(
         "retrying in 0.00 s, after attempt 1 of 3: status 503",
         f"attempt 2: POST {url}",
     ]
-    assert texts[3].startswith("attempt 2 succeeded: 12 bytes in 1 chunks, ")
-    assert texts[4:] == [f"attempt 1: POST {url}", "attempt 1 failed: status 401"]
+    assert re.fullmatch(
+        r"attempt 2 succeeded: status 200, request id r1 \S+, 12 bytes in 1 chunks, \d+\.\d+ s",
+        texts[3],
+    )
+    assert texts[4:] == [f"attempt 1: POST {url}", "attempt 1 failed: status 401, request id r2"]
     assert "secret" not in caplog.text
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -17,11 +18,11 @@ import anyio
 import pytest
 from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
 
-from cromicle_sdk import Client, CromicleError, Retry, Timeout
+from cromicle_sdk import APITimeoutError, Client, CromicleError, Retry, Timeout
 from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import connection as async_connection
 from cromicle_sdk._async import network as async_network
-from cromicle_sdk._http import sockets
+from cromicle_sdk._http import slots, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import connection as sync_connection
 from cromicle_sdk._sync import network as sync_network
@@ -89,9 +90,21 @@ def interrupt() -> None:
     raise Mine
 
 
-SLOT_STEPS = {"__init__", "_acquire_slot", "_take", "abandon", "acquire", "fill", "put_back"} | {
+SLOT_STEPS = {"__init__", "_acquire_slot", "abandon", "acquire", "fill", "put_back"} | {
     *("_own", "_forget_if_empty", "get_idle", "open_connection", "put_idle", "release"),
-    *("_wake_first", "find_loop_pool", "start_idle"),
+    *("_find", "find_loop_pool", "start_idle", "take", "wake_first"),
+}
+
+QUEUE_STEPS = {
+    "__init__",
+    "_acquire_slot",
+    "abandon",
+    "acquire",
+    "leave",
+    "put_back",
+    "release",
+} | {
+    *("_find", "find_first", "take", "take_first", "wait", "wake_by", "wake_first"),
 }
 
 
@@ -138,6 +151,35 @@ def test_an_interrupt_at_any_step_loses_no_slot(
 
     runtime.run(scenario)
     faults.wait_until_closed()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_of_a_queued_call_does_not_block_the_next_one(runtime: Runtime) -> None:
+    """At whatever step it comes: before, in or after the wait for a slot."""
+
+    async def acquire_interrupted(number: int) -> bool:
+        limiter, handle = open_limiter(runtime, 1)
+        interruption = Interruption(QUEUE_STEPS, number, interrupt)
+        slot = await acquire(limiter, handle)
+        with contextlib.suppress(Mine), interruption:
+            await acquire(limiter, handle, 0.001)
+        slot.release()
+        del slot
+        assert await acquire(limiter, handle, 5) is not None, number
+        return interruption.has_come
+
+    async def scenario() -> None:
+        gc.disable()
+        try:
+            number = 1
+            while await acquire_interrupted(number):
+                number += 1
+            assert number > 100
+        finally:
+            gc.enable()
+
+    runtime.run(scenario)
 
 
 def test_a_signal_handler_may_close_the_client_at_any_step(faults: FaultyServer) -> None:
@@ -279,6 +321,59 @@ def test_a_slot_that_is_dropped_comes_back(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
+@pytest.mark.parametrize("end", ["collected", "released twice"])
+def test_a_slot_comes_back_once(end: str, runtime: Runtime) -> None:
+    """In a cycle, the collector finalizes it as well as the object that releases it."""
+
+    class Exchange:
+        def __init__(self, slot: Any) -> None:
+            self.slot = slot
+            self.cycle = self
+
+        def __del__(self) -> None:
+            self.slot.release()
+
+    async def scenario() -> None:
+        limiter, handle = open_limiter(runtime, 1)
+        if end == "collected":
+            Exchange(await acquire(limiter, handle))
+            gc.collect()
+        else:
+            slot = await acquire(limiter, handle)
+            slot.release()
+            slot.release()
+        slot = await acquire(limiter, handle)
+        assert slot is not None
+        assert await acquire(limiter, handle) is None
+
+    runtime.run(scenario)
+
+
+def test_a_stream_that_is_collected_in_a_cycle_gives_one_slot_back(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(
+            base_url=faults.base_url, max_connections=1, timeout=Timeout(pool=0.05), retry=ONCE
+        ) as client:
+            for _ in range(3):
+                stream = client.stream("Hi")
+                assert await stream.__anext__() == "Hel"
+                owned: Any = getattr(stream, "inner", stream)
+                owned.cycle = owned
+                del stream, owned
+                gc.collect()
+            async with client.stream("Hi"):
+                error = await outcome(client.chat("Hi"))
+                assert isinstance(error, APITimeoutError)
+                assert error.phase == "pool"
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
 def test_a_slot_outlives_its_limiter(runtime: Runtime) -> None:
     async def scenario() -> None:
         for end in ("released", "dropped"):
@@ -322,6 +417,71 @@ def test_slots_are_given_in_the_order_in_which_calls_came(end: str, runtime: Run
             slot.release()
             del slot
         assert order == list(range(5))
+
+    runtime.run(scenario)
+
+
+def test_threads_take_slots_in_the_order_in_which_they_came() -> None:
+    """Without it, a thread that calls again and again keeps the slot to itself."""
+    limiter, handle = open_limiter(RUNTIMES[0], 1)
+    slot = limiter.acquire(0, handle)
+    order: list[int] = []
+
+    def wait(number: int) -> None:
+        own = limiter.acquire(20, handle)
+        assert own is not None
+        order.append(number)
+        own.release()
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(5)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        while len(limiter._slots._queue) <= number:
+            time.sleep(0.001)
+    slot.release()
+    # It is free now, and another thread's.
+    assert limiter.acquire(0, handle) is None
+    for thread in threads:
+        thread.join(20)
+    assert order == list(range(5))
+
+
+def test_a_waiter_that_is_dropped_leaves_the_queue() -> None:
+    held = slots.Slots(1)
+    woken: list[str] = []
+    slot = held.take()
+    assert slot is not None
+    first, second = held.wait(lambda: None), held.wait(lambda: woken.append("second"))
+    slot.release()
+    assert second.take() is None
+    del first
+    assert woken == ["second"]
+    assert second.take() is not None
+    slots.Waiter.__new__(slots.Waiter)
+
+
+def test_a_call_that_is_woken_for_nothing_waits_on(runtime: Runtime) -> None:
+    """Another thread may have taken the slot, or have seen it before this one took it."""
+
+    async def scenario() -> None:
+        limiter, handle = open_limiter(runtime, 1)
+        slot = await acquire(limiter, handle)
+        assert slot is not None
+
+        async def wake() -> None:
+            await until(lambda: limiter._slots._queue)
+            (wake_up,) = limiter._slots._queue.values()
+            wake_up()
+            slot.release()
+
+        async def until(condition: Callable[[], object]) -> None:
+            while not condition():
+                time.sleep(0.001) if runtime.is_blocking else await anyio.sleep(0.001)
+
+        async def wait() -> None:
+            assert await acquire(limiter, handle, 20) is not None
+
+        await runtime.together(wait, wake)
 
     runtime.run(scenario)
 

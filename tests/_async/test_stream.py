@@ -69,7 +69,7 @@ def test_there_is_no_reply_before_the_end(runtime: Runtime, faults: FaultyServer
     runtime.run(scenario)
 
 
-def test_a_defect_is_not_dressed_up_as_an_error_of_the_network(
+def test_a_defect_is_not_reported_as_an_error_of_the_network(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **options: Any) -> Any:
@@ -444,7 +444,7 @@ def test_where_no_thread_starts_names_are_resolved_in_place(
         client.chat("Hi")
 
 
-def test_a_name_that_the_resolver_can_not_take_is_said_at_once() -> None:
+def test_a_name_that_the_resolver_cannot_take_is_said_at_once() -> None:
     limits = Timeout(connect=50)
     with Client(base_url=f"http://[fe80::1%{'a' * 70}]", timeout=limits, retry=ONCE) as client:
         started = time.monotonic()
@@ -464,9 +464,7 @@ def test_the_auth_of_your_own_client_is_used(runtime: Runtime, faults: FaultySer
     assert faults.requests[0].headers["authorization"] == "Basic dXNlcjpwYXNzd29yZA=="
 
 
-def test_a_base_url_of_your_own_client_is_not_passed_over(
-    runtime: Runtime, faults: FaultyServer
-) -> None:
+def test_a_base_url_of_a_custom_client_is_rejected(runtime: Runtime, faults: FaultyServer) -> None:
     async def scenario() -> None:
         own = own_client(runtime, base_url="http://127.0.0.1:9/v1")
         with pytest.raises(ConfigurationError, match="base_url: pass it here"):
@@ -478,7 +476,7 @@ def test_a_base_url_of_your_own_client_is_not_passed_over(
     runtime.run(scenario)
 
 
-def test_a_call_that_waited_its_turn_stays_on_its_own_loop(faults: FaultyServer) -> None:
+def test_a_queued_call_stays_on_its_own_loop(faults: FaultyServer) -> None:
     """Even where another loop has used the client meanwhile: no socket has two loops."""
     client = AsyncClient(base_url=faults.base_url, max_connections=1, retry=ONCE)
     texts: dict[str, str] = {}
@@ -501,7 +499,7 @@ def test_a_call_that_waited_its_turn_stays_on_its_own_loop(faults: FaultyServer)
     faults.wait_until_closed()
 
 
-def test_a_client_that_is_collected_in_a_ring_closes_its_connections(
+def test_a_client_that_is_collected_in_a_cycle_closes_its_connections(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     """Without a warning: the collector may come to a socket before it comes to its client."""
@@ -530,7 +528,7 @@ def test_another_process_has_connections_of_its_own(
     faults.wait_until_closed()
 
 
-def test_closing_wakes_who_waits_on_another_loop(faults: FaultyServer) -> None:
+def test_closing_ends_the_waits_on_another_loop(faults: FaultyServer) -> None:
     faults.stall(after="Hello")
     client = AsyncClient(base_url=faults.base_url, max_connections=1, retry=ONCE)
     seen: list[Any] = []
@@ -556,7 +554,7 @@ def test_closing_wakes_who_waits_on_another_loop(faults: FaultyServer) -> None:
 
 
 @pytest.mark.parametrize("end", ["closed", "failed"])
-def test_a_stream_that_is_over_can_not_be_entered(
+def test_a_stream_that_is_over_cannot_be_entered(
     end: str, runtime: Runtime, faults: FaultyServer
 ) -> None:
     if end == "failed":
@@ -572,7 +570,7 @@ def test_a_stream_that_is_over_can_not_be_entered(
     runtime.run(scenario)
 
 
-def test_a_transport_of_your_own_may_send_empty_pieces(runtime: Runtime) -> None:
+def test_a_custom_transport_may_send_empty_chunks(runtime: Runtime) -> None:
     def pieces() -> Iterator[bytes]:
         yield from (b"", b"Hel", b"", b"lo")
 
@@ -813,6 +811,28 @@ def test_with_another_httpcore_connections_are_reused_when_clean(
     runtime.run(scenario)
     first, second, third = faults.requests
     assert first.connection == second.connection != third.connection
+    faults.wait_until_closed()
+
+
+def test_with_another_httpx_bodies_are_read_through_it(
+    runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose streams keep those below them under other names."""
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.session.find_source", lambda stream: stream)
+    faults.reply(chunks=["one ", "two"]).reply("three").trailing("four").cut(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            for text in ("one two", "three", "four"):
+                assert (await client.chat("Hi")).text == text
+            error = await outcome(client.chat("Hi"))
+            assert isinstance(error, IncompleteReplyError)
+            assert error.partial_text == "Hel"
+
+    runtime.run(scenario)
+    first, second, third, fourth = faults.requests
+    assert first.connection == second.connection == third.connection != fourth.connection
     faults.wait_until_closed()
 
 

@@ -24,6 +24,10 @@ import trustme
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import AsyncTransport, ConfigurationError, Transport
+from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._async import network as async_network
+from cromicle_sdk._sync import concurrency as sync_concurrency
+from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -237,6 +241,33 @@ def test_each_part_of_a_body_is_sent_when_it_is_made(library: Any, runtime: Runt
         runtime.run(scenario)
 
 
+@pytest.mark.parametrize("length", [2, 1_000_000])
+def test_the_head_and_the_body_of_a_prompt_are_sent_together(
+    length: int, runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One packet for a short one: a second would wait for the acknowledgement of some servers."""
+    sent: list[bytes] = []
+    kind = sync_network.Network if runtime.is_blocking else async_network.AsyncNetwork
+    send: Any = kind.send
+
+    def record(network: Any, data: bytes) -> Any:
+        sent.append(data)
+        return send(network, data)
+
+    monkeypatch.setattr(kind, "send", record)
+    prompt = "x" * length
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            assert (await client.chat(prompt)).text
+        (request,) = sent
+        assert request.startswith(b"POST /chat HTTP/1.1\r\n")
+        assert prompt.encode() in request
+
+    runtime.run(scenario)
+    assert prompt.encode() in faults.requests[0].body
+
+
 class RawServer:
     """Accepts one connection, and leaves it to a function."""
 
@@ -414,6 +445,33 @@ def test_a_response_is_closed_while_another_task_or_thread_reads_it(
             # Their sockets have the numbers of those that were closed.
             for _ in range(3):
                 assert (await client.post(url, json=BODY)).text == "Hello."
+
+    runtime.run(scenario)
+    faults.wait_until_closed()
+
+
+def test_a_response_that_is_closed_before_a_read_has_begun_to_wait(
+    library: Any, runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another task, at the checkpoint of the first read."""
+    faults.raw(build_head(), end="keep")
+    module: Any = sync_concurrency if runtime.is_blocking else async_concurrency
+    checkpoint = module.checkpoint
+
+    async def scenario() -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "POST", f"{faults.base_url}/chat", json=BODY)
+
+            async def close_and_wait() -> None:
+                await close(response, runtime)
+                await checkpoint()
+
+            monkeypatch.setattr(
+                module, "checkpoint", response.close if runtime.is_blocking else close_and_wait
+            )
+            error = await outcome(read(response, runtime))
+            assert type(error) is library.ReadError
+            assert "closed" in str(error)
 
     runtime.run(scenario)
     faults.wait_until_closed()

@@ -105,6 +105,42 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.token.reveal() == "abc"
 
 
+@pytest.mark.parametrize("is_variable", [True, False])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("http_client", [True, False])
+def test_a_token_of_ones_own_does_not_go_to_the_public_service(
+    is_variable: bool,
+    client: type[Client | AsyncClient],
+    http_client: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: dict[str, Any] = {} if is_variable else {"token": CANARY}
+    if is_variable:
+        monkeypatch.setenv("CROMICLE_TOKEN", CANARY)
+    if http_client:
+        options["http_client"] = httpx.Client() if client is Client else httpx.AsyncClient()
+    with pytest.raises(ConfigurationError) as caught:
+        client(**options)
+    what = "$CROMICLE_TOKEN" if is_variable else "the token"
+    assert str(caught.value) == (
+        f"base_url: it is not set, and {what} would go to https://cromicle.top, a host that is not"
+        " yours; pass base_url or set $CROMICLE_BASE_URL, or leave the token out"
+    )
+    assert caught.value.option == "base_url"
+    # Whoever names that host has chosen it.
+    chosen = client(base_url="https://cromicle.top", **options)
+    assert chosen.with_options(token="another")
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://mine")
+    assert client(**options)
+
+
+def test_neither_does_that_of_a_view() -> None:
+    options = build_options(base_url=None, token=None)
+    for same in (options, options.with_view_options({"token": Secret("abc")})):
+        with pytest.raises(ConfigurationError, match="base_url: it is not set, and the token"):
+            same.with_view_options({"token": Secret(CANARY)})
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
@@ -122,6 +158,7 @@ def test_an_invalid_variable_is_named(
     with pytest.raises(ConfigurationError) as caught:
         build_options(base_url=None, token=None)
     assert str(caught.value).startswith(says)
+    assert f"{caught.value.option}: {caught.value.detail}" == caught.value.problem
     assert CANARY not in str(caught.value)
 
 
@@ -620,33 +657,37 @@ def test_pickled_options_carry_the_token() -> None:
 
 
 def _make_client() -> Client:
-    return Client(base_url="http://127.0.0.1:9")
+    return Client(base_url=URL)
 
 
 def _chat_async(**options: Any) -> None:
-    asyncio.run(AsyncClient(base_url="http://127.0.0.1:9").chat("x", **options))
+    asyncio.run(AsyncClient(base_url=URL).chat("x", **options))
 
+
+URL = "http://127.0.0.1:9"
 
 FAILURES: dict[str, Callable[[], object]] = {
-    "Client": lambda: Client(token=CANARY, timeout=-1),
-    "Client, wrong connections": lambda: Client(token=CANARY, max_connections=0),
-    "Client, wrong verify": lambda: Client(token=CANARY, verify=False),  # type: ignore[arg-type]
-    "Client, wrong proxy": lambda: Client(token=CANARY, proxy="no"),
-    "Client, wrong http_client": lambda: Client(token=CANARY, http_client="no"),  # type: ignore[arg-type]
-    "Client, wrong token": lambda: Client(token=f"{CANARY}\ud800"),
-    "Client, bytes": lambda: Client(token=CANARY.encode()),  # type: ignore[arg-type]
+    "Client without a URL": lambda: Client(token=CANARY),
+    "with_options without a URL": lambda: AsyncClient().with_options(token=CANARY),
+    "Client": lambda: Client(base_url=URL, token=CANARY, timeout=-1),
+    "Client, wrong connections": lambda: Client(base_url=URL, token=CANARY, max_connections=0),
+    "Client, wrong verify": lambda: Client(base_url=URL, token=CANARY, verify=False),  # type: ignore[arg-type]
+    "Client, wrong proxy": lambda: Client(base_url=URL, token=CANARY, proxy="no"),
+    "Client, wrong http_client": lambda: Client(base_url=URL, token=CANARY, http_client="no"),  # type: ignore[arg-type]
+    "Client, wrong token": lambda: Client(base_url=URL, token=f"{CANARY}\ud800"),
+    "Client, bytes": lambda: Client(base_url=URL, token=CANARY.encode()),  # type: ignore[arg-type]
     "Client, wrong URL": lambda: Client(token=CANARY, base_url="no"),
-    "AsyncClient": lambda: AsyncClient(token=CANARY, timeout=-1),
+    "AsyncClient": lambda: AsyncClient(base_url=URL, token=CANARY, timeout=-1),
     "with_options": lambda: _make_client().with_options(token=CANARY, timeout=-1),
     "with_options, wrong name": lambda: _make_client().with_options(token=CANARY, proxy="x"),  # type: ignore[call-arg]
     "with_options, wrong token": lambda: _make_client().with_options(token=f"{CANARY}\ud800"),
     "chat": lambda: _make_client().chat("x", token=CANARY),  # type: ignore[call-arg]
     "chat, wrong timeout": lambda: _make_client().chat("x", token=CANARY, timeout=-1),  # type: ignore[call-arg]
     "stream": lambda: _make_client().stream("x", token=CANARY),  # type: ignore[call-arg]
-    "async with_options": lambda: AsyncClient().with_options(token=CANARY, timeout=-1),
+    "async with_options": lambda: AsyncClient(base_url=URL).with_options(token=CANARY, timeout=-1),
     "async chat": lambda: _chat_async(token=CANARY),
-    "async stream": lambda: AsyncClient().stream("x", token=CANARY),  # type: ignore[call-arg]
-    "bad message": lambda: Client(token=CANARY).chat("\ud800"),
+    "async stream": lambda: AsyncClient(base_url=URL).stream("x", token=CANARY),  # type: ignore[call-arg]
+    "bad message": lambda: Client(base_url=URL, token=CANARY).chat("\ud800"),
     "bad message in a view": lambda: _make_client().with_options(token=CANARY).stream("\ud800"),
 }
 
@@ -693,7 +734,12 @@ def test_the_token_is_in_no_error_and_no_frame(failure: str) -> None:
 def test_the_environments_token_is_in_no_frame(
     kind: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for value, options in ((CANARY, {"timeout": -1}), (f"{CANARY}\udcff", {})):
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        (CANARY, {}),
+        (CANARY, {"base_url": URL, "timeout": -1}),
+        (f"{CANARY}\udcff", {}),
+    ]
+    for value, options in wrong:
         monkeypatch.setenv("CROMICLE_TOKEN", value)
         with pytest.raises(ConfigurationError) as caught:
             kind(**options)
@@ -710,6 +756,9 @@ def test_the_locals_of_a_failed_constructor_can_be_shown() -> None:
 
 
 def test_the_repr_of_a_client_shows_no_token() -> None:
-    for client in (Client(token=CANARY, base_url="http://u:hunter2@h"), AsyncClient(token=CANARY)):
+    for client in (
+        Client(token=CANARY, base_url="http://u:hunter2@h"),
+        AsyncClient(token=CANARY, base_url="http://h"),
+    ):
         assert CANARY not in repr(client)
         assert "hunter2" not in repr(client)

@@ -475,7 +475,7 @@ def test_nothing_at_all(body: bytes) -> None:
     _, error = receive([body])
     assert isinstance(error, UnexpectedContentError)
     assert str(error) == (
-        f"What {URL} answered is not a reply: it is empty. "
+        f"The response from {URL} is not a reply: it is empty. "
         "Check that base_url is a Cromicle endpoint."
     )
     assert receive([body], strict=False) == ("", None)
@@ -487,7 +487,7 @@ def test_an_empty_reply_with_a_finish_reason_is_the_models() -> None:
     with pytest.raises(UnexpectedContentError) as caught:
         decoder.receive_eof(now=1.0, trailers=[(b"x-finish-reason", b"stop")])
     assert str(caught.value) == (
-        f"What {URL} answered is not a reply: it is empty, with the finish reason 'stop'. "
+        f"The response from {URL} is not a reply: it is empty, with the finish reason 'stop'. "
         "The model ended without text: change the prompt, or pass strict=False."
     )
 
@@ -765,6 +765,11 @@ def test_messages(
         (504, "upstream_timeout", None, "Try again later."),
         (408, None, "3", "Retry after that time."),
         (403, None, "3", "not allowed"),
+        (403, "wrong_host", None, "Check base_url"),
+        (403, "wrong_origin", None, "Leave the header origin out."),
+        (401, "wrong_token", None, "Check the token"),
+        (429, "too_many_wrong_tokens", "9", "Check the token"),
+        (501, None, None, "does not accept POST requests"),
     ],
 )
 def test_the_hint_fits_what_the_server_says(
@@ -775,6 +780,7 @@ def test_the_hint_fits_what_the_server_says(
     error = status_error(status_code, body, *headers)
     assert error.code == code
     assert hint in error.hint
+    assert error.option == ("token" if hint == "Check the token" else None)
     assert ("asks to wait" in error.problem) == (retry_after is not None)
 
 

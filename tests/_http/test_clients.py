@@ -11,6 +11,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import httpx
 import httpx2
 import pytest
@@ -21,16 +22,19 @@ from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import Options
 from cromicle_sdk._core.request import Request, build_request
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk._http import clients
+from cromicle_sdk._http import callers, clients
 from cromicle_sdk._http.clients import (
     HTTPX_VERSION,
     Response,
     ResponseObserver,
     build_head,
     check_http_client,
+    find_body,
+    find_source,
     is_byte_stream,
     release_when_dropped,
 )
+from cromicle_sdk.testing import FaultyServer
 
 CANARY = "sk-canary-123456"
 
@@ -250,6 +254,47 @@ def test_httpx_names_the_response_of_its_streams_as_before() -> None:
     with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
         response = client.send(client.build_request("GET", "http://h.test"), stream=True)
         assert getattr(response.stream, "_response") is response  # noqa: B009 - private
+        response.close()
+
+
+def test_the_private_names_of_httpx_are_where_they_were(library: Any) -> None:
+    """By these an exception of a hook, and the response that it is about, are told from others."""
+    for kind in (library.Client, library.AsyncClient):
+        assert kind.send.__module__ == f"{library.__name__}._client"
+        for name in (*callers._CALLERS_OF_HOOKS, "_send_single_request"):
+            assert callable(getattr(kind, name))
+    assert library.Auth.sync_auth_flow.__module__ == f"{library.__name__}._auth"
+    request = library.Request("GET", "http://h.test")
+    assert library.Response(200, request=request)._request is request
+    assert library.ReadError("x", request=request)._request is request
+
+
+def test_the_streams_of_httpx_lead_to_that_of_httpcore(library: Any, faults: FaultyServer) -> None:
+    """Otherwise a body is read by httpx's generators, at twice the cost of a token."""
+    with library.Client() as client, client.stream("POST", faults.base_url) as response:
+        assert type(find_source(response.stream)).__module__.startswith("httpcore")
+        assert find_body(response) == (response.stream, True)
+
+    async def scenario() -> None:
+        async with library.AsyncClient() as client:
+            async with client.stream("POST", faults.base_url) as response:
+                assert type(find_source(response.stream)).__module__.startswith("httpcore")
+                assert find_body(response) == (response.stream, True)
+
+    anyio.run(scenario)
+
+
+def test_the_streams_of_httpx_lead_to_a_generator(library: Any) -> None:
+    """Which httpx does not close."""
+
+    def parts() -> Iterator[bytes]:
+        yield b"x"
+
+    body = parts()
+    transport = library.MockTransport(lambda _: library.Response(200, content=body))
+    with library.Client(transport=transport) as client:
+        response = client.send(client.build_request("GET", "http://h.test"), stream=True)
+        assert find_body(response) == (body, False)
         response.close()
 
 

@@ -412,7 +412,7 @@ def test_strip_frames() -> None:
     assert [str(e) for e in (error, below, below.__cause__)] == ["upper", "lower", "lowest"]
 
 
-def test_strip_frames_of_a_ring() -> None:
+def test_strip_frames_of_a_cycle() -> None:
     one, other = httpx.ReadError("one"), OSError("other")
     one.__cause__, other.__context__ = other, one
     assert strip_frames(one) is one

@@ -45,15 +45,16 @@ from cromicle_sdk import (
     __version__,
 )
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk.cli import ask as _ask
 from cromicle_sdk.cli import commands as _commands
 from cromicle_sdk.cli import main as _main
 from cromicle_sdk.cli import run
 from cromicle_sdk.cli import serve as _serve
 from cromicle_sdk.cli.ask import format_json, format_stats
+from cromicle_sdk.cli.config import Settings
 from cromicle_sdk.cli.errors import describe_error
-from cromicle_sdk.cli.output import RawOutput, report
+from cromicle_sdk.cli.output import RawOutput, TerminalOutput, report
 from cromicle_sdk.cli.serve import Network, Service
+from cromicle_sdk.cli.target import Target
 from cromicle_sdk.testing import FaultyServer
 
 Capture = pytest.CaptureFixture[bytes]
@@ -191,17 +192,7 @@ def test_retries_0_makes_one_attempt(server: FaultyServer, capsysbinary: Capture
 
 
 def test_the_retries_of_one_call_have_no_budget() -> None:
-    target = _ask.Target(
-        base_url="http://127.0.0.1:1",
-        token=None,
-        timeout=None,
-        total=None,
-        retries=200,
-        headers={},
-        extra_body={},
-        send_messages=False,
-        local=False,
-    )
+    target = Target(settings=Settings(base_url="http://127.0.0.1:1"), retries=200)
     with target.open() as client:
         assert client._options.retry == Retry(attempts=201, budget=None)
 
@@ -296,7 +287,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--body", 'token="s3cret"', "Hi"], "--body: the protocol sets the field 'token'"),
         (["ask", "--body", "messages=[]", "Hi"], "'messages', which cannot be replaced\n"),
         (["ask", "Hi\udcff"], "TEXT holds bytes that are not UTF-8"),
-        (["ask", "--system", "Hi\udcff", "Hi"], "message 0: its text has a lone surrogate"),
+        (["ask", "--system", "Hi\udcff", "Hi"], "--system: it has a lone surrogate"),
         (["serve", "--port", "65536"], "'--port'"),
         (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
         (["serve", "--host", "0.0.0.0"], "--token of your own"),
@@ -395,8 +386,10 @@ def test_version_and_help(capsysbinary: Capture) -> None:
     ],
 )
 def test_wrong_usage_is_named_and_exits_2(
-    arguments: list[str], problem: str, capsysbinary: Capture
+    arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: Capture
 ) -> None:
+    # Nothing listens there.
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://127.0.0.1:1")
     assert run(arguments) == 2
     out, err = capsysbinary.readouterr()
     assert out == b""
@@ -521,6 +514,35 @@ def test_an_error_is_one_line_with_a_hint(
     assert not re.search(r"partial_text|strict|verify|max_|base_url|\btimeout\.\w", line)
 
 
+@pytest.mark.parametrize(
+    ("break_it", "advice"),
+    [
+        (
+            lambda server: server.reply("", finish_reason="length"),
+            "The model ended without text: change the prompt.",
+        ),
+        (lambda server: server.fail(403, body=WRONG_HOST), "Check --base-url: the server that"),
+        (lambda server: server.fail(429, retry_after=9, body=GUESSED), "$CROMICLE_TOKEN."),
+        (lambda server: server.fail(501), "Check --base-url: the server does not accept"),
+    ],
+)
+def test_advice_fits_the_problem(
+    break_it: Callable[[FaultyServer], object],
+    advice: str,
+    server: FaultyServer,
+    capsysbinary: Capture,
+) -> None:
+    break_it(server)
+    assert ask(server) == 1
+    error = read_error(capsysbinary)
+    assert advice in error
+    assert not re.search("try again|[Rr]etry|not allowed|strict", error)
+
+
+WRONG_HOST = '{"error": {"code": "wrong_host", "message": "the server is for other hosts"}}'
+GUESSED = '{"error": {"code": "too_many_wrong_tokens", "message": "it does not accept the token"}}'
+
+
 def test_total(server: FaultyServer, capsysbinary: Capture) -> None:
     server.stall(after="Hello")
     assert ask(server, "--total", "1") == 1
@@ -562,6 +584,10 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
             APITimeoutError("Late.", phase="connect", hint="Check base_url."),
             "Late. Check --base-url.",
         ),
+        (
+            APIConnectionError("No socket.", option="max_connections", hint="Lower that."),
+            "No socket. Raise the limit of open files (ulimit -n).",
+        ),
         (IncompleteReplyError("Cut."), "Cut. Retry for the whole reply."),
         (CromicleError("base_url"), "base_url"),
         (
@@ -573,7 +599,12 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
 def test_errors_name_flags_and_keep_the_words_of_the_server(
     error: CromicleError, described: str
 ) -> None:
-    assert describe_error(error, _ask.FLAGS) == described
+    assert describe_error(error, Target(settings=Settings()).labels) == described
+
+
+def test_advice_about_an_option_that_cannot_be_given_is_left_out() -> None:
+    labels = Target(settings=Settings(), local=True).labels
+    assert describe_error(APIConnectionError("No.", hint="Check base_url."), labels) == "No."
 
 
 def test_ctrl_c_exits_130(
@@ -588,13 +619,20 @@ def test_ctrl_c_exits_130(
 
 
 class Reluctant(io.RawIOBase):
-    """An unbuffered file that takes three bytes at a time."""
+    """An unbuffered file that takes three bytes at a time, and is full every other time."""
 
     def __init__(self) -> None:
         self.taken = b""
+        self.is_full = False
 
-    def write(self, data: Any) -> int:
-        self.taken += data[:3]
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int | None:
+        self.is_full = not self.is_full
+        if self.is_full:
+            return None
+        self.taken += bytes(data[:3])
         return len(data[:3])
 
 
@@ -602,6 +640,12 @@ def test_a_file_that_writes_a_part_gets_everything() -> None:
     file = Reluctant()
     RawOutput(cast("BinaryIO", file)).write("Grüße, world!")
     assert file.taken.decode() == "Grüße, world!"
+
+
+def test_a_terminal_that_does_not_block_gets_everything() -> None:
+    file = Reluctant()
+    TerminalOutput(io.TextIOWrapper(io.BufferedWriter(file), "utf-8")).write("Grüße,\nworld!")
+    assert file.taken.decode() == "Grüße,\nworld!".replace("\n", os.linesep)
 
 
 def test_a_closed_pipe_exits_141(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -622,7 +666,7 @@ def test_a_closed_pipe_of_windows_exits_141(
     monkeypatch.setattr(RawOutput, "write", fail)
     with Path(os.devnull).open("w") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
-        patch.setattr(_main, "os", SimpleNamespace(name=system))
+        patch.setattr(_main, "os", SimpleNamespace(name=system, environ=os.environ))
         assert ask(server) == code
 
 
@@ -1315,11 +1359,48 @@ def test_main_is_the_command(
     assert capsysbinary.readouterr().out.startswith(b"cromicle ")
 
 
-@pytest.mark.parametrize("missing", ["click", "rich"])
+@pytest.mark.parametrize("missing", ["click", "platformdirs", "rich"])
 def test_main_without_its_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit, match=r'pip install "cromicle-sdk\[cli\]"'):
         __main__.main()
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_main_leaves_ctrl_c_to_who_ignores_it(
+    ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    seen: list[Any] = []
+
+    def see(arguments: list[str]) -> int:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    monkeypatch.setattr("cromicle_sdk.cli.run", see)
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert seen == [signal.SIG_IGN if ignored else signal.default_int_handler]
+    left: Any = signal.getsignal(signal.SIGINT)
+    if ignored:
+        assert left is signal.SIG_IGN
+        return
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    left(signal.SIGINT, None)
+    assert ended == [130]
+
+
+def test_main_is_quiet_where_ctrl_c_comes_before_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cromicle_sdk.cli.run", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
 
 
 def test_the_console_script_is_the_same_command() -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,54 @@ def test_ctrl_c_prints_no_message(server: FaultyServer) -> None:
     server.wait_until_closed()
 
 
+def test_ctrl_c_while_modules_are_imported_prints_no_message(tmp_path: Path) -> None:
+    # In the place of a package that takes long to import, and makes another error of it.
+    slow = "import os, time\ntry:\n    os.write(1, b'slow')\n    time.sleep(60)\n"
+    (tmp_path / "click.py").write_text(f"{slow}except BaseException:\n    raise ImportError\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    with start("ask", "Hi", env=build_environment(PYTHONPATH=path)) as process:
+        assert read_pipe(process.stdout, 4) == b"slow"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE) == (b"", b"")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_while_python_exits_prints_no_message() -> None:
+    code = (
+        "import atexit, os, sys, time\n"
+        "from cromicle_sdk.__main__ import main\n"
+        "atexit.register(lambda: (os.write(1, b'slow'), time.sleep(60)))\n"
+        "sys.argv = ['cromicle', 'config', 'path']\n"
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(b"config.toml\n")
+        assert process.stdout.read(4) == b"slow"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE) == (b"", b"")
+    assert process.returncode == 130
+
+
+def test_a_full_pipe_that_does_not_block_loses_nothing(server: FaultyServer) -> None:
+    text = "".join(f"{number:9}\n" for number in range(30_000))
+    server.reply(text)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(reader, "rb") as pipe:
+        with start("ask", "--base-url", server.base_url, "Hi", stdout=writer) as process:
+            while select.select([], [writer], [], 0)[1]:
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.close(writer)
+            assert pipe.read() == text.encode()
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+            assert process.wait(PATIENCE) == 0
+
+
 def test_a_closed_pipe_prints_no_message(server: FaultyServer) -> None:
     server.flood("Hello, world!")
     with start("ask", "--base-url", server.base_url, "Hi") as process:
@@ -240,7 +289,7 @@ def test_a_port_in_use_is_an_error_of_one_line() -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("missing", ["click", "rich"])
+@pytest.mark.parametrize("missing", ["click", "platformdirs", "rich"])
 def test_without_its_extra_the_error_names_it(missing: str) -> None:
     code, out, err = run_python(WITHOUT.format(names=[missing], arguments=["--help"]))
     assert (code, out) == (1, "")
@@ -261,12 +310,27 @@ def test_ask_does_not_import_the_server(server: FaultyServer) -> None:
         "import json, sys\n"
         "from cromicle_sdk.cli import run\n"
         f"code = run(['ask', '--base-url', {server.base_url!r}, '--json', '--stats', 'Hi'])\n"
-        "slow = {'cromicle_sdk.server', 'starlette', 'uvicorn'} & set(sys.modules)\n"
+        "slow = {'cromicle_sdk.server', 'starlette', 'tomlkit', 'uvicorn'} & set(sys.modules)\n"
         "print(json.dumps(sorted(slow)))\n"
         "sys.exit(code)\n"
     )
     assert code == 0, err
     assert json.loads(out.splitlines()[-1]) == []
+
+
+def test_the_help_takes_a_third_of_a_second_of_cpu() -> None:
+    """The figure is 0.35 s; a machine that others use as well may need half as much again."""
+    import resource
+
+    seconds: list[float] = []
+    while len(seconds) < 5 and not (seconds and min(seconds) < 0.35):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code, out, err = run("ask", "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (code, err) == (0, "")
+        assert out.startswith(b"Usage: cromicle ask ")
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.35 * 1.5
 
 
 def test_the_version() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,8 +31,9 @@ def server() -> Iterator[FaultyServer]:
 class Terminal:
     """A pseudo terminal, and a process of the command on it."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, is_blocking: bool = True, **environment: str) -> None:
         self.master, slave = pty.openpty()
+        os.set_blocking(slave, is_blocking)
         kept = {name: text for name, text in os.environ.items() if name[:9] != "CROMICLE_"}
         plain = {"TERM": "xterm", "PYTHONUTF8": "1", **environment}
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED"):
@@ -121,6 +123,48 @@ def test_ctrl_c_leaves_the_cursor_on_a_line_of_its_own(server: FaultyServer) -> 
 
 
 def test_without_text_it_does_not_read_the_terminal() -> None:
-    with Terminal("ask") as terminal:
+    with Terminal("ask", "--local") as terminal:
         assert b"There is no text to send" in terminal.read_all()
         assert terminal.process.wait(PATIENCE) == 2
+
+
+def test_a_terminal_that_does_not_block_loses_nothing(server: FaultyServer) -> None:
+    lines = [f"{number:9}" for number in range(20_000)]
+    server.reply("\n".join(lines))
+    with Terminal("ask", "--base-url", server.base_url, "Hi", is_blocking=False) as terminal:
+        assert terminal.read_all().decode().splitlines() == lines
+        assert terminal.process.wait(PATIENCE) == 0
+
+
+def test_a_token_is_prompted_for_and_not_shown(config_folder: Path) -> None:
+    with Terminal("config", "set", "token") as terminal:
+        terminal.read_until(b"Token: ")
+        os.write(terminal.master, b"s3cret\n")
+        assert terminal.read_all() == b"Token: \r\n"
+        assert terminal.process.wait(PATIENCE) == 0
+    assert 'token = "s3cret"' in (config_folder / "config.toml").read_text()
+
+
+def test_a_dash_reads_the_terminal(server: FaultyServer) -> None:
+    with Terminal("ask", "--base-url", server.base_url, "-") as terminal:
+        # Ctrl-D ends what is typed.
+        os.write(terminal.master, b"Typed.\n\x04")
+        terminal.read_all()
+        assert terminal.process.wait(PATIENCE) == 0
+    assert [request.message for request in server.requests] == ["Typed.\n"]
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_verbose_lines_and_the_reply_are_lines_of_their_own(
+    is_cut: bool, server: FaultyServer
+) -> None:
+    if is_cut:
+        server.cut(after="Hello")
+    else:
+        server.reply(chunks=["Hel", "lo"])
+    with Terminal("ask", "--base-url", server.base_url, "--verbose", "Hi") as terminal:
+        lines = terminal.read_all().decode().splitlines()
+        assert terminal.process.wait(PATIENCE) == int(is_cut)
+    end = "failed: IncompleteReplyError" if is_cut else "succeeded: status 200"
+    starts = ["attempt 1: POST ", "Hello", f"attempt 1 {end}", "\x1b[1;31mError: "][: 3 + is_cut]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts

@@ -469,6 +469,32 @@ async def test_the_slot_is_released_before_the_last_message_is_sent(fails: bool)
     assert first.status == second.status == (500 if fails else 200)
 
 
+async def test_the_slot_is_held_until_all_text_is_written() -> None:
+    """A server waits in an empty chunk for a client that reads slowly: its reply is in progress."""
+
+    async def backend(prompt: str) -> AsyncIterator[str]:
+        yield prompt
+
+    app = create_app(backend, max_concurrent=1, max_waiting=0)
+    first = Exchange(backend)
+    first.app = app
+    send = first.send
+    statuses: list[int] = []
+
+    async def send_and_try_another(message: Message) -> None:
+        if message.get("more_body"):
+            other = Exchange(backend)
+            other.app = app
+            await other.run()
+            statuses.append(other.status)
+        await send(message)
+
+    first.send = send_and_try_another  # type: ignore[method-assign]  # as a slow client
+    await first.run()
+    assert first.status == 200
+    assert statuses == [503, 503]
+
+
 async def test_a_websocket_is_rejected() -> None:
     exchange = Exchange(raise_at_once)
     scope = {"type": "websocket", "path": "/chat", "headers": []}

@@ -1,0 +1,209 @@
+"""`cromicle config`: show the settings in force, and change those of a profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, cast
+
+import click
+from click.shell_completion import CompletionItem
+
+from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.secrets import DEFAULT_TOKEN
+
+from .config import PROFILE_VARIABLE, Settings
+from .errors import Misuse
+from .input import STDIN, read_file
+from .output import open_output, remove_controls
+from .profiles import DEFAULT_PROFILE, NAMES, change_file, check_table, check_value, find_file
+from .target import add_profile_option, add_settings_options, take_settings
+
+__all__ = ["config"]
+
+_NAMES = (*NAMES, "default_profile")
+_FIELD = "extra_body."
+
+# Of a value in the list, in characters.
+_LONGEST_SHOWN = 60
+
+
+def _complete_name(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in _NAMES if name.startswith(incomplete)]
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  cromicle config
+  cromicle config set base_url https://chat.example.com
+  cromicle config set token
+  cromicle config set --profile local base_url http://127.0.0.1:8000
+  cromicle config set default_profile local
+""",
+)
+@add_settings_options
+@click.pass_context
+def config(context: click.Context, /, **options: Any) -> None:
+    """Show each setting in force and where it comes from, or change one.
+
+    An option comes before the environment, and the environment before the profile in use. The
+    options are those of `cromicle ask`, for which the list holds. Tokens are never shown.
+
+    Settings are kept in config.toml, in a table for each profile. The profile in use is that of
+    --profile, else of $CROMICLE_PROFILE, else of the file's default_profile, else the one with the
+    name default.
+    """
+    if context.invoked_subcommand is None:
+        output = open_output()
+        output.write(format_settings(take_settings(options)) + "\n")
+    elif any(options.values()):
+        command = context.invoked_subcommand
+        raise click.UsageError(f"These options are for the list; put --profile behind {command}.")
+
+
+@config.command("path")
+def print_path() -> None:
+    """Print the path of config.toml, which need not be there."""
+    open_output().write(f"{find_file()}\n")
+
+
+@config.command("set")
+@add_profile_option
+@click.argument("name", metavar="NAME", shell_complete=_complete_name)
+@click.argument("value", metavar="[VALUE]", required=False)
+def set_value(profile: str | None, name: str, value: str | None) -> None:
+    """Save a setting in the profile in use, or in that of --profile, which need not be there yet.
+
+    NAME is base_url, token, system, model, extra_body (a JSON object), extra_body.FIELD (JSON) or
+    default_profile. The VALUE - is read from standard input, and so is a token without a VALUE,
+    which is prompted for on a terminal. As a VALUE, a token would stay in the shell's history.
+    """
+    file = find_file()
+    key = _parse_name(name)
+    checked = _parse_value(name, key, _read_value(name, value))
+
+    def change(document: Any) -> None:
+        import tomlkit
+        from tomlkit.exceptions import ConvertError
+
+        try:
+            item = cast("object", tomlkit.item(checked))
+        except ConvertError:
+            raise Misuse(f"{name}: TOML has no null.") from None
+        *tables, last = _find_path(document, profile, key)
+        table = document
+        for depth, each in enumerate(tables):
+            if each not in table:
+                # The first one has no line of its own.
+                table[each] = tomlkit.table(is_super_table=depth == 0)
+            table = check_table(file, ".".join(tables[: depth + 1]), table[each])
+        table[last] = item
+
+    change_file(file, change)
+
+
+@config.command("unset")
+@add_profile_option
+@click.argument("name", metavar="NAME", shell_complete=_complete_name)
+def unset_value(profile: str | None, name: str) -> None:
+    """Remove a setting from the profile in use, or from that of --profile.
+
+    NAME is one that `cromicle config set` takes. A setting that is not there is no error.
+    """
+    file = find_file()
+    key = _parse_name(name)
+
+    def change(document: Any) -> None:
+        *tables, last = _find_path(document, profile, key)
+        table = document
+        for depth, each in enumerate(tables):
+            table = check_table(file, ".".join(tables[: depth + 1]), table.get(each, {}))
+        table.pop(last, None)
+
+    change_file(file, change, is_removal=True)
+
+
+def _parse_name(name: str) -> tuple[str, ...]:
+    """The keys below the profile, or `default_profile`. Raises `click.UsageError`."""
+    if name.startswith(_FIELD) and name != _FIELD:
+        return ("extra_body", name.removeprefix(_FIELD))
+    if name not in _NAMES:
+        raise click.UsageError(f"There is no setting {name!r}: expected {', '.join(_NAMES)}.")
+    return (name,)
+
+
+def _read_value(name: str, value: str | None) -> str:
+    if value is None and name != "token":
+        raise click.UsageError(f"Missing the VALUE of {name}.")
+    if value is None and sys.stdin is not None and sys.stdin.isatty():
+        typed: str = click.prompt("Token", hide_input=True, err=True)
+        return typed
+    if value is None or value == STDIN:
+        return read_file(STDIN, "VALUE").rstrip("\r\n")
+    return value
+
+
+def _parse_value(name: str, key: tuple[str, ...], text: str) -> Any:
+    """The value as it is saved. Raises `Misuse`, which never quotes it."""
+    if name == "default_profile":
+        return text
+    value: object = text
+    if key[0] == "extra_body":
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise Misuse(f"{name}: the value is not JSON; a text needs quotes.") from None
+    check_value(name, key[0], {key[1]: value} if len(key) > 1 else value)
+    return value
+
+
+def _find_path(document: Any, profile: str | None, key: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that lead to a setting in the document of tomlkit."""
+    if key == ("default_profile",):
+        return key
+    in_use = profile or os.environ.get(PROFILE_VARIABLE) or document.get("default_profile")
+    return ("profile", str(in_use or DEFAULT_PROFILE), *key)
+
+
+def format_settings(settings: Settings) -> str:
+    """A line for the file, and one for each setting: its name, its value and its source."""
+    file = find_file()
+    fields = {name: value for name, value in settings.extra_body.items() if name != "model"}
+    values = {
+        "profile": settings.profile,
+        "base_url": None if settings.base_url is None else _hide_password(settings.base_url),
+        # The well-known one protects nothing.
+        "token": DEFAULT_TOKEN if settings.token is None else "set, not shown",
+        "system": settings.system,
+        "model": settings.model,
+        "extra_body": fields or None,
+    }
+    shown = {name: _format_value(value) for name, value in values.items()}
+    width = max(map(len, shown.values()))
+    return "\n".join(
+        [
+            f"{'file':10}  {file}{'' if file.exists() else ' (not there)'}",
+            *(
+                f"{name:10}  {text:{width}}  {settings.sources[name]}"
+                for name, text in shown.items()
+            ),
+        ]
+    )
+
+
+def _hide_password(base_url: str) -> str:
+    endpoint = Endpoint.parse("base_url", base_url)
+    return endpoint.base_url + (" (with a password)" if endpoint.authorization else "")
+
+
+def _format_value(value: object) -> str:
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    line = remove_controls(" ".join(text.split()))
+    return line if len(line) <= _LONGEST_SHOWN else line[: _LONGEST_SHOWN - 1] + "…"

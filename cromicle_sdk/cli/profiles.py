@@ -1,0 +1,251 @@
+"""The file `config.toml`: profiles, each with the settings of an endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import platformdirs
+from click.shell_completion import CompletionItem
+
+from cromicle_sdk import ConfigurationError
+from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.fields import ExtraBody
+from cromicle_sdk._core.options import check_text, check_token
+from cromicle_sdk._core.secrets import Secret
+
+from .errors import Misuse
+from .output import report
+
+if sys.version_info >= (3, 11):  # pragma: no cover - one of the two, on each version
+    import tomllib
+else:  # pragma: no cover - as above
+    import tomli as tomllib
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "NAMES",
+    "Profile",
+    "Profiles",
+    "change_file",
+    "check",
+    "check_table",
+    "check_value",
+    "complete_profile",
+    "find_file",
+    "read_profiles",
+    "warn_of_other_users",
+]
+
+# The settings of a profile, in the order in which they are shown.
+NAMES = ("base_url", "token", "system", "model", "extra_body")
+
+# The profile in use where neither an option, the environment nor the file names another.
+DEFAULT_PROFILE = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The settings of one profile, None where it does not have them."""
+
+    base_url: str | None = field(default=None, repr=False)
+    token: Secret | None = None
+    system: str | None = field(default=None, repr=False)
+    model: str | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiles:
+    """The checked content of `config.toml`."""
+
+    default_profile: str | None = None
+    by_name: Mapping[str, Profile] = field(default_factory=dict[str, Profile])
+
+
+def find_file() -> Path:
+    """The path of `config.toml`, which need not be there."""
+    return platformdirs.user_config_path("cromicle", appauthor=False) / "config.toml"
+
+
+def complete_profile(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The names of profiles, for a shell's completion; none of a file that is not valid."""
+    try:
+        names = read_profiles(find_file()).by_name
+    except Misuse:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def warn_of_other_users(file: Path) -> None:
+    """Report on stderr that other users of this machine can read or change the file."""
+    with contextlib.suppress(OSError):
+        if os.name != "nt" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            line = f"other users of this machine can use {file}; chmod 600 takes that away."
+            report(line, label="Warning: ", style="bold yellow")
+
+
+def read_profiles(file: Path) -> Profiles:
+    """The checked content of the file; nothing if it is not there.
+
+    Raises `Misuse`, which names the file and the key, and never quotes a value.
+    """
+    text = _read_text(file)
+    try:
+        content: dict[str, Any] = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Misuse(f"{file} is not TOML: {error}.") from None
+    return _check_content(file, content)
+
+
+def _read_text(file: Path) -> str:
+    """The text of the file, "" if it is not there. Raises `Misuse`."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise Misuse(f"{file} cannot be read: {error.strerror or error}.") from None
+    try:
+        # Windows tools begin a file with a byte order mark.
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Misuse(f"{file} is not UTF-8 (byte {error.start}).") from None
+
+
+def change_file(file: Path, change: Callable[[Any], None], *, is_removal: bool = False) -> None:
+    """Apply a change to the file, which is made if it is not there, and replaced as a whole.
+
+    `change` gets the document of tomlkit, which keeps comments and order. The new file is for its
+    owner alone. Raises `Misuse`, also for a new file that is not valid, unless something was
+    removed: that may be the first of several repairs.
+    """
+    # Imported here because only this needs it: it takes as long to import as click.
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    # Of a link, the file that it leads to: dotfiles are often kept elsewhere.
+    target = Path(os.path.realpath(file))
+    try:
+        document = tomlkit.parse(_read_text(target))
+    except (TOMLKitError, RecursionError) as error:
+        raise Misuse(f"{file} is not TOML: {error}.") from None
+    change(document)
+    text = tomlkit.dumps(document)
+    if not is_removal:
+        _check_content(file, tomllib.loads(text))
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _replace(target, text.encode())
+    except OSError as error:
+        raise Misuse(f"{file} cannot be written: {error.strerror or error}.") from None
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Write a file in one step: another process sees the old one or the new one, and whole."""
+    # In the same folder, for `os.replace` does not move a file between file systems. The mode of
+    # what it makes is 600.
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:
+    _check_keys(file, "", content, ("default_profile", "profile"))
+    default_profile = content.get("default_profile")
+    profiles = check_table(file, "profile", content.get("profile", {}))
+    if default_profile is not None and default_profile not in list(profiles):
+        names = ", ".join(profiles) or "none"
+        raise Misuse(f"{file}: default_profile: expected the name of a profile; there are {names}.")
+    return Profiles(
+        default_profile=default_profile,
+        by_name={
+            name: _check_profile(file, f"profile.{name}", settings)
+            for name, settings in profiles.items()
+        },
+    )
+
+
+def _check_profile(file: Path, key: str, settings: object) -> Profile:
+    table = check_table(file, key, settings)
+    _check_keys(file, f"{key}.", table, NAMES)
+    values = {
+        name: check_value(f"{file}: {key}.{name}", name, value) for name, value in table.items()
+    }
+    if "model" in values and "model" in values.get("extra_body", {}):
+        raise Misuse(f"{file}: {key}.extra_body: the field 'model' is set by {key}.model.")
+    return Profile(**values)
+
+
+def check_table(file: Path, key: str, value: object) -> dict[str, Any]:
+    """The value, which must be a table. Raises `Misuse`."""
+    if not isinstance(value, dict):
+        raise Misuse(f"{file}: {key}: expected a table, as in [profile.work].")
+    return cast("dict[str, Any]", value)
+
+
+def _check_keys(file: Path, prefix: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            names = ", ".join(known)
+            raise Misuse(f"{file}: {prefix}{key}: there is no such key; the keys are {names}.")
+
+
+def check_value(label: str, name: str, value: object) -> Any:
+    """A setting's value as it is used, checked; a token becomes a `Secret`.
+
+    Raises `Misuse`, which begins with the label and never quotes the value.
+    """
+    return check(label, name, Secret(cast("str", value)) if name == "token" else value)
+
+
+def check(label: str, name: str, value: object) -> Any:
+    """The value, a token as a `Secret`. Raises as `check_value`."""
+    try:
+        return _CHECKS[name](value)
+    except ConfigurationError as error:
+        hint = f"; {error.hint}" if error.hint and name != "extra_body" else ""
+        problem = f"{label}: {error.detail}{hint}"
+    # Raised here, so that the error's frames, which hold the value, are not its context.
+    raise Misuse(problem)
+
+
+def _check_base_url(value: object) -> object:
+    Endpoint.parse("base_url", value)
+    return value
+
+
+def _check_extra_body(value: object) -> object:
+    ExtraBody.build(value)
+    return value
+
+
+def _check_system(value: object) -> object:
+    # An empty text is that of no system message.
+    return value if value == "" else check_text("system", value)
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "base_url": _check_base_url,
+    "token": lambda value: check_token("token", value),
+    "system": _check_system,
+    "model": lambda value: check_text("model", value),
+    "extra_body": _check_extra_body,
+}

@@ -1,0 +1,230 @@
+"""Where a call goes, and how: the options that `ask` and its siblings share, and their client."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from cromicle_sdk import Client, Retry, Timeout
+from cromicle_sdk._core.secrets import Secret
+
+from .config import Settings, load_settings
+from .input import parse_fields, parse_headers, parse_limit, read_file
+from .profiles import NAMES, complete_profile
+from .serve import load_server
+
+__all__ = [
+    "VISIBLE",
+    "Target",
+    "add_profile_option",
+    "add_settings_options",
+    "take_settings",
+    "target_options",
+]
+
+VISIBLE = "Other users of this machine can see it in the list of processes; prefer $CROMICLE_TOKEN."
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The client of a command: its settings, and the options of a call, None where not given."""
+
+    settings: Settings
+    timeout: float | None = None
+    total: float | None = None
+    retries: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    local: bool = False
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """How errors name the options of the SDK; nothing for one that cannot be given."""
+        hidden = {"base_url": ""} if self.local else {}
+        return {**_LABELS, **self.settings.labels, **hidden}
+
+    @contextlib.contextmanager
+    def open(self, *, send_messages: bool = False) -> Generator[Client]:
+        """A client. Raises `ConfigurationError`, and `ClickException` for `local`."""
+        with contextlib.ExitStack() as stack:
+            token = self.settings.token
+            if self.local:
+                base_url, token = stack.enter_context(_serve_echo(token))
+            else:
+                base_url = self.settings.require_base_url()
+            yield stack.enter_context(
+                Client(
+                    base_url=base_url,
+                    token=None if token is None else token.reveal(),
+                    timeout=_build_timeout(self.timeout, self.total),
+                    retry=_build_retry(self.retries),
+                    headers=self.headers,
+                    extra_body=self.settings.extra_body,
+                    send_messages=send_messages,
+                )
+            )
+
+
+_LABELS = {
+    "headers": "--header",
+    "timeout.first_byte": "--timeout",
+    "timeout.stall": "--timeout",
+    "timeout.total": "--total",
+}
+
+
+def add_profile_option(function: Function) -> Function:
+    """Add `--profile`."""
+    return click.option(
+        "--profile",
+        metavar="NAME",
+        shell_complete=complete_profile,
+        help="The profile of config.toml whose settings hold where neither an option nor the"
+        " environment has one.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
+    )(function)
+
+
+_SETTINGS = (
+    add_profile_option,
+    click.option(
+        "--base-url",
+        metavar="URL",
+        help="The endpoint.  [default: $CROMICLE_BASE_URL, else the profile's]",
+    ),
+    click.option(
+        "--token",
+        metavar="TOKEN",
+        help=f"The token to send. {VISIBLE}  [default: $CROMICLE_TOKEN, else the profile's, else"
+        " abc]",
+    ),
+    click.option(
+        "--model",
+        metavar="NAME",
+        help="The model, for a server that lets callers choose: the field model of the request."
+        "  [default: the profile's, else the server's]",
+    ),
+    click.option("--system", metavar="TEXT", help="A system message.  [default: the profile's]"),
+    click.option(
+        "--system-file",
+        metavar="FILE",
+        type=click.Path(),
+        help="A file with the system message; - is standard input.",
+    ),
+    click.option(
+        "--body",
+        "extra_body",
+        multiple=True,
+        callback=parse_fields,
+        metavar="NAME=JSON",
+        help="An additional field of the request, such as temperature=0.5; may be given several"
+        " times. Fields of the profile are sent as well.",
+    ),
+)
+
+_CALL = (
+    click.option(
+        "--timeout",
+        type=parse_limit,
+        metavar="SECONDS",
+        help="The time limit for a connection, for the first text, and between two texts."
+        "  [default: 5, 300 and 120]",
+    ),
+    click.option(
+        "--total",
+        type=parse_limit,
+        metavar="SECONDS",
+        help="The time limit for the whole call, retries included.  [default: 600]",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="The number of retries after the first attempt.  [default: 2]",
+    ),
+    click.option(
+        "--header",
+        "headers",
+        multiple=True,
+        callback=parse_headers,
+        metavar="NAME:VALUE",
+        help="An additional header; may be given several times.",
+    ),
+    click.option(
+        "--local", is_flag=True, help="Use an embedded server that echoes, for a first try."
+    ),
+)
+
+
+def add_settings_options(function: Function) -> Function:
+    """Add the options that `take_settings` takes."""
+    return _decorate(function, _SETTINGS)
+
+
+def target_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `Target`, which reach the function as its argument `target`."""
+
+    @functools.wraps(function)
+    def call(**options: Any) -> None:
+        settings = take_settings(options, needs_endpoint=True)
+        names = ("timeout", "total", "retries", "headers", "local")
+        target = Target(settings=settings, **{name: options.pop(name) for name in names})
+        function(target=target, **options)
+
+    return _decorate(call, (*_SETTINGS, *_CALL))
+
+
+def _decorate(function: Function, options: tuple[Callable[[Any], Any], ...]) -> Function:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def take_settings(options: dict[str, Any], *, needs_endpoint: bool = False) -> Settings:
+    """The settings in force; their options are taken out of `options`."""
+    is_local = options.get("local", False)
+    given = {name: options.pop(name) for name in ("profile", *NAMES)}
+    system_file = options.pop("system_file")
+    for name, flag in (("base_url", "--base-url"), ("profile", "--profile")):
+        if is_local and given[name] is not None:
+            raise click.UsageError(f"--local and {flag} exclude each other.")
+    if given["system"] is not None and system_file is not None:
+        raise click.UsageError("--system and --system-file exclude each other.")
+    if given["token"] is not None:
+        given["token"] = Secret(given["token"])
+    settings = load_settings(**given, options_only=is_local)
+    if needs_endpoint and not is_local:
+        # Before standard input is read, where somebody may be typing.
+        settings.require_base_url()
+    if system_file is not None:
+        settings = settings.with_system(read_file(system_file, "--system-file"), "--system-file")
+    return settings
+
+
+def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
+    limits: dict[str, float] = {}
+    if seconds is not None:
+        limits.update(connect=seconds, first_byte=seconds, stall=seconds)
+    if total is not None:
+        limits.update(total=total)
+    return Timeout(**limits)
+
+
+def _build_retry(retries: int | None) -> Retry:
+    # The budget protects a server from many calls; this is one.
+    return Retry() if retries is None else Retry(attempts=retries + 1, budget=None)
+
+
+@contextlib.contextmanager
+def _serve_echo(token: Secret | None) -> Generator[tuple[str, Secret]]:
+    """A server that echoes: its base URL and its token, a random one if none is given."""
+    server = load_server()
+    own_token = Secret(secrets.token_hex(16)) if token is None else token
+    with server.LocalServer(token=own_token.reveal()) as local:
+        yield local.base_url, own_token
