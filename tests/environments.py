@@ -34,6 +34,13 @@ def _install(name: str, arguments: tuple[str, ...], wanted: str) -> Path:
     if not installed.exists() or installed.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
         pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
-        subprocess.run([*pip, "--disable-pip-version-check", *arguments], check=True)
+        done = subprocess.run(
+            [*pip, "--disable-pip-version-check", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(done.stdout)
         installed.write_text(wanted)
     return environment / "bin"

@@ -85,18 +85,24 @@ def test_the_lines_for_curl_get_a_reply() -> None:
     assert done.stdout == "Hello, how are you?"
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_it_links_to_is_there(name: str) -> None:
-    text = DOCUMENTS[name]
-    folder = (ROOT / name).parent
-    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    headings = {
+def find_headings(path: Path) -> set[str]:
+    """The anchors of a page."""
+    return {
         re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
-        for line in text.splitlines()
+        for line in path.read_text(encoding="utf-8").splitlines()
         if line.startswith("#")
     }
-    for target in targets:
-        assert target[1:] in headings if target[0] == "#" else (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_it_links_to_is_there(name: str) -> None:
+    page = ROOT / name
+    targets = re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name])
+    for target in (target for target in targets if "://" not in target):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in find_headings(linked), target
 
 
 def test_the_readme_is_short_and_links_to_every_page() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from cromicle_sdk import (
     AsyncClient,
@@ -80,7 +80,7 @@ class ChatCromicle(BaseChatModel):
     errors are those of the clients.
     """
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         arbitrary_types_allowed=True,
         extra="forbid",
         # An invalid option is named, and its value, which may be the token, is not shown.

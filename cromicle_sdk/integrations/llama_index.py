@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from cromicle_sdk import (
     AsyncClient,
@@ -105,7 +105,7 @@ class Cromicle(LLM):
     is an `InvalidMessageError`. Otherwise the errors are those of the clients.
     """
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         arbitrary_types_allowed=True,
         extra="forbid",
         # An invalid option is named, and its value, which may be the token, is not shown.

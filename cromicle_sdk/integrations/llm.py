@@ -82,7 +82,9 @@ class Cromicle(_Key, llm.KeyModel):
 
     model_id = MODEL_ID
     can_stream = True
-    Options = CromicleOptions
+
+    class Options(CromicleOptions):
+        """The options of a prompt."""
 
     def execute(
         self,
@@ -116,7 +118,9 @@ class AsyncCromicle(_Key, llm.AsyncKeyModel):
 
     model_id = MODEL_ID
     can_stream = True
-    Options = CromicleOptions
+
+    class Options(CromicleOptions):
+        """The options of a prompt."""
 
     async def execute(
         self,

@@ -60,7 +60,7 @@ class BodyBuffer:
         self._is_evicted = False
         # Not one array: the memory of those that grow and are discarded is not reused for others.
         self._parts: list[bytearray] = []
-        self.size = 0
+        self.size: int = 0
 
     def __bytes__(self) -> bytes:
         return b"".join(self._parts)

@@ -34,7 +34,7 @@ PACKAGES = ("g4f", "langchain-core", "llama-index-core", "llm", "pydantic-ai-sli
 @pytest.fixture(scope="session")
 def newest() -> Path:
     """The commands of the environment with the newest versions, and mypy and pyright."""
-    return install_with_project("packages", f"server,{EXTRAS}", *TOOLS)
+    return install_with_project("packages", f"cli,server,{EXTRAS}", *TOOLS)
 
 
 @pytest.fixture(scope="session")

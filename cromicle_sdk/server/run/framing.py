@@ -47,7 +47,7 @@ class StrictConnection(h11.Connection):
     def __init__(self, max_incomplete_event_size: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size)
         self.rejection: Rejection | None = None
-        self.method = b""
+        self.method: bytes = b""
         self._is_chunked = False
         self._small_chunks = 0
 

@@ -20,15 +20,9 @@ COMMANDS = [block for _, block in find_blocks("sh") if re.search("^llm ", block,
 
 
 @pytest.mark.parametrize("block", SCRIPTS)
-@pytest.mark.parametrize("token", ["", "a token of mine"])
 def test_a_python_block_runs(
-    block: str,
-    token: str,
-    endpoint: Endpoint,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    block: str, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CROMICLE_TOKEN", token)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(block, "works-with.md", "exec"), namespace)
     assert capsys.readouterr().out

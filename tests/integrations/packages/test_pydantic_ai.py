@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pydantic_ai.messages import (
     ImageUrl,
     ModelRequest,
     ModelResponse,
+    RetryPromptPart,
     TextContent,
     TextPart,
     ThinkingPart,
@@ -172,6 +174,13 @@ def test_retries_of_a_call(faults: FaultyServer) -> None:
 
 
 @every_kind
+def test_an_invalid_setting_is_named(kind: str, faults: FaultyServer) -> None:
+    with pytest.raises(ConfigurationError, match=r"timeout\.connect"):
+        call(kind, Agent(CromicleModel()), model_settings={"timeout": -1})
+    assert faults.requests == []
+
+
+@every_kind
 @pytest.mark.parametrize("name", ["temprature", "top_k"])
 def test_an_unknown_setting_is_named(kind: str, name: str, faults: FaultyServer) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -288,6 +297,17 @@ def test_a_request_without_an_agent(endpoint: Endpoint) -> None:
     response = ModelResponse(parts=[TextPart(content="Hi")])
     assert model_request_sync(model, [response]).parts == [TextPart(content="Hi")]
     assert model.model_name == model.system == "cromicle"
+
+
+def test_feedback_of_older_versions_in_a_history(endpoint: Endpoint) -> None:
+    with warnings.catch_warnings():
+        # Pydantic AI has replaced it by another part.
+        warnings.simplefilter("ignore")
+        feedback = ModelRequest(parts=[RetryPromptPart(content="Too long.")])
+    asyncio.run(CromicleModel().request([feedback], None, ModelRequestParameters()))
+    ((role, content),) = get_messages(endpoint)
+    assert role == "user"
+    assert "Too long." in content
 
 
 def test_a_model_is_used_on_one_event_loop_after_another(endpoint: Endpoint) -> None:
