@@ -33,8 +33,14 @@ class App:
 APPS = {
     "fastapi": App("uvicorn --port {port} fastapi_app:app"),
     "django": App("uvicorn --port {port} django_app:asgi", "async-chat"),
-    "django wsgi": App("gunicorn -b 127.0.0.1:{port} --threads 4 django_app:wsgi", "chat", False),
-    "flask": App("gunicorn -b 127.0.0.1:{port} --threads 4 flask_app:app", "chat", False),
+    "django wsgi": App(
+        "gunicorn -b 127.0.0.1:{port} --threads 4 --graceful-timeout 1 django_app:wsgi",
+        "chat",
+        False,
+    ),
+    "flask": App(
+        "gunicorn -b 127.0.0.1:{port} --threads 4 --graceful-timeout 1 flask_app:app", "chat", False
+    ),
     "quart": App("hypercorn -b 127.0.0.1:{port} --worker-class trio quart_app:app"),
 }
 
