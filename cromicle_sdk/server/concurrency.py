@@ -58,6 +58,7 @@ class ConcurrencyLimit:
         self._queue: dict[Slot, None] = {}
         self._queued_by_token: Counter[AcceptedToken | None] = Counter()
         self._rejected = 0
+        self._last_rejection = 0.0
         self._mean_seconds = 1.0
 
     @property
@@ -109,18 +110,25 @@ class ConcurrencyLimit:
 
     def _reject(self, waiting: int, slots: float) -> RequestRejected:
         """The error for one caller too many, which may return once those before it are served."""
-        self._rejected += 1
-        seconds = self._mean_seconds * (waiting + self._rejected) / slots
+        now = self._clock()
+        if now >= self._last_rejection + MAX_RETRY_AFTER_SECONDS:
+            # They have all come back, or never will.
+            self._rejected = 0
+        self._last_rejection = now
+        seconds = self._mean_seconds * (waiting + self._rejected + 1) / slots
+        # A caller that is rejected thousands of times is not so many callers.
+        if seconds < MAX_RETRY_AFTER_SECONDS:
+            self._rejected += 1
         return RequestRejected(
             503,
             "too_busy",
-            f"{slots} replies are in progress, and {waiting} callers wait for one to end",
+            f"no slot is free: replies in progress {slots}, callers that wait {waiting}",
             retry_after=min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS),
         )
 
 
 class Slot:
-    """A place for one reply, or in the queue for one."""
+    """A slot for one reply, or a place in the queue for one."""
 
     def __init__(self, limit: ConcurrencyLimit, token: AcceptedToken | None) -> None:
         self.token = token

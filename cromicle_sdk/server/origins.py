@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.errors import ConfigurationError
@@ -25,6 +25,7 @@ __all__ = ["OriginMiddleware", "parse_allow_origins", "parse_allowed_hosts"]
 ANY = "*"
 
 _HOST = re.compile(r"(\*|\*\.[\w.-]+|[\w.-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)\Z")
+_HOST_HEADER = re.compile(r"(\[[0-9a-f:.]+\]|[^\s\[\]:@/?#,]+)(?::[0-9]*)?\Z")
 _ORIGIN = re.compile(r"(\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+)\Z")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -34,6 +35,11 @@ _LONGEST_NAME = 254
 # How long a browser may remember the answer to a preflight request, in seconds; browsers have
 # limits of their own from ten minutes on.
 _PREFLIGHT_SECONDS = 600
+
+# Private Network Access: Chrome asks this before a page of the internet may use a server on the
+# visitor's machine. Starlette rejects the question by default, and older versions ignore it.
+_ASK_PRIVATE_NETWORK = b"access-control-request-private-network"
+_ALLOW_PRIVATE_NETWORK = "access-control-allow-private-network"
 
 _WRONG_HOST = (
     "this server does not accept requests for the host; its operator may add it by "
@@ -69,7 +75,7 @@ class OriginMiddleware:
         self._allowed_hosts = allowed_hosts
         self._allow_origins = allow_origins
         if allow_origins:
-            self._app = CORSMiddleware(
+            cors = CORSMiddleware(
                 app,
                 allow_origins=sorted(allow_origins),
                 allow_methods=["GET", "POST"],
@@ -77,6 +83,7 @@ class OriginMiddleware:
                 expose_headers=["retry-after", "x-request-id"],
                 max_age=_PREFLIGHT_SECONDS,
             )
+            self._app = _PrivateNetworkMiddleware(cors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._find_problem(scope) if scope["type"] == "http" else None
@@ -115,6 +122,27 @@ class OriginMiddleware:
             or origin in self._allow_origins
             or ANY in self._allow_origins
         )
+
+
+class _PrivateNetworkMiddleware:
+    """Allows pages whose origin is allowed to use a server on a loopback or private address."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scope.get("headers", [])
+        others = [each for each in headers if each[0] != _ASK_PRIVATE_NETWORK]
+
+        async def send_with_permission(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[_ALLOW_PRIVATE_NETWORK] = "true"
+            await send(message)
+
+        if len(others) == len(headers):
+            await self._app(scope, receive, send)
+        else:
+            await self._app({**scope, "headers": others}, receive, send_with_permission)
 
 
 def parse_allowed_hosts(hosts: Iterable[str]) -> frozenset[str]:
@@ -158,8 +186,9 @@ def _check_text(option: str, value: object, pattern: re.Pattern[str], expected: 
 
 
 def _split_host(host: str) -> str:
-    """The name or address of a `Host` header, without its port."""
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    """The name or address of a `Host` header, without its port; "" if it is not valid."""
+    match = _HOST_HEADER.match(host)
+    return "" if match is None else match[1].strip("[]")
 
 
 def _normalize_origin(origin: str) -> str:

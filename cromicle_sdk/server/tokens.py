@@ -226,7 +226,8 @@ def _read_regular_file(path: Path) -> bytes | None:
     """The data, a little more than is allowed; None if it is a FIFO, a device or the like."""
     # A FIFO without a writer would keep the server waiting, and a terminal would become its own.
     flags = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
-    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+    # `os.fdopen` would not close the file descriptor of a directory, which it rejects.
+    with open(path, "rb", opener=lambda name, _: os.open(name, os.O_RDONLY | flags)) as file:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
             return None

@@ -142,6 +142,28 @@ class TestConcurrencyLimit:
             slot = limit.request_slot(A)
         assert rejected(limit) < times[-1]
 
+    def test_a_caller_that_insists_does_not_make_others_wait_for_ever(self) -> None:
+        limit = ConcurrencyLimit(1, max_waiting=0, clock=FakeClock())
+        slot = limit.request_slot(A)
+        for _ in range(10_000):
+            rejected(limit)
+        # As many replies as take the minute that the callers were told to wait.
+        for _ in range(60):
+            slot.release()
+            slot = limit.request_slot(B)
+        assert rejected(limit) < 10
+
+    def test_callers_who_never_come_back_are_forgotten(self) -> None:
+        clock = FakeClock()
+        limit = ConcurrencyLimit(1, max_waiting=0, clock=clock)
+        limit.request_slot(A)
+        for _ in range(100):
+            rejected(limit)
+        clock.now = 59.0
+        assert rejected(limit) == 60
+        clock.now = 119.0
+        assert rejected(limit) == 1
+
     def test_it_forgets_tokens(self) -> None:
         limit = ConcurrencyLimit(1, per_token=1)
         for number in range(100):

@@ -56,7 +56,16 @@ class TestHosts:
         [
             *("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil"),
             *("notlocalhost", "0.0.0.0", "192.0.2.1", "[::]", "[2001:db8::1]:80", "[::1.evil"),
-            *("." * 10_000, "x" * 10_000, ".", "::1"),
+            *(
+                "." * 10_000,
+                "x" * 10_000,
+                ".",
+                "::1",
+                "[::1",
+                "[::1]evil.example",
+                "localhost:evil",
+            ),
+            *("localhost:80@evil.example", "[::1]:80@evil.example", "localhost,evil.example"),
         ],
     )
     def test_a_loopback_server_rejects_any_other_host(self, host: str, echo: LocalServer) -> None:
@@ -82,6 +91,12 @@ class TestHosts:
                 b"GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\n\r\n"
             )
             assert connection.recv(65536).startswith(b"HTTP/1.1 403 ")
+
+    def test_an_absolute_url_without_a_host_is_no_path(self, echo: LocalServer) -> None:
+        url = httpx.URL(echo.base_url)
+        with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            connection.sendall(b"GET http:///health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
 
     @pytest.mark.parametrize(
         ("allowed", "host", "status"),
@@ -210,6 +225,22 @@ class TestOrigins:
                 assert answer.headers["access-control-allow-origin"] in (origin, "*")
                 assert "retry-after" in answer.headers["access-control-expose-headers"]
             assert "access-control-allow-credentials" not in answer.headers
+
+    @pytest.mark.parametrize(("origin", "status"), [("https://app.example", 200), ("null", 403)])
+    def test_an_allowed_page_of_the_internet_may_use_a_loopback_server(
+        self, origin: str, status: int
+    ) -> None:
+        headers = {
+            "origin": origin,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "content-type",
+            "access-control-request-private-network": "true",
+        }
+        with LocalServer(app=create_app(allow_origins=["https://app.example"])) as server:
+            preflight = httpx.options(server.base_url + "/chat", headers=headers)
+            assert preflight.status_code == status
+            permission = preflight.headers.get("access-control-allow-private-network")
+            assert permission == ("true" if status == 200 else None)
 
     def test_other_pages_and_hosts_stay_rejected(self) -> None:
         with LocalServer(app=create_app(allow_origins=["https://app.example"])) as server:

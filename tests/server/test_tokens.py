@@ -140,6 +140,19 @@ def test_a_directory_is_rejected(tmp_path: Path) -> None:
         TokenFile(tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it reads /proc")
+@pytest.mark.parametrize("kind", ["file", "directory", "fifo"])
+def test_reading_leaves_no_file_open(kind: str, path: Path) -> None:
+    tokens = TokenFile(write(path, "old-token"))
+    if kind != "file":
+        path.unlink()
+        path.mkdir() if kind == "directory" else os.mkfifo(path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        tokens.reload()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @UNIX
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("is_link", [False, True])

@@ -268,7 +268,6 @@ def openai_backend(
 async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str, None]:
     """The text of the completion in a response, none of it empty."""
     deadline = math.inf
-    received = 0
     while not completion.is_done:
         data = await _read_before(deadline, call, completion)
         texts = completion.receive_data(data) if data else completion.receive_eof()
@@ -278,9 +277,8 @@ async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str
             return
         if not completion.is_finished:
             deadline = math.inf
-        elif deadline == math.inf or completion.received > received:
+        elif deadline == math.inf:
             deadline = anyio.current_time() + GRACE_SECONDS
-        received = completion.received
 
 
 async def _read_before(deadline: float, call: Call, completion: Completion) -> bytes | bytearray:

@@ -45,16 +45,19 @@ class Choices:
         self._held: list[tuple[int, str]] = []
         self._reasons: dict[int, str] = {}
         self._resumed: set[int] = set()
-        self._received = 0
+        self._has_gone_on = False
         self._is_parallel = False
         self._is_single = False
         self._has_text = False
         self._has_dropped = False
 
     @property
-    def received(self) -> int:
-        """The number of texts that are, or may be, part of the answer."""
-        return self._received
+    def has_gone_on(self) -> bool:
+        """Whether text of the answer has followed a finish reason.
+
+        Some servers have one in every event, so then none of them is a sign that nothing follows.
+        """
+        return self._has_gone_on
 
     @property
     def finish_reason(self) -> str | None:
@@ -104,11 +107,12 @@ class Choices:
 
     def _receive_text(self, index: int, text: str) -> list[str]:
         self._resumed.add(index)
+        if (self._is_single or index == self._answer) and self.finish_reason is not None:
+            self._has_gone_on = True
         if self._is_single:
             if index < self._last:
                 raise build_invalid_error("it sent several answers that cannot be told apart")
             self._last = index
-            self._received += 1
             return [text]
         if index == self._answer:
             if self._held:
@@ -118,7 +122,6 @@ class Choices:
                 each: reason for each, reason in self._reasons.items() if each == index
             }
             self._has_text = True
-            self._received += 1
             return [text]
         if not self._is_parallel:
             return self._hold(index, text)
@@ -127,7 +130,6 @@ class Choices:
 
     def _hold(self, index: int, text: str) -> list[str]:
         self._held.append((index, text))
-        self._received += 1
         indexes = [index for index, _ in self._held]
         if len(set(indexes)) < _ENOUGH_INDEXES or indexes != sorted(indexes):
             return []

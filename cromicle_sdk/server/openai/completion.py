@@ -119,15 +119,12 @@ class Completion:
     def is_finished(self) -> bool:
         """Whether the server has said why the answer ended; usage or `[DONE]` may follow.
 
-        This includes an event that has arrived without the empty line after it.
+        This includes an event that has arrived without the empty line after it. It excludes
+        servers that send text after a finish reason: only `[DONE]` or the body's end is their end.
         """
-        is_ended = self._choices.finish_reason is not None or self._is_end_pending
+        has_reason = self._choices.finish_reason is not None and not self._choices.has_gone_on
+        is_ended = has_reason or self._is_end_pending
         return self._is_done or self._is_json_whole or is_ended
-
-    @property
-    def received(self) -> int:
-        """The number of texts of the answer so far, those that are held back included."""
-        return self._choices.received
 
     @property
     def finish_reason(self) -> str | None:
@@ -199,7 +196,8 @@ class Completion:
         if event is None or not self._may_try(len(event.data)):
             return False
         last = event.data.rpartition("\n")[2].strip()
-        return _is_done(last) or _has_finish_reason(_parse_json(last))
+        may_end = not self._choices.has_gone_on
+        return _is_done(last) or (may_end and _has_finish_reason(_parse_json(last)))
 
     def _receive_events(self, events: Iterator[Event]) -> Iterator[str]:
         for event in events:

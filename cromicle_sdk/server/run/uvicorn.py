@@ -100,9 +100,10 @@ class _Adapter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         set_extension(scope, self._extension)
         target: bytes = scope["raw_path"]
-        scheme, separator, rest = target.partition(b"://")
-        if separator and scheme.lower() in (b"http", b"https"):
-            host, _, path = rest.partition(b"/")
+        scheme, _, rest = target.partition(b"://")
+        host, _, path = rest.partition(b"/")
+        # A URL with an empty host is invalid (RFC 9110, section 4.2.1).
+        if host and scheme.lower() in (b"http", b"https"):
             headers = [each for each in scope["headers"] if each[0] != b"host"]
             scope = {
                 **scope,

@@ -716,26 +716,41 @@ class TestEnd:
         answer(faults, *say("one "), STOP, *say("two"), DONE, delay=0.01)
         assert ask(faults) == "one two"
 
-    def test_each_text_after_the_finish_reason_restarts_the_grace_period(self) -> None:
+    @pytest.mark.parametrize("end", [DONE, ""], ids=["done", "end of the body"])
+    @pytest.mark.parametrize(
+        "events",
+        [
+            [event(choice({"content": text}, "stop")) for text in "abc"],
+            ["".join([*say("a"), STOP]), *say("b"), event(choice({"content": "c"}, "stop"))],
+        ],
+        ids=["in every event", "in the middle"],
+    )
+    def test_a_finish_reason_that_text_has_followed_is_no_end(
+        self, events: list[str], end: str
+    ) -> None:
         class Call:
             def __init__(self) -> None:
-                self.chunks = ["".join([*say("a"), STOP]), *say("b", "c"), ": ping\n\n"] * 2
+                self.chunks = [*events, ": ping\n\n", end]
 
             async def read(self) -> bytes:
-                await anyio.sleep(1.5)
+                # Less than the grace period until it is clear, and then much more.
+                await anyio.sleep(100 if len(self.chunks) <= 3 else 1.5)
                 return self.chunks.pop(0).encode()
 
-        async def main() -> tuple[list[str], float]:
+        async def main() -> str:
             call: Any = Call()
-            texts = [text async for text in _backend._read_chunks(call, Completion())]
-            return texts, trio.current_time()
+            return "".join([text async for text in _backend._read_chunks(call, Completion())])
 
-        clock = trio.testing.MockClock(autojump_threshold=0)
-        # 2 s after the last text; the comment after it, at 6 s, restarts nothing.
-        started = clock.current_time()
-        texts, ended = trio.run(main, clock=clock)
-        assert texts == ["a", "b", "c"]
-        assert ended - started == pytest.approx(6.5)
+        assert trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0)) == "abc"
+
+    def test_a_reset_after_a_finish_reason_that_text_has_followed_truncates_the_reply(
+        self, faults: FaultyServer
+    ) -> None:
+        events = [event(choice({"content": text}, "stop")) for text in ("one ", "two ")]
+        faults.raw(build_head(content_type=EVENTS) + build_chunk("".join(events)), end="reset")
+        with pytest.raises(IncompleteReplyError) as caught:
+            ask(faults)
+        assert caught.value.partial_text == "one two "
 
     def test_reads_that_never_wait_do_not_extend_the_grace_period(self) -> None:
         class Call:

@@ -139,6 +139,27 @@ def test_the_answer_is_finished_by_its_own_reason(
     assert (choices.finish_reason is not None) is is_finished
 
 
+@pytest.mark.parametrize(
+    ("events", "has_gone_on"),
+    [
+        ([[text(0, "a", finish_reason=STOP)]], False),
+        ([[text(0, "a", finish_reason=STOP)], [end(0)]], False),
+        ([[text(0, "a", finish_reason=STOP)], [text(0, "b", finish_reason=STOP)]], True),
+        ([[text(1, "a")], [end(0)], [text(1, "b")]], True),
+        ([[text(i, "a", finish_reason=STOP)] for i in range(4)], False),
+        ([[text(i, "a", finish_reason=STOP)] for i in range(5)], True),
+        # The other answers of several may end at any time.
+        ([[role(0)], [role(1)], [text(0, "a")], [end(1)], [text(0, "b")]], False),
+        ([[role(0), role(1)], [text(0, "a")], [end(0)], [text(1, "b")]], False),
+    ],
+)
+def test_text_after_a_finish_reason(events: list[list[Part]], has_gone_on: bool) -> None:
+    choices = Choices()
+    for event in events:
+        choices.receive(event)
+    assert choices.has_gone_on is has_gone_on
+
+
 @given(
     st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=30),
     st.sampled_from([lambda i: 0, lambda i: 1, lambda i: i, lambda i: i + 1, lambda i: None]),
