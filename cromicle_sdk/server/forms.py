@@ -47,7 +47,6 @@ class PlainText:
 
     media_type = "text/plain; charset=utf-8"
     has_trailer = True
-    build_error = staticmethod(build_error)
 
     def encode(self, text: str) -> bytes:
         return text.encode()
@@ -57,3 +56,8 @@ class PlainText:
 
     def encode_failure(self, error: BackendError) -> bytes:
         return b""
+
+    def build_error(
+        self, status: int, code: str, message: str, *, param: str | None = None
+    ) -> dict[str, Any]:
+        return build_error(status, code, message, param=param)

@@ -30,12 +30,21 @@ def build_error(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class EventStream:
+class _Completion:
+    """What both forms of a completion have."""
+
+    has_trailer = False
+
+    def build_error(
+        self, status: int, code: str, message: str, *, param: str | None = None
+    ) -> dict[str, Any]:
+        return build_error(status, code, message, param=param)
+
+
+class EventStream(_Completion):
     """The form of a streamed completion: server-sent events, the last of them `[DONE]`."""
 
     media_type = "text/event-stream; charset=utf-8"
-    has_trailer = False
-    build_error = staticmethod(build_error)
 
     def __init__(self, request_id: str, model: str) -> None:
         self._facts = _build_facts("chat.completion.chunk", request_id, model)
@@ -60,12 +69,10 @@ class EventStream:
         return f"data: {_dump(content)}\n\n".encode()
 
 
-class WholeCompletion:
+class WholeCompletion(_Completion):
     """The form of a completion in one JSON object, which is written at its end."""
 
     media_type = "application/json"
-    has_trailer = False
-    build_error = staticmethod(build_error)
 
     def __init__(self, request_id: str, model: str) -> None:
         self._facts = _build_facts("chat.completion", request_id, model)
