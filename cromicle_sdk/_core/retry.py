@@ -90,7 +90,7 @@ class Attempts:
     ) -> None:
         self._retry = retry
         self._budget = budget
-        self.is_whole = whole
+        self.is_whole: bool = whole
         self._random = random
         self.count: int = 0
 
