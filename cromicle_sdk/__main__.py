@@ -12,7 +12,7 @@ from types import FrameType
 __all__ = ["main"]
 
 # What the extra installs that the command needs from the start.
-_NEEDED = ("click", "platformdirs", "rich")
+_NEEDED = ("click", "markdown_it", "platformdirs", "prompt_toolkit", "rich")
 
 # Shells report 128 and the number of the signal.
 _INTERRUPTED = 130

@@ -309,12 +309,18 @@ class AsyncStream:
                 "attempt %d failed: %s", self._attempts.count, describe(failure), extra=_LAST
             )
             raise decision.error from cause
+        count, attempts = self._attempts.count, self._options.retry.attempts
         _logger.info(
             "retrying in %.2f s, after attempt %d of %d: %s",
-            decision.wait,
-            self._attempts.count,
-            self._options.retry.attempts,
-            describe(failure),
+            *(decision.wait, count, attempts, describe(failure)),
+            extra={
+                "retry": {
+                    "wait": decision.wait,
+                    "attempt": count,
+                    "attempts": attempts,
+                    "error": failure,
+                }
+            },
         )
         await call.sleep(decision.wait)
 

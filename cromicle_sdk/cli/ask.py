@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply
+from cromicle_sdk import Client, Conversation, CromicleError, Messages, Reply, Stream
 
 from .output import Output
 
@@ -18,8 +18,8 @@ __all__ = [
 
 # What is said of a reply by its finish reason; nothing of any other.
 _EARLY_ENDS = {
-    "length": "The reply was cut short by the model's length limit.",
-    "content_filter": "The reply was cut short by a content filter.",
+    "length": "cut short by the model's length limit",
+    "content_filter": "cut short by a content filter",
 }
 
 
@@ -28,11 +28,12 @@ def build_messages(text: str, system: str | None) -> Messages:
     return Conversation(system).user(text) if system else text
 
 
-def print_stream(client: Client, messages: Messages, output: Output) -> Reply:
-    """Print the reply while it arrives, and return it. Raises as `Client.stream`, and `OSError`."""
+def print_stream(stream: Stream, output: Output) -> Reply:
+    """Print a reply while it arrives, and return it. Raises as `Stream`, and `OSError`."""
     printed = 0
     try:
-        with client.stream(messages) as stream:
+        output.begin()
+        with stream:
             for text in stream:
                 output.write(text)
                 printed += len(text)
@@ -69,7 +70,7 @@ def format_json(reply: Reply) -> str:
 
 
 def describe_early_end(reply: Reply) -> str | None:
-    """One line for a reply that the model did not end itself; None for any other."""
+    """What has ended a reply that the model did not end itself; None for any other."""
     return _EARLY_ENDS.get(reply.finish_reason or "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,7 +28,7 @@ from .output import open_output, report
 from .serve import ALL_OPTIONS, Network, Service, check_combination, serve_in_foreground
 from .serve import FLAGS as SERVE_FLAGS
 from .target import VISIBLE, Target, target_options
-from .verbose import calls_on_stderr
+from .verbose import calls_on_stderr, retries_noted
 
 __all__ = ["COMPLETE_VARIABLE", "cromicle"]
 
@@ -41,6 +42,7 @@ COMPLETE_VARIABLE = "_CROMICLE_COMPLETE"
 Examples:
   cromicle ask --local "Hello, how are you?"
   cat notes.txt | cromicle ask "Summarise this."
+  cromicle chat --base-url http://127.0.0.1:8000
   cromicle serve --upstream http://localhost:11434/v1 --model llama3.2
 """,
 )
@@ -80,9 +82,15 @@ Examples:
 )
 @click.option("--stats", is_flag=True, help="Print one line of statistics on stderr at the end.")
 @click.option(
+    "--raw",
+    is_flag=True,
+    help="Print the text as it is on a terminal, too, instead of rendering its Markdown.",
+)
+@click.option(
     "--verbose",
     is_flag=True,
-    help="Print a line on stderr for each attempt, its status and request id, and each wait.",
+    help="Print a line on stderr for each attempt, its status and request id, and each wait;"
+    " implies --raw.",
 )
 @click.pass_context
 def ask(
@@ -95,6 +103,7 @@ def ask(
     plain: bool,
     as_json: bool,
     stats: bool,
+    raw: bool,
     verbose: bool,
 ) -> None:
     """Send TEXT and print the reply while it arrives.
@@ -106,7 +115,7 @@ def ask(
     Settings that are left out come from the environment, else from a profile: `cromicle config`.
 
     A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
-    end. On a terminal the reply ends in a line break, and control characters are replaced.
+    end. On a terminal its Markdown is rendered, and control characters are replaced.
     A reply that a length limit or a content filter has cut short is named on stderr.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
@@ -114,18 +123,87 @@ def ask(
     system = target.settings.system
     check_stdin_once(*words, *files, context.params["system_file"])
     text = read_text(words, files)
-    output = open_output()
-    show = print_json if as_json else print_stream
-    with errors_for_the_shell(target.labels), calls_on_stderr(output, enabled=verbose):
+    output = open_output(raw=raw or as_json or verbose)
+    calls_shown = calls_on_stderr(output) if verbose else retries_noted(output)
+    with errors_for_the_shell(target.labels), calls_shown:
         messages = build_messages(text, system)
         # One message says no more with its role: the request is that of a plain client.
         with target.open(send_messages=bool(system) and not plain) as client:
-            reply = show(client, messages, output)
+            if as_json:
+                reply = print_json(client, messages, output)
+            else:
+                reply = print_stream(client.stream(messages), output)
     early_end = describe_early_end(reply)
     if early_end is not None:
-        report(early_end)
+        report(f"The reply was {early_end}.")
     if stats:
         report(format_stats(reply))
+
+
+@cromicle.command(
+    epilog="""\b
+Examples:
+  cromicle chat --local
+  cromicle chat --base-url http://127.0.0.1:8000 --system "Answer in one sentence."
+  cromicle chat --continue
+  printf 'One question\\nAnother one\\n' | cromicle chat
+"""
+)
+@target_options
+@click.option("--continue", "continues", is_flag=True, help="Go on with the last conversation.")
+@click.option(
+    "--load",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Go on with the conversation in FILE, which /save has written.",
+)
+@click.option(
+    "--history/--no-history",
+    default=True,
+    show_default=True,
+    help="Keep the lines that are typed, and the conversations, in the platform's data folder.",
+)
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Send the conversation as one text alone, for a server that rejects unknown fields. By"
+    " default the messages are also sent with their roles.",
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Print replies as they are on a terminal, too, instead of rendering their Markdown.",
+)
+def chat(
+    target: Target, continues: bool, file: Path | None, history: bool, plain: bool, raw: bool
+) -> None:
+    """Hold a conversation: type a question, read the reply, and so on until Ctrl-D.
+
+    Alt-Enter begins a new line, and a pasted block stays one question. Ctrl-C stops a reply and
+    keeps the conversation. /help lists the commands, such as /retry, /edit, /undo and /save; Tab
+    completes them.
+
+    Where standard input or output is not a terminal, each line of the input is a question or a
+    command, and the output has the replies alone, each with a line break at its end. An error ends
+    the command then.
+
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
+    """
+    # Imported here because no other command needs it.
+    from .chat import start_chat
+
+    if continues and file is not None:
+        raise click.UsageError("--continue and --load exclude each other.")
+    with errors_for_the_shell(target.labels):
+        start_chat(
+            target,
+            continues=continues,
+            file=file,
+            keeps_history=history,
+            send_messages=not plain,
+            raw=raw,
+        )
 
 
 @cromicle.command(

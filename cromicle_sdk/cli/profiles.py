@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from cromicle_sdk._core.options import check_text, check_token
 from cromicle_sdk._core.secrets import Secret
 
 from .errors import Misuse
+from .files import replace_file
 from .output import report
 
 if sys.version_info >= (3, 11):  # pragma: no cover - one of the two, on each version
@@ -146,25 +146,9 @@ def change_file(file: Path, change: Callable[[Any], None], *, is_removal: bool =
         _check_content(file, tomllib.loads(text))
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _replace(target, text.encode())
+        replace_file(target, text.encode())
     except OSError as error:
         raise Misuse(f"{file} cannot be written: {error.strerror or error}.") from None
-
-
-def _replace(target: Path, data: bytes) -> None:
-    """Write a file in one step: another process sees the old one or the new one, and whole."""
-    # In the same folder, for `os.replace` does not move a file between file systems. The mode of
-    # what it makes is 600.
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink()
-        raise
 
 
 def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:

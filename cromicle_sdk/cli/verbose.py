@@ -1,38 +1,77 @@
-"""`--verbose`: the lines of the logger `cromicle_sdk` on stderr, while a call runs."""
+"""What the logger `cromicle_sdk` has to say while a call runs: retries, and all of `--verbose`."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from cromicle_sdk import APIStatusError, APITimeoutError, CromicleError
 
 from .output import Output, report
 
-__all__ = ["calls_on_stderr"]
+__all__ = ["calls_on_stderr", "retries_noted"]
 
 _NAME = "cromicle_sdk"
 
 
 @contextlib.contextmanager
-def calls_on_stderr(output: Output, *, enabled: bool) -> Generator[None]:
+def calls_on_stderr(output: Output) -> Generator[None]:
     """Print each attempt, retry and end of a call on stderr, on lines of their own.
 
     None of them holds a token, a prompt or a reply.
     """
-    if not enabled:
-        yield
-        return
-    logger = logging.getLogger(_NAME)
-    level = logger.level
     handler = _CallHandler(output)
+    try:
+        with _handled_by(handler, logging.DEBUG):
+            yield
+    finally:
+        handler.report_end()
+
+
+@contextlib.contextmanager
+def retries_noted(output: Output) -> Generator[None]:
+    """Note each retry on the output while the call waits for it."""
+    with _handled_by(_RetryHandler(output), logging.INFO):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: logging.Handler, level: int) -> Generator[None]:
+    logger = logging.getLogger(_NAME)
+    level_before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(level)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.report_end()
+        logger.setLevel(level_before)
+
+
+class _RetryHandler(logging.Handler):
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        retry: Mapping[str, Any] | None = getattr(record, "retry", None)
+        if retry is not None:
+            self._output.note(
+                f"retrying {retry['attempt'] + 1} of {retry['attempts']}"
+                f" in {retry['wait']:.1f} s: {_describe_briefly(retry['error'])}"
+            )
+
+
+def _describe_briefly(error: CromicleError) -> str:
+    match error:
+        case APIStatusError():
+            return str(error.status_code)
+        case APITimeoutError():
+            return f"timeout ({error.phase})"
+        case _:
+            return error.problem
 
 
 class _CallHandler(logging.Handler):

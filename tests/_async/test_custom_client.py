@@ -441,6 +441,9 @@ def test_attempts_retries_and_ends_are_logged(
         if record.name == "cromicle_sdk"
     ]
     url = f"{faults.base_url}/chat"
+    (retry,) = [record.__dict__["retry"] for record in caplog.records if "retry" in vars(record)]
+    assert (retry["wait"], retry["attempt"], retry["attempts"]) == (0.0, 1, 3)
+    assert retry["error"].status_code == 503
     assert [level for level, _ in lines] == ["DEBUG", "INFO", "DEBUG", "DEBUG", "DEBUG", "DEBUG"]
     texts = [text for _, text in lines]
     assert texts[:3] == [

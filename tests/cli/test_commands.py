@@ -695,7 +695,9 @@ def test_a_closed_stdout_is_an_error_of_one_line(
     [
         ("Hello", "utf-8", "Hello\n"),
         ("Hello\r\n", "utf-8", "Hello\n"),
-        ("\x00\x1b[2J\x7f\x85\x9b\a\b\t\n日本 👩‍💻", "utf-8", "��[2J�����\t\n日本 👩‍💻\n"),
+        ("\x00\x1b[2J\x7f\x85\x9b\a\b\t\n日本 👩‍💻", "utf-8", "��[2J�����\t\n日本 👩💻\n"),
+        ("a\u202eb\u2066c\U000e0041\u2028", "utf-8", "a�b�c��\n"),
+        ("\ufeffZero\u200b-\u00adwidth\u200f", "utf-8", "Zero-width\n"),
         ("Grüße 日本", "latin-1", "Grüße ??\n"),
         ("\r", "utf-8", ""),
     ],
@@ -710,7 +712,7 @@ def test_a_terminal_gets_no_control_characters(
     server.reply(reply)
     terminal = FakeTerminal(encoding)
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert ask(server) == 0
+    assert ask(server, "--raw") == 0
     assert terminal.shown == shown
 
 

@@ -72,7 +72,7 @@ class Terminal:
 def test_the_text_streams_and_ends_in_a_line_break(server: FaultyServer) -> None:
     gate = threading.Event()
     server.reply(chunks=["Hello, ", "wörld!"], gate=gate)
-    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+    with Terminal("ask", "--raw", "--base-url", server.base_url, "Hi") as terminal:
         terminal.read_until(b"Hello, ")
         gate.set()
         # A terminal makes CR LF of a line feed.
@@ -82,7 +82,7 @@ def test_the_text_streams_and_ends_in_a_line_break(server: FaultyServer) -> None
 
 def test_control_characters_of_a_reply_do_not_reach_the_terminal(server: FaultyServer) -> None:
     server.reply("a\x1b]0;title\x07\x9b31mb\tc\r\n")
-    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+    with Terminal("ask", "--raw", "--base-url", server.base_url, "Hi") as terminal:
         mark = "\N{REPLACEMENT CHARACTER}"
         shown = f"a{mark}]0;title{mark}{mark}31mb\tc\r\n"
         assert terminal.read_all().decode() == shown
@@ -90,7 +90,9 @@ def test_control_characters_of_a_reply_do_not_reach_the_terminal(server: FaultyS
 
 def test_characters_that_the_terminal_cannot_encode_are_replaced(server: FaultyServer) -> None:
     server.reply("Grüße 🎉")
-    with Terminal("ask", "--base-url", server.base_url, "Hi", PYTHONIOENCODING="ascii") as terminal:
+    with Terminal(
+        "ask", "--raw", "--base-url", server.base_url, "Hi", PYTHONIOENCODING="ascii"
+    ) as terminal:
         assert terminal.read_all() == b"Gr??e ?\r\n"
         assert terminal.process.wait(PATIENCE) == 0
 
@@ -108,14 +110,14 @@ def test_an_error_begins_on_a_line_of_its_own_and_in_colour(server: FaultyServer
 def test_colour_can_be_turned_off(server: FaultyServer) -> None:
     server.fail(404)
     with Terminal(
-        "ask", "--base-url", server.base_url, "Hi", NO_COLOR="1", TERM="dumb"
+        "ask", "--raw", "--base-url", server.base_url, "Hi", NO_COLOR="1", TERM="dumb"
     ) as terminal:
         assert terminal.read_all().startswith(b"Error: ")
 
 
 def test_ctrl_c_leaves_the_cursor_on_a_line_of_its_own(server: FaultyServer) -> None:
     server.reply(chunks=["Hello, ", "world!"], gate=threading.Event())
-    with Terminal("ask", "--base-url", server.base_url, "Hi") as terminal:
+    with Terminal("ask", "--raw", "--base-url", server.base_url, "Hi") as terminal:
         terminal.read_until(b"Hello, ")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.read_all() == b"Hello, \r\n"
@@ -131,7 +133,9 @@ def test_without_text_it_does_not_read_the_terminal() -> None:
 def test_a_terminal_that_does_not_block_loses_nothing(server: FaultyServer) -> None:
     lines = [f"{number:9}" for number in range(20_000)]
     server.reply("\n".join(lines))
-    with Terminal("ask", "--base-url", server.base_url, "Hi", is_blocking=False) as terminal:
+    with Terminal(
+        "ask", "--raw", "--base-url", server.base_url, "Hi", is_blocking=False
+    ) as terminal:
         assert terminal.read_all().decode().splitlines() == lines
         assert terminal.process.wait(PATIENCE) == 0
 

@@ -1,0 +1,195 @@
+"""Terminals for tests: an emulator that shows what was written, and a process on a real one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pexpect  # type: ignore[import-untyped]  # it has no types
+import pyte
+from rich.style import Style
+from rich.text import Text
+from typing_extensions import Self
+
+__all__ = ["PATIENCE", "Process", "Screen", "isolate"]
+
+PATIENCE = 30.0
+
+
+class Screen:
+    """What a terminal shows after some bytes, with the lines that have scrolled off."""
+
+    def __init__(self, columns: int = 80, lines: int = 24) -> None:
+        self._screen = pyte.HistoryScreen(columns, lines, history=100_000, ratio=0.5)
+        # As a terminal does for what a program writes.
+        self._stream = pyte.ByteStream(self._screen)
+
+    def feed(self, data: bytes) -> None:
+        self._stream.feed(data)
+
+    @property
+    def visible(self) -> list[str]:
+        """The lines that the screen shows, without what is empty at their ends."""
+        return _trim([line.rstrip() for line in self._screen.display])
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines, those that have scrolled off first."""
+        columns = range(self._screen.columns)
+        gone = [
+            "".join(line[column].data for column in columns).rstrip()
+            for line in self._screen.history.top
+        ]
+        return _trim([*gone, *(line.rstrip() for line in self._screen.display)])
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        """The row and the column of the cursor."""
+        return self._screen.cursor.y, self._screen.cursor.x
+
+    def find_styles(self, text: str) -> set[str]:
+        """The styles of the first place at which the screen shows a text."""
+        for row, line in enumerate(self._screen.display):
+            column = line.find(text)
+            if column >= 0:
+                cell = self._screen.buffer[row][column]
+                names = ("bold", "italics", "underscore", "strikethrough", "reverse")
+                found = {name for name in names if getattr(cell, name)}
+                return found | {name for name in (cell.fg, cell.bg) if name != "default"}
+        raise AssertionError(f"{text!r} is not on the screen")
+
+    @property
+    def styled(self) -> list[Text]:
+        """The visible lines with their styles, for rich."""
+        lines = []
+        for row in range(len(self.visible)):
+            line = Text()
+            for column in range(self._screen.columns):
+                cell = self._screen.buffer[row][column]
+                line.append(cell.data, _build_style(cell))
+            lines.append(line)
+        return lines
+
+
+class Process:
+    """A process of the command on a pseudo terminal, seen through an emulator."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str],
+        columns: int = 80,
+        lines: int = 24,
+    ) -> None:
+        kept = {name: text for name, text in os.environ.items() if name[:9] != "CROMICLE_"}
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED"):
+            kept.pop(name, None)
+        plain = {
+            "TERM": "xterm-256color",
+            "PYTHONUTF8": "1",
+            # The emulator does not say where its cursor is.
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+        }
+        self.screen = Screen(columns, lines)
+        self.output = b""
+        self._process = pexpect.spawn(
+            sys.executable,
+            ["-m", "cromicle_sdk", *arguments],
+            env={**kept, **plain, **environment},
+            dimensions=(lines, columns),
+            timeout=PATIENCE,
+        )
+        # It waits for each key otherwise, as long as somebody would who types.
+        self._process.delaybeforesend = None
+
+    def wait_for(self, text: str) -> None:
+        """Until the terminal shows a text."""
+        self.wait_until(lambda screen: text in screen.text, text)
+
+    def wait_until(self, condition: Callable[[Screen], bool], name: object = "") -> None:
+        while not condition(self.screen):
+            try:
+                self._receive()
+            except (pexpect.EOF, pexpect.TIMEOUT) as error:
+                raise AssertionError(f"{name!r} is not in:\n{self.screen.text}") from error
+
+    def wait_for_prompt(self) -> None:
+        """Until it waits for a line."""
+        self.wait_until(lambda screen: screen.visible[-1:] == [">"], "prompt")
+
+    def type(self, text: str) -> None:
+        self._process.send(text)
+
+    def press_enter(self) -> None:
+        self._process.send("\r")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._process.sendintr()
+
+    def resize(self, columns: int, lines: int) -> None:
+        self._process.setwinsize(lines, columns)
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        try:
+            while True:
+                self._receive()
+        except pexpect.EOF:
+            self._process.wait()
+        status = self._process.exitstatus
+        assert isinstance(status, int), self.screen.text
+        return status
+
+    def _receive(self) -> None:
+        data: bytes = self._process.read_nonblocking(65536, timeout=PATIENCE)
+        self.output += data
+        self.screen.feed(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._process.close(force=True)
+
+
+def isolate(folder: Path) -> dict[str, str]:
+    """The environment of a process that keeps its files in a folder."""
+    return {
+        "HOME": str(folder),
+        "XDG_DATA_HOME": str(folder / "data"),
+        "XDG_CONFIG_HOME": str(folder / "config"),
+    }
+
+
+def _build_style(cell: Any) -> Style:
+    return Style(
+        color=_name_color(cell.fg),
+        bgcolor=_name_color(cell.bg),
+        bold=cell.bold,
+        italic=cell.italics,
+        underline=cell.underscore,
+        strike=cell.strikethrough,
+    )
+
+
+def _name_color(color: str) -> str | None:
+    """A colour of the emulator, which has those of 256 as hexadecimal digits, for rich."""
+    if color == "default":
+        return None
+    if len(color) == 6 and set(color) <= set("0123456789abcdef"):
+        return f"#{color}"
+    return {"brown": "yellow"}.get(color, color.replace("bright", "bright_"))
+
+
+def _trim(lines: list[str]) -> list[str]:
+    while lines and not lines[-1]:
+        lines = lines[:-1]
+    return lines
