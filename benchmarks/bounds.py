@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .bulk import MEMORY_BOUND, PATIENT
 from .gateway import ADDED, LATENCY_BOUND
 from .measure import Measure
 
@@ -54,5 +55,12 @@ BOUNDS = (
     Bound("flood", "cromicle blocking", "250 ms", "wall", 1.0),
     Bound("flood", "cromicle asyncio", "250 ms", "wall", 1.0),
     Bound("flood", "cromicle trio", "250 ms", "wall", 1.0),
+    Bound("bulk", "bulk", "AsyncClient.chat", "cpu", 1.3),
+    Bound("bulk", "abulk", "AsyncClient.chat", "cpu", 1.3),
+    Bound("bulk", "cromicle batch", "AsyncClient.chat", "cpu", 1.3),
+    Bound("bulk", "bulk", MEMORY_BOUND, "memory", 1.0),
+    Bound("bulk", "cromicle batch", MEMORY_BOUND, "memory", 1.0),
+    Bound("bulk", "5 at once, bulk", PATIENT, "wall", 1.2),
+    Bound("bulk", "5 at once, cromicle batch", PATIENT, "wall", 1.2),
     Bound("gateway", ADDED, LATENCY_BOUND, "wall", 1.0),
 )

@@ -21,6 +21,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from .bulk import BULK
 from .libraries import ASYNC
 from .measure import (
     Sample,
@@ -355,6 +356,7 @@ ISOLATED: dict[str, dict[str, Callable[[Settings], Sample]]] = {
         "aiohttp asyncio, idle": partial(_hold_idle, "aiohttp", "asyncio"),
         "httpx asyncio, idle": partial(_hold_idle, "httpx", "asyncio"),
     },
+    "bulk": BULK,
     "flood": {
         "cromicle blocking": _flood,
         "cromicle asyncio": partial(_flood_async, "asyncio"),

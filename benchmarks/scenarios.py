@@ -13,6 +13,7 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 
+from .bulk import MEMORY_BOUND, get_memory_bound
 from .gateway import CASES as GATEWAY
 from .isolated import (
     IMPORTS,
@@ -351,6 +352,13 @@ SCENARIOS: dict[str, Scenario] = {
             {"wall": "excess"},
             [*_isolated("flood"), Case("250 ms", _get_total_bound)],
             rounds=3,
+        ),
+        Scenario(
+            "bulk",
+            "10,000 prompts, 32 at a time; and 500 at a server that takes 5 at once",
+            {"cpu": "CPU a prompt", "wall": "wall a prompt", "memory": "added to the peak"},
+            [*_isolated("bulk"), Case(MEMORY_BOUND, get_memory_bound)],
+            rounds=5,
         ),
         Scenario(
             "gateway",

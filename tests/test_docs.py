@@ -26,8 +26,12 @@ def is_suite(block: str) -> bool:
     return "def test_" in block
 
 
-# Of the others, tests/integrations/packages/test_page.py.
-PYTHON = [(name, block) for name, block in find_blocks("python") if not needs_packages(block)]
+# Of the others, tests/integrations/packages/test_page.py and tests/bulk/test_ray.py.
+PYTHON = [
+    (name, block)
+    for name, block in find_blocks("python")
+    if not needs_packages(block) and "import ray" not in block
+]
 SCRIPTS = [pytest.param(block, id=name) for name, block in PYTHON if not is_suite(block)]
 SUITES = [pytest.param(block, id=name) for name, block in PYTHON if is_suite(block)]
 

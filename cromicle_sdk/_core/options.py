@@ -154,6 +154,8 @@ class Retry:
     - `budget`: the retries of all calls of a client share this many tokens. A retry costs 5, one
       that obeys `Retry-After` costs nothing, and a success gives 1 back. The size is that of the
       client's own `retry`; None for no limit, also for a single call.
+    - `busy`: retry the statuses 429 and 503, by which a server says that it has too much to do.
+      False raises them at once, for a caller that slows down all of its calls together.
 
     Raises `ConfigurationError` for a value out of range.
     """
@@ -163,9 +165,11 @@ class Retry:
     max_delay: float = 8
     max_retry_after: float = 60
     budget: int | None = 500
+    busy: bool = True
 
     def __post_init__(self) -> None:
         check_count("retry.attempts", self.attempts)
+        check_flag("retry.busy", self.busy)
         if self.budget is not None:
             check_count("retry.budget", self.budget)
         for name in ("first_delay", "max_delay", "max_retry_after"):

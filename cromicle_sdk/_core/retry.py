@@ -22,6 +22,9 @@ __all__ = ["Attempts", "Decision", "RetryBudget"]
 # of CDNs (520 to 529).
 _FINAL_SERVER_ERRORS = frozenset({501, 505})
 
+# Too Many Requests and Service Unavailable, which `Retry.busy` is about.
+_BUSY = frozenset({429, 503})
+
 # The codes of a gateway whose operator has to act first: its model server does not accept it, has
 # no such model, or is elsewhere.
 _FINAL_CODES = frozenset({"upstream_denied", "upstream_redirected", "upstream_refused"})
@@ -123,6 +126,8 @@ class Attempts:
         if isinstance(error, APIStatusError):
             code = error.status_code
             if code == 502 and error.code in _FINAL_CODES:
+                return False
+            if code in _BUSY and not self._retry.busy:
                 return False
             is_server_error = 500 <= code < 600 and code not in _FINAL_SERVER_ERRORS
             return is_server_error or code in (408, 429)

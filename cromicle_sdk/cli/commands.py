@@ -13,6 +13,7 @@ from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._version import __version__
 
 from .ask import build_messages, describe_early_end, format_stats, print_json, print_stream
+from .batch import batch
 from .configure import config
 from .docs import complete_page, print_list, print_page
 from .errors import errors_for_the_shell
@@ -506,4 +507,5 @@ def docs(topic: str | None) -> None:
         print_page(topic)
 
 
+cromicle.add_command(batch)
 cromicle.add_command(config)

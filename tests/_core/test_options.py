@@ -80,7 +80,7 @@ def test_defaults() -> None:
     assert options.headers == {}
     assert DEFAULT_MAX_REPLY_BYTES == 64 * 1024 * 1024
     assert dataclasses.astuple(DEFAULT_TIMEOUT) == (5, 300, 120, 600, 3600)
-    assert dataclasses.astuple(DEFAULT_RETRY) == (3, 0.5, 8, 60, 500)
+    assert dataclasses.astuple(DEFAULT_RETRY) == (3, 0.5, 8, 60, 500, True)
     assert (Timeout(), Retry()) == (DEFAULT_TIMEOUT, DEFAULT_RETRY)
     assert build_connection_options().max_connections == 1000
     assert build_connection_options(max_connections=3).max_connections == 3
@@ -247,6 +247,7 @@ def test_retry(value: dict[str, Any]) -> None:
     [
         *(("attempts", value) for value in (0, -1, 1.0, "1", None, True)),
         *(("budget", value) for value in (0, -1, 1.0, "1", True)),
+        *(("busy", value) for value in (None, 1, "yes")),
         *(
             (name, value)
             for name in ("first_delay", "max_delay", "max_retry_after")

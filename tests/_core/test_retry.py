@@ -102,6 +102,13 @@ def test_retried_statuses(whole: bool) -> None:
         assert (wait is not None) == (status_code in RETRIED_STATUSES), status_code
 
 
+def test_a_busy_server_is_left_to_the_caller() -> None:
+    attempts = build_attempts(Retry(busy=False))
+    assert attempts.decide(status_error(429, retry_after=1), time_left=100).wait is None
+    assert attempts.decide(status_error(503), time_left=100).wait is None
+    assert attempts.decide(status_error(500), time_left=100).wait is not None
+
+
 @pytest.mark.parametrize(
     ("status_code", "code", "is_retried"),
     [

@@ -1,0 +1,77 @@
+"""Many prompts from blocking code: through an event loop in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from queue import Empty, SimpleQueue
+
+from cromicle_sdk import AsyncClient, Messages
+
+from .options import BulkOptions
+from .prompts import InOrder, Outcome, Prompt, Reader
+from .thread import LoopThread
+
+__all__ = ["AHEAD", "run_in_thread"]
+
+# How many prompts for each stream are sent or waiting for it, or have outcomes that nobody has
+# taken yet. More than one, so that a caller who is slow for a moment does not stop the streams,
+# and that with `ordered` one slow reply does not stop all others.
+AHEAD = 4
+
+
+class _Results:
+    """A queue of outcomes."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[tuple[int, Outcome] | Exception] = SimpleQueue()
+
+    def give(self, index: int, outcome: Outcome) -> None:
+        self._queue.put((index, outcome))
+
+    def end(self, error: Exception) -> None:
+        self._queue.put(error)
+
+    def take(self, *, wait: bool) -> tuple[int, Outcome] | None:
+        """The next outcome; None if there is none yet. Raises what `end` was told."""
+        try:
+            result = self._queue.get(wait)
+        except Empty:
+            return None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def run_in_thread(
+    prompts: Iterable[Prompt | Messages],
+    client: AsyncClient,
+    options: BulkOptions,
+    *,
+    ordered: bool,
+    owns_client: bool,
+) -> Generator[tuple[int, Outcome]]:
+    """The outcomes as they come. Closing it cancels the calls."""
+    reader, order, results = Reader(prompts), InOrder(ordered=ordered), _Results()
+    thread = LoopThread(client, options, owns_client=owns_client)
+    try:
+        thread.attach(results)
+        ahead = 0
+        while True:
+            # Two for each outcome: a fast source fills the window, and a slow one does not hold
+            # outcomes back.
+            for _ in range(2):
+                if ahead < AHEAD * options.limit and not reader.is_at_end:
+                    read = reader.read()
+                    thread.put(read, results)
+                    ahead += len(read)
+            is_full = ahead == AHEAD * options.limit or reader.is_at_end
+            if not ahead:
+                break
+            result = results.take(wait=is_full)
+            if result is not None:
+                for passed in order.add(*result):
+                    ahead -= 1
+                    yield passed
+    finally:
+        thread.close()
+    reader.check()

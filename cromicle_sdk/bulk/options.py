@@ -1,0 +1,120 @@
+"""The options of `bulk`, `abulk` and `Ask`: their checks, and clients made of other clients."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import dataclass, replace
+
+from cromicle_sdk import AsyncClient, Client, ConfigurationError
+
+from .pace import Pace
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "DEFAULT_PATIENCE",
+    "BulkOptions",
+    "check_count",
+    "copy_client",
+    "dump_client",
+    "leave_busy_to_pace",
+    "load_client",
+]
+
+DEFAULT_LIMIT = 32
+
+# As long as a call may take by default (`Timeout.total`).
+DEFAULT_PATIENCE = 600.0
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """The checked options that any way of running prompts has. Raises `ConfigurationError`."""
+
+    limit: int = DEFAULT_LIMIT
+    rate: float | None = None
+    patience: float = DEFAULT_PATIENCE
+
+    def __post_init__(self) -> None:
+        check_count("limit", self.limit)
+        if self.rate is not None:
+            _check_number("rate", self.rate, "calls in a second")
+        _check_number("patience", self.patience, "seconds")
+
+    def build_pace(self, client: AsyncClient) -> Pace:
+        """The pace of the calls of this client."""
+        retry = client._options.retry  # pyright: ignore[reportPrivateUsage]
+        return Pace(self.limit, rate=self.rate, retry=retry, patience=self.patience)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `ConfigurationError` unless it is a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(
+            f"expected a whole number, 1 or more, not {_show(value)}", option=name
+        )
+
+
+def _check_number(name: str, value: object, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigurationError(
+            f"expected a finite number of {unit}, above 0, not {_show(value)}", option=name
+        )
+
+
+def _show(value: object) -> str:
+    return repr(value) if isinstance(value, (int, float)) else type(value).__name__
+
+
+def copy_client(client: Client | AsyncClient | None) -> tuple[AsyncClient, bool]:
+    """An `AsyncClient` with the options of this one, and whether it is to be closed.
+
+    One over an `http_client` of the user's is used as it is. Raises `ConfigurationError` for a
+    `Client` over one.
+    """
+    client = AsyncClient() if client is None else check_client(client)
+    options, connections = client._options, client._connection_options  # pyright: ignore[reportPrivateUsage]
+    if connections.http_client is not None:
+        if isinstance(client, AsyncClient):
+            return client, False
+        raise ConfigurationError(
+            "the calls are made by an AsyncClient, which cannot use an httpx.Client",
+            option="client",
+            hint="pass an AsyncClient, over an httpx.AsyncClient of your own",
+        )
+    own = AsyncClient.__new__(AsyncClient)
+    own.__setstate__((options, connections))
+    return own, True
+
+
+def leave_busy_to_pace(client: AsyncClient) -> AsyncClient:
+    """A view on this client that raises a 429 or 503 at once, for all calls wait together."""
+    retry = client._options.retry  # pyright: ignore[reportPrivateUsage]
+    return client.with_options(retry=replace(retry, busy=False))
+
+
+def check_client(client: object) -> Client | AsyncClient:
+    """Raise `ConfigurationError` unless it is an open client."""
+    if not isinstance(client, (Client, AsyncClient)):
+        raise ConfigurationError(
+            f"expected a Client or an AsyncClient, not {type(client).__name__}", option="client"
+        )
+    if client.is_closed:
+        raise ConfigurationError("it is closed", option="client", hint="create a new one")
+    return client
+
+
+def dump_client(client: Client | AsyncClient | None) -> bytes:
+    """The options of a client for another process, the token among them.
+
+    Raises `ConfigurationError` where they cannot leave this one.
+    """
+    client = AsyncClient() if client is None else check_client(client)
+    return pickle.dumps(client.__getstate__())
+
+
+def load_client(state: bytes) -> AsyncClient:
+    """A client with the options of `dump_client`."""
+    client = AsyncClient.__new__(AsyncClient)
+    client.__setstate__(pickle.loads(state))  # noqa: S301 - of this package, in a task of ours
+    return client
