@@ -146,6 +146,10 @@ class CoatedStream:
         except StopIteration:
             raise StopAsyncIteration from None
 
+    async def start(self) -> Self:
+        assert self.inner.start() is self.inner
+        return self
+
     async def read(self) -> Reply:
         return self.inner.read()
 

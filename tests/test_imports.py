@@ -40,6 +40,7 @@ MODULES: dict[str, set[str]] = {
     "_core.response": {"_core.errors", "_core.options"},
     "_core.retry": {"_core.errors", "_core.options"},
     "_core.deadline": {"_core.errors", "_core.options"},
+    "_core.observers": {"_core.options", "_core.request", "_core.response"},
     # What both sides know of the network.
     "_http.sockets": set(),
     "_http.slots": {"_http.sockets"},
@@ -80,7 +81,8 @@ MODULES: dict[str, set[str]] = {
         *("_http.clients", "_http.framing", "_http.logs", "_http.proxies", "_http.sockets"),
     },
     "_async.stream": {
-        *("_async.session", "_core.compat", "_core.errors", "_core.options", "_core.request"),
+        *("_async.session", "_core.compat", "_core.errors", "_core.observers"),
+        *("_core.options", "_core.request"),
         *("_core.response", "_core.retry"),
         *("_http.callers", "_http.sockets", "_http.translate"),
     },
@@ -113,7 +115,8 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 # What the core may import from elsewhere, all of it without I/O and without a clock.
 # `os` is for `os.environ` alone, `sys` for the version in the user agent.
 CORE_STDLIB = {
-    *("base64", "bisect", "codecs", "collections.abc", "dataclasses", "datetime", "email.utils"),
+    *("base64", "bisect", "codecs", "collections.abc", "contextlib", "dataclasses", "datetime"),
+    "email.utils",
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
     *("math", "operator", "os"),
     *("random", "re", "sys", "typing", "urllib.parse"),
@@ -342,7 +345,8 @@ def test_the_import_brings_this_package_and_next_to_nothing_else(
 def test_no_optional_package_is_imported(probed: tuple[set[str], list[list[str]], int]) -> None:
     modules, _, _ = probed
     tops = {name.partition(".")[0] for name in modules}
-    assert not tops & {"starlette", "uvicorn", "click", "rich", "httpx2", "socksio", "trio"}
+    assert not tops & {"starlette", "uvicorn", "click", "rich", "httpx2", "opentelemetry"}
+    assert not tops & {"socksio", "trio"}
 
 
 def test_the_import_does_no_io(probed: tuple[set[str], list[list[str]], int]) -> None:

@@ -53,6 +53,7 @@ __all__ = [
     "add_sentence",
     "describe",
     "describe_status",
+    "find_text",
     "shorten",
     "status_error_class",
 ]
@@ -264,15 +265,20 @@ class APIStatusError(CromicleError):
 
         For example "context_length_exceeded" or "upstream_denied"; None for any other body.
         """
-        try:
-            content: object = json.loads(self.body)
-        except (ValueError, RecursionError):
+        return find_text(self.body, "error", "code")
+
+
+def find_text(body: str, *names: str) -> str | None:
+    """The text in JSON objects within each other, by the names of its fields; None for no text."""
+    try:
+        content: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    for name in names:
+        if not isinstance(content, dict):
             return None
-        for name in ("error", "code"):
-            if not isinstance(content, dict):
-                return None
-            content = cast("dict[str, object]", content).get(name)
-        return content if isinstance(content, str) else None
+        content = cast("dict[str, object]", content).get(name)
+    return content if isinstance(content, str) else None
 
 
 class BadRequestError(APIStatusError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from json.encoder import encode_basestring as quote
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from .options import Options
 from .redaction import redact
 from .secrets import Secret
 
-__all__ = ["Request", "build_request", "build_user_agent", "hash_prompt"]
+__all__ = ["Request", "add_headers", "build_request", "build_user_agent", "hash_prompt"]
 
 
 class Request(NamedTuple):
@@ -42,6 +43,15 @@ class Request(NamedTuple):
     def redact(self, text: str) -> str:
         """A text of the server without the token and the hash, which it may echo."""
         return redact(text, self.secrets)
+
+
+def add_headers(
+    headers: tuple[tuple[bytes, bytes], ...], more: Mapping[str, str]
+) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers and those of `more` whose name is not among them."""
+    names = {name.lower() for name, _ in headers}
+    added = ((name.lower().encode(), value.encode()) for name, value in more.items())
+    return (*headers, *(each for each in added if each[0] not in names))
 
 
 def hash_prompt(token: str, prompt: str) -> str:

@@ -239,6 +239,11 @@ class ResponseDecoder:
         return self._headers
 
     @property
+    def first_text_after(self) -> float | None:
+        """Seconds from the beginning of the call to the first text; None before it."""
+        return self._first_text_after
+
+    @property
     def is_accepted(self) -> bool:
         """Whether the body is a reply, and not the body of a rejected response."""
         return self._status_code is not None and self._rejection is None

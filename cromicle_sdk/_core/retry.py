@@ -81,7 +81,7 @@ class Attempts:
     that was truncated can be retried. `count` is the number of requests begun.
     """
 
-    __slots__ = ("_budget", "_random", "_retry", "_whole", "count")
+    __slots__ = ("_budget", "_random", "_retry", "count", "is_whole")
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Attempts:
     ) -> None:
         self._retry = retry
         self._budget = budget
-        self._whole = whole
+        self.is_whole: bool = whole
         self._random = random
         self.count: int = 0
 
@@ -133,12 +133,12 @@ class Attempts:
             return is_server_error or code in (408, 429)
         if isinstance(error, APITimeoutError):
             if error.phase == "stall":
-                return self._whole
+                return self.is_whole
             return error.phase in ("connect", "first_byte")
         if isinstance(error, APIConnectionError):
             return not error.is_final
         if isinstance(error, IncompleteReplyError):
-            return (self._whole or not error.partial_text) and not error.is_final
+            return (self.is_whole or not error.partial_text) and not error.is_final
         return False
 
     def _draw_delay(self) -> float:

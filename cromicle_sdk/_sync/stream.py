@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.errors import CromicleError, describe
+from cromicle_sdk._core.observers import OBSERVERS, CallEnd, CallObserver
 from cromicle_sdk._core.request import Request
-from cromicle_sdk._core.response import Headers, Reply, ResponseDecoder
+from cromicle_sdk._core.response import Head, Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
 from cromicle_sdk._http.callers import find_callers_error
 from cromicle_sdk._http.sockets import LATE_SECONDS, TimeLimitReached
@@ -64,6 +65,7 @@ class Stream:
         self._call: Call | None = None
         self._attempt: Attempt | None = None
         self._decoder: ResponseDecoder | None = None
+        self._observer: CallObserver | None = None
         self._elapsed = 0.0
 
     @property
@@ -91,6 +93,23 @@ class Stream:
             )
         return self._decoder.reply
 
+    def start(self) -> Self:
+        """Send the request and wait for the head of the response; returns the stream itself.
+
+        Whoever passes a reply on learns so of most errors while it can still choose a status. Of a
+        stream that has begun it does nothing. Raises what iterating raises before the first text:
+        in `client.stream(messages).start()` all of them, invalid messages included.
+        """
+        self._check_readable()
+        if self._state == "new":
+            self._start_reading()
+            try:
+                call = self._run(self._open)
+                call.timeouts.hold(time.monotonic())
+            finally:
+                self._reading.release()
+        return self
+
     def read(self) -> Reply:
         """Read the rest of the text and return the whole reply."""
         for _ in self:
@@ -106,6 +125,7 @@ class Stream:
             self._state = "closed"
         if self._reading.acquire(blocking=False):
             try:
+                self._stop_observing()
                 self._close_attempt()
             finally:
                 self._reading.release()
@@ -127,15 +147,7 @@ class Stream:
 
     def __enter__(self) -> Self:
         """Send the request, if it was not sent yet, and wait for the head of the response."""
-        self._check_readable()
-        if self._state == "new":
-            self._start_reading()
-            try:
-                call = self._run(self._open)
-                call.timeouts.hold(time.monotonic())
-            finally:
-                self._reading.release()
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -149,6 +161,8 @@ class Stream:
         attempt: Attempt | None = getattr(self, "_attempt", None)
         if attempt is not None:
             attempt.abandon()
+        if getattr(self, "_observer", None) is not None:
+            self._stop_observing()
 
     def __repr__(self) -> str:
         if "_options" not in self.__dict__:
@@ -172,7 +186,7 @@ class Stream:
             except Exception as error:  # noqa: BLE001 - `_recover` raises it, if it is not ours
                 failure = error
             except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
-                self._fail()
+                self._fail(error)
                 # It is the same error still, without the frames that hold the request.
                 raise strip_library_frames(error)  # noqa: B904
             # Outside of the handler, whose error would be the context of those to come.
@@ -192,7 +206,7 @@ class Stream:
             started=call.timeouts.started,
             attempt=self._attempts.count,
         )
-        decoder.receive_head(attempt.send(self._request), wall_clock=time.time())
+        decoder.receive_head(self._send(attempt), wall_clock=time.time())
         while not decoder.is_accepted:
             # Its body explains the error, which is raised at its end.
             if data := attempt.read():
@@ -201,8 +215,17 @@ class Stream:
                 decoder.receive_eof(now=time.monotonic())
         return call
 
+    def _send(self, attempt: Attempt) -> Head:
+        if self._observer is None:
+            return attempt.send(self._request)
+        with self._observer.send(self._request) as request:
+            return attempt.send(request)
+
     def _start_call(self) -> Call:
         self._call = call = self._session.start_call(self._options.timeout)
+        if OBSERVERS.start_call is not None:
+            is_streamed = not self._attempts.is_whole
+            self._observer = OBSERVERS.start_call(self._request, self._options, is_streamed)
         if self._state == "closed":
             # By another thread, which did not find the call yet.
             call.cancel_handle.cancel()
@@ -239,6 +262,7 @@ class Stream:
         self._close_attempt()
         self._attempts.succeed()
         self._state = "ended"
+        self._stop_observing()
         if _logger.isEnabledFor(logging.DEBUG):
             _logger.debug(
                 "attempt %d succeeded: %s", self._attempts.count, decoder.summary, extra=_LAST
@@ -263,7 +287,7 @@ class Stream:
         """Wait for the next attempt, or raise."""
         callers = find_callers_error(error)
         if callers is not None:
-            self._fail()
+            self._fail(callers)
             raise strip_library_frames(callers)
         cause: BaseException | None = None
         failure: CromicleError | None
@@ -272,7 +296,7 @@ class Stream:
         else:
             failure = self._translate(error)
             if failure is None:
-                self._fail()
+                self._fail(error)
                 raise strip_library_frames(error)
             cause = strip_frames(error)
         self._close_attempt()
@@ -281,6 +305,7 @@ class Stream:
         decision = self._attempts.decide(failure, time_left=call.find_limit())
         if decision.wait is None:
             self._state = "failed"
+            self._stop_observing(decision.error)
             _logger.debug(
                 "attempt %d failed: %s", self._attempts.count, describe(failure), extra=_LAST
             )
@@ -300,9 +325,22 @@ class Stream:
         )
         call.sleep(decision.wait)
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._state = "failed"
+        self._stop_observing(error)
         self._close_attempt()
+
+    def _stop_observing(self, error: BaseException | None = None) -> None:
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            decoder = self._decoder
+            end = CallEnd(
+                attempts=self._attempts.count,
+                first_text_after=None if decoder is None else decoder.first_text_after,
+                reply=self.reply if self._state == "ended" else None,
+                error=error,
+            )
+            observer.end(end)
 
     def _close_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

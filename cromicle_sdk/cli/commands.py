@@ -213,6 +213,7 @@ Examples:
   cromicle serve
   cromicle serve --upstream http://localhost:11434/v1 --model llama3.2
   cromicle serve --upstream https://api.openai.com/v1 --model gpt-4o-mini
+  cromicle serve --cromicle https://chat.example
   cromicle serve --host 0.0.0.0 --tokens-file tokens.txt --max-concurrent 20
 """
 )
@@ -236,6 +237,12 @@ Examples:
     metavar="FILE",
     help="Accept each of the tokens in this file instead, one on a line; what follows a # is a"
     " comment, which stands for the token in the log. SIGHUP reloads it.",
+)
+@click.option(
+    "--cromicle",
+    metavar="URL",
+    help="Serve OpenAI's API instead, in front of this Cromicle endpoint. Its token is"
+    " --upstream-key or $CROMICLE_UPSTREAM_KEY.",
 )
 @click.option(
     "--upstream",
@@ -439,6 +446,7 @@ def serve(
 ) -> None:
     """Run a server until Ctrl-C: an echo, or a gateway in front of a model server.
 
+    With --cromicle it has OpenAI's API, for clients of that, in front of a Cromicle endpoint.
     A gateway looks up the models of the model server once, and warns of those that it does not
     list. Once the server listens, its address and an example are printed on stderr, for a gateway
     also the model server and its model, then the log.

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from cromicle_sdk import ConfigurationError, Timeout
+from cromicle_sdk import AsyncClient, ConfigurationError, Timeout
 from cromicle_sdk._core.secrets import DEFAULT_TOKEN, Secret
 
+from .errors import errors_for_the_shell
 from .log import log_to_stderr
 from .output import report
 
@@ -42,6 +43,7 @@ FLAGS = {
     "max_tokens": "--max-tokens",
     "max_waiting": "--max-waiting",
     "model": "--model",
+    "models": "--model",
     "seed": "--seed",
     "stop": "--stop",
     "system": "--system",
@@ -50,6 +52,9 @@ FLAGS = {
     "tokens": "--tokens-file",
     "top_p": "--top-p",
 }
+
+# The same for the client of a Cromicle endpoint.
+_FLAGS_OF_CLIENT = {**FLAGS, "base_url": "--cromicle", "token": "--upstream-key"}
 
 # The flags that need --upstream, by the names of their parameters.
 _OF_UPSTREAM = {
@@ -67,6 +72,12 @@ _OF_UPSTREAM = {
     "extra_body": "--body",
     "allow_options": "--allow-options",
 }
+
+# Those that a Cromicle endpoint behind the server takes as well.
+_OF_CROMICLE = frozenset(
+    {"allow_options", "extra_body", "models"}
+    | {"upstream_headers", "upstream_key", "upstream_timeout"}
+)
 
 # The value of --allow-options without names.
 ALL_OPTIONS = "all"
@@ -96,6 +107,7 @@ class Service:
     token: Secret | None
     tokens_file: str | None
     upstream: str | None
+    cromicle: str | None
     models: Sequence[str]
     upstream_key: Secret | None
     upstream_headers: Mapping[str, Secret]
@@ -130,10 +142,12 @@ class Service:
         return None
 
     def build_backend(self, server: ModuleType) -> Any:
-        """The backend. `server` is the package `cromicle_sdk.server`.
+        """The backend; None with --cromicle. `server` is the package `cromicle_sdk.server`.
 
         Raises `ConfigurationError`, as `build_app` does.
         """
+        if self.cromicle is not None:
+            return None
         if self.upstream is None:
             return server.echo_backend(delay=self.delay)
         return server.openai_backend(
@@ -154,20 +168,50 @@ class Service:
         )
 
     def build_app(self, server: ModuleType, backend: Any) -> Any:
-        """The app with this backend."""
-        return server.create_app(
-            backend,
+        """The app with this backend, or that of OpenAI's API with --cromicle."""
+        shared = {
             **self._choose_tokens(server),
-            max_request_bytes=self.max_request_bytes,
-            max_buffered_bytes=self.max_buffered_bytes,
-            max_concurrent=self.max_concurrent,
-            max_concurrent_per_token=self.max_concurrent_per_token,
-            max_waiting=self.max_waiting,
-            metrics=self.metrics,
-            page=self.page,
-            allowed_hosts=self.allowed_hosts,
-            allow_origins=self.allow_origins,
+            "max_request_bytes": self.max_request_bytes,
+            "max_buffered_bytes": self.max_buffered_bytes,
+            "max_concurrent": self.max_concurrent,
+            "max_concurrent_per_token": self.max_concurrent_per_token,
+            "max_waiting": self.max_waiting,
+            "metrics": self.metrics,
+            "allowed_hosts": self.allowed_hosts,
+            "allow_origins": self.allow_origins,
+        }
+        if self.cromicle is None:
+            return server.create_app(backend, page=self.page, **shared)
+        return server.create_openai_app(
+            self._build_client(self.cromicle),
+            models=self.models or None,
+            allow_options=self.allow_options is None or _parse_names(self.allow_options),
+            **shared,
         )
+
+    def describe_address(self, base_url: str) -> list[tuple[str, str]]:
+        """Labels and lines about how clients reach the server."""
+        token = self.required_token
+        if self.cromicle is not None:
+            base_url = f"{base_url}/v1"
+            key = DEFAULT_TOKEN if token is None else "a token of this server"
+            variables = f"OPENAI_BASE_URL={base_url}, and {key} as OPENAI_API_KEY."
+            return [("Serving at ", base_url), ("OpenAI's clients need ", variables)]
+        example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
+        needs = [] if token is None else [("Callers need ", token)]
+        advice = "Try it in a browser, or with " if self.page else "Try it with "
+        return [("Serving at ", base_url), (advice, example), *needs]
+
+    def _build_client(self, base_url: str) -> AsyncClient:
+        key = Secret(DEFAULT_TOKEN) if self.upstream_key is None else self.upstream_key
+        with errors_for_the_shell(_FLAGS_OF_CLIENT):
+            return AsyncClient(
+                base_url=base_url,
+                token=key.reveal(),
+                headers={name: value.reveal() for name, value in self.upstream_headers.items()},
+                timeout=_build_timeout(self.upstream_timeout),
+                extra_body=self.extra_body,
+            )
 
     def _choose_tokens(self, server: ModuleType) -> dict[str, Any]:
         if self.tokens_file is not None:
@@ -196,8 +240,13 @@ def check_combination(context: click.Context) -> None:
     }
     if "upstream" in typed and "delay" in typed:
         raise click.UsageError("--delay slows down the echo, which --upstream replaces.")
+    if "cromicle" in typed:
+        excluded = {"upstream", "delay"} | ({"page"} if context.params["page"] else set[str]())
+        for name in typed & excluded:
+            raise click.UsageError(f"--cromicle and --{name} exclude each other.")
+    allowed = _OF_CROMICLE if "cromicle" in typed else frozenset[str]()
     if "upstream" not in typed:
-        for name in (name for name in _OF_UPSTREAM if name in typed):
+        for name in (name for name in _OF_UPSTREAM if name in typed - allowed):
             raise click.UsageError(
                 f"{_OF_UPSTREAM[name]} is for a model server: pass its --upstream URL as well."
             )
@@ -221,14 +270,7 @@ def serve_in_foreground(service: Service, network: Network, *, access_log: bool)
             lines.append((_WARNING, _FORGERY))
 
         def report_address(base_url: str) -> None:
-            example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
-            report(base_url, label="Serving at ")
-            report(
-                example, label="Try it in a browser, or with " if service.page else "Try it with "
-            )
-            if service.required_token is not None:
-                report(service.required_token, label="Callers need ")
-            for label, line in lines:
+            for label, line in service.describe_address(base_url) + lines:
                 report(line, label=label, style="bold yellow" if label == _WARNING else "bold")
 
         try:

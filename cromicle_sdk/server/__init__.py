@@ -8,7 +8,8 @@ with LocalServer() as server, Client(base_url=server.base_url) as client:
     print(client.chat("Hello!").text)
 ```
 
-`create_app(openai_backend(...))` is a gateway in front of an OpenAI-compatible model server.
+`create_app(openai_backend(...))` is a gateway in front of an OpenAI-compatible model server;
+`create_openai_app(client)` has OpenAI's API in front of a Cromicle endpoint.
 
 It needs the extra `server`: `pip install "cromicle-sdk[server]"`.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 try:
     from .app import create_app
     from .backends import Backend, BackendError, BackendRequest, echo_backend
+    from .chat_completions.app import create_openai_app
     from .openai.backend import openai_backend
     from .run.local import LocalServer
     from .run.serve import serve
@@ -35,6 +37,7 @@ __all__ = [
     "LocalServer",
     "TokenFile",
     "create_app",
+    "create_openai_app",
     "echo_backend",
     "openai_backend",
     "serve",

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from cromicle_sdk._core.errors import ConfigurationError
-from cromicle_sdk._core.options import check_count, check_flag
+from cromicle_sdk._core.options import check_flag
 
 from .backends import Backend, BackendRequest, echo_backend, takes_request
-from .buffers import BufferBudget
-from .concurrency import ConcurrencyLimit
-from .errors import ClosingErrorResponse, ErrorResponse, RequestRejected
-from .guesses import GuessLimit
-from .middleware import RequestRecordMiddleware, ResponseHeadersMiddleware, get_request_id
-from .observability import AccessLog, Metrics, RequestObserver
+from .forms import PlainText
+from .middleware import get_request_id
 from .openapi import build_openapi
-from .options import (
-    DEFAULT_MAX_REQUEST_BYTES,
-    check_allow_options,
-    check_callable,
-    check_concurrency,
-    choose_max_buffered_bytes,
-)
-from .origins import OriginMiddleware, parse_allow_origins, parse_allowed_hosts
+from .options import DEFAULT_MAX_REQUEST_BYTES, check_allow_options, check_callable
 from .page import build_page_route
+from .protections import Protections
 from .request import receive_chat_request
 from .response import StreamedReply
 from .routing import ExactRoute
-from .tokens import TokenFile, Tokens, build_tokens, hide_tokens
+from .tokens import TokenFile, Tokens, hide_tokens
 
 __all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
 
@@ -119,11 +107,19 @@ def create_app(
     """
     given = hide_tokens(token, tokens)
     del token, tokens
-    accepted = build_tokens(given)
+    protections = Protections.build(
+        given,
+        max_request_bytes=max_request_bytes,
+        max_buffered_bytes=max_buffered_bytes,
+        max_concurrent=max_concurrent,
+        max_concurrent_per_token=max_concurrent_per_token,
+        max_waiting=max_waiting,
+        metrics=metrics,
+        allowed_hosts=allowed_hosts,
+        allow_origins=allow_origins,
+    )
     backend = echo_backend() if backend is None else backend
     check_callable("backend", backend)
-    check_count("max_request_bytes", max_request_bytes)
-    check_concurrency(max_concurrent, max_concurrent_per_token, max_waiting)
     if allow_options is False:
         allow_options = getattr(backend, "allow_options", False)
     allowed = check_allow_options(allow_options)
@@ -134,59 +130,33 @@ def create_app(
             option="allow_options",
             hint="give the backend a second parameter: backend(prompt, request)",
         )
-    check_flag("metrics", metrics)
     check_flag("page", page)
-    hosts, origins = parse_allowed_hosts(allowed_hosts), parse_allow_origins(allow_origins)
-    concurrency = ConcurrencyLimit(
-        max_concurrent, max_waiting=max_waiting, per_token=max_concurrent_per_token
-    )
-    budget = BufferBudget(choose_max_buffered_bytes(max_buffered_bytes, max_request_bytes))
-    guesses = GuessLimit()
-    registry = Metrics(concurrency) if metrics else None
+    description = build_openapi(metrics=metrics, page=page, allow_options=allowed)
 
     async def chat(request: Request) -> StreamedReply:
-        received = await receive_chat_request(
-            request,
-            tokens=accepted,
-            max_request_bytes=max_request_bytes,
-            budget=budget,
-            guesses=guesses,
-            allow_options=allowed,
-        )
+        received = await receive_chat_request(request, protections, allow_options=allowed)
         backend_request = BackendRequest(
             id=get_request_id(request.scope),
             messages=received.messages,
             options=received.options,
         )
         return StreamedReply(
-            backend, received.message, backend_request if with_request else None, concurrency
+            backend,
+            received.message,
+            backend_request if with_request else None,
+            protections.concurrency,
+            PlainText(),
         )
 
-    observers: list[RequestObserver] = [AccessLog()]
-    if registry is not None:
-        observers.append(registry)
-    app = Starlette(
-        routes=[
+    return protections.build_app(
+        [
             ExactRoute("/chat", chat, methods=["POST"]),
-            *_build_public_routes(
-                registry, allowed, getattr(backend, "describe_health", None), page=page
-            ),
+            _build_description_route(description),
+            *([build_page_route()] if page else []),
         ],
-        middleware=[
-            Middleware(ResponseHeadersMiddleware),
-            Middleware(RequestRecordMiddleware, observers),
-            Middleware(OriginMiddleware, allowed_hosts=hosts, allow_origins=origins),
-        ],
-        exception_handlers={
-            HTTPException: _handle_http_exception,
-            RequestRejected: _handle_rejection,
-            ClientDisconnect: _handle_disconnect,
-        },
+        chat_path="/chat",
+        describe_upstream=getattr(backend, "describe_health", None),
     )
-    # A redirect would make clients send their token again; `/chat/` is a 404.
-    app.router.redirect_slashes = False
-    app.state.tokens = accepted
-    return app
 
 
 def resolve_app(
@@ -249,56 +219,10 @@ def has_well_known_token(app: ASGIApp) -> bool:
     return any(tokens.has_well_known for tokens in find_tokens(app))
 
 
-def _build_public_routes(
-    metrics: Metrics | None,
-    allow_options: frozenset[str] | None,
-    describe_upstream: Callable[[], Mapping[str, Any]] | None,
-    *,
-    page: bool,
-) -> list[ExactRoute]:
-    """The routes that need no token."""
-    description = build_openapi(metrics=metrics is not None, page=page, allow_options=allow_options)
-
-    async def get_health(request: Request) -> Response:
-        upstream = {} if describe_upstream is None else {"upstream": describe_upstream()}
-        return JSONResponse({"status": "ok", **upstream})
-
+def _build_description_route(description: dict[str, Any]) -> ExactRoute:
     async def get_description(request: Request) -> Response:
         # The mount point is known only once a request has been received.
         servers = [{"url": request.scope.get("root_path") or "/"}]
         return JSONResponse({**description, "servers": servers})
 
-    routes = [ExactRoute("/health", get_health), ExactRoute("/openapi.json", get_description)]
-    if metrics is not None:
-
-        async def get_metrics(request: Request) -> Response:
-            return metrics.build_response()
-
-        routes.append(ExactRoute("/metrics", get_metrics))
-    if page:
-        routes.append(build_page_route())
-    return routes
-
-
-async def _handle_http_exception(request: Request, error: Exception) -> Response:
-    """The response to what Starlette's router rejects: 404 and 405."""
-    assert isinstance(error, HTTPException)  # the only type that it is registered for
-    if error.status_code == 405:
-        return ErrorResponse(
-            405,
-            "method_not_allowed",
-            "this path does not accept the method",
-            headers=error.headers,
-        )
-    return ErrorResponse(404, "not_found", "no such path; the chat endpoint is /chat")
-
-
-async def _handle_rejection(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestRejected)  # the only type that it is registered for
-    kind = ClosingErrorResponse if error.has_unread_body else ErrorResponse
-    return kind(error.status, error.code, error.message, retry_after=error.retry_after)
-
-
-async def _handle_disconnect(request: Request, error: Exception) -> Response:
-    """The response to a client that disconnected during its request; it is never delivered."""
-    return Response(status_code=400)
+    return ExactRoute("/openapi.json", get_description)

@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import anyio
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["ClosingErrorResponse", "ErrorResponse", "RequestRejected"]
+__all__ = [
+    "ClosingErrorResponse",
+    "ErrorForm",
+    "ErrorResponse",
+    "RequestRejected",
+    "build_error",
+]
 
 # How long a rejected client may keep sending before its connection is closed: a few round trips,
 # enough to read the response, too short to hold a socket.
 LINGER_SECONDS = 2.0
 
 
+class ErrorForm(Protocol):
+    """Builds the JSON of an error; `param` is the name of the invalid field, if it is known."""
+
+    def __call__(
+        self, status: int, code: str, message: str, *, param: str | None = None
+    ) -> dict[str, Any]: ...
+
+
+def build_error(
+    status: int, code: str, message: str, *, param: str | None = None
+) -> dict[str, Any]:
+    """The JSON of an error of this protocol."""
+    return {"error": {"code": code, "message": message}}
+
+
 class RequestRejected(Exception):  # noqa: N818 - a response to the client, not a server error
     """The request is answered with an error. `message` never quotes the request.
 
     `has_unread_body` is true while the client may still be sending a body that is not read.
-    `retry_after` is the value of the `Retry-After` header, in seconds.
+    `retry_after` is the value of the `Retry-After` header, in seconds. `param` is the name of the
+    invalid field, for an API whose errors have it.
     """
 
     def __init__(
@@ -31,6 +54,7 @@ class RequestRejected(Exception):  # noqa: N818 - a response to the client, not 
         *,
         has_unread_body: bool = False,
         retry_after: float | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(status, code, message)
         self.status = status
@@ -38,6 +62,7 @@ class RequestRejected(Exception):  # noqa: N818 - a response to the client, not 
         self.message = message
         self.has_unread_body = has_unread_body
         self.retry_after = retry_after
+        self.param = param
 
 
 class ErrorResponse(JSONResponse):
@@ -51,8 +76,10 @@ class ErrorResponse(JSONResponse):
         *,
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
+        param: str | None = None,
+        form: ErrorForm = build_error,
     ) -> None:
-        content = {"error": {"code": code, "message": message}}
+        content = form(status, code, message, param=param)
         all_headers = dict(headers or {})
         if retry_after is not None:
             all_headers["retry-after"] = str(math.ceil(retry_after))
@@ -68,10 +95,24 @@ class ClosingErrorResponse(ErrorResponse):
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, retry_after: float | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        param: str | None = None,
+        form: ErrorForm = build_error,
     ) -> None:
-        headers = {"connection": "close"}
-        super().__init__(status, code, message, retry_after=retry_after, headers=headers)
+        super().__init__(
+            status,
+            code,
+            message,
+            retry_after=retry_after,
+            headers={"connection": "close"},
+            param=param,
+            form=form,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(

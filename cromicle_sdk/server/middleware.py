@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections.abc import Sequence
@@ -9,8 +10,18 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cromicle_sdk._core.observers import OBSERVERS
+
 from .addresses import parse_address
-from .observability import METHODS, PATHS, TRUNCATED, End, RequestObserver, RequestRecord
+from .observability import (
+    CHARACTERS,
+    METHODS,
+    PATHS,
+    TRUNCATED,
+    End,
+    RequestObserver,
+    RequestRecord,
+)
 from .routing import get_path
 from .tokens import find_token_of
 
@@ -88,15 +99,24 @@ class RequestRecordMiddleware:
         for observer in self._observers:
             observer.on_start(record)
         end: End = "failed"
-        try:
-            await self.app(scope, receive_and_record, record_and_send)
-            end = "client_disconnected"
-        finally:
-            token = find_token_of(scope)
-            record.token = None if token is None else token.label
-            record.finish(end)
-            for observer in self._observers:
-                observer.on_end(record)
+        with _trace(scope, record):
+            try:
+                await self.app(scope, receive_and_record, record_and_send)
+                end = "client_disconnected"
+            finally:
+                token = find_token_of(scope)
+                record.token = None if token is None else token.label
+                record.characters = scope["state"].get(CHARACTERS, 0)
+                record.finish(end)
+                for observer in self._observers:
+                    observer.on_end(record)
+
+
+def _trace(scope: Scope, record: RequestRecord) -> contextlib.AbstractContextManager[object]:
+    """The context in which a request is traced; an empty one where nothing traces."""
+    if OBSERVERS.trace_request is None:
+        return contextlib.nullcontext()
+    return OBSERVERS.trace_request(scope, record)
 
 
 def get_request_id(scope: Scope) -> str:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from .concurrency import ConcurrencyLimit
 
 __all__ = [
+    "CHARACTERS",
     "METHODS",
     "PATHS",
     "TRUNCATED",
@@ -24,16 +25,18 @@ __all__ = [
     "RequestRecord",
 ]
 
-CHAT = "/chat"
+# Where a client gets replies.
+CHAT_PATHS = ("/chat", "/v1/chat/completions")
 
 # Any other path or method is text of the client's, of any length and any number of values.
-PATHS = ("/", CHAT, "/health", "/metrics", "/openapi.json")
+PATHS = ("/", *CHAT_PATHS, "/health", "/metrics", "/openapi.json", "/v1/models")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # The key of an ASGI scope's state that is set once the server has truncated the response.
 TRUNCATED = "cromicle_sdk.truncated"
 
-_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+# The key of an ASGI scope's state that is the number of characters of the reply.
+CHARACTERS = "cromicle_sdk.characters"
 
 End = Literal["complete", "truncated", "client_disconnected", "failed"]
 
@@ -74,7 +77,7 @@ class RequestRecord:
 
     @property
     def is_chat(self) -> bool:
-        return self.path == CHAT
+        return self.path in CHAT_PATHS
 
     def record_start(self, status: int) -> None:
         """Record the status of the response."""
@@ -86,11 +89,8 @@ class RequestRecord:
         if self.end is not None:
             return
         self.body_length += len(body)
-        if body and self.is_chat and self.status == 200:
-            # All bytes of a character but its first are in this range.
-            self.characters += len(body.translate(None, _CONTINUATION_BYTES))
-            if self.first_text is None:
-                self.first_text = time.monotonic() - self._started
+        if body and self.is_chat and self.status == 200 and self.first_text is None:
+            self.first_text = time.monotonic() - self._started
         # Recorded before it is sent: hypercorn reports a disconnect before its last `send` returns.
         if not more_body:
             self.end = "complete"
@@ -159,12 +159,12 @@ class Metrics:
         )
         self._in_flight = Gauge(
             "cromicle_requests_in_flight",
-            "Requests to /chat in progress.",
+            "Requests for a reply in progress.",
             registry=self._registry,
         )
         Gauge(
             "cromicle_requests_waiting",
-            "Requests to /chat that wait for a reply in progress to end; in flight as well.",
+            "Requests for a reply that wait for a reply in progress to end; in flight as well.",
             registry=self._registry,
         ).set_function(lambda: concurrency.waiting)
         self._first_text = Histogram(

@@ -7,7 +7,7 @@ replies, as those of its own host. Its requests tell: by `Host`, or by `Origin`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cromicle_sdk._core.endpoint import is_loopback
 from cromicle_sdk._core.errors import ConfigurationError
 
-from .errors import ErrorResponse
+from .errors import ErrorForm, ErrorResponse, build_error
 from .extension import find_extension
 
 __all__ = ["OriginMiddleware", "parse_allow_origins", "parse_allowed_hosts"]
@@ -57,13 +57,21 @@ class OriginMiddleware:
     A request must be for a loopback name or address, or for one of `allowed_hosts`. Without
     `allowed_hosts` that only applies where a server of ours listens on a loopback address. A
     request with an `Origin` must have the host of that origin, or one of `allow_origins`. Without
-    `allow_origins` that only applies under a server of ours.
+    `allow_origins` that only applies under a server of ours. Pages may send `allow_headers`;
+    `error_form` builds the errors.
     """
 
     def __init__(
-        self, app: ASGIApp, *, allowed_hosts: frozenset[str], allow_origins: frozenset[str]
+        self,
+        app: ASGIApp,
+        *,
+        allowed_hosts: frozenset[str],
+        allow_origins: frozenset[str],
+        allow_headers: Sequence[str] = ("content-type", "x-request-id"),
+        error_form: ErrorForm = build_error,
     ) -> None:
         self._app = app
+        self._error_form = error_form
         self._allowed_hosts = allowed_hosts
         self._allow_origins = allow_origins
         if allow_origins:
@@ -71,7 +79,7 @@ class OriginMiddleware:
                 app,
                 allow_origins=sorted(allow_origins),
                 allow_methods=["GET", "POST"],
-                allow_headers=["content-type", "x-request-id"],
+                allow_headers=allow_headers,
                 expose_headers=["retry-after", "x-request-id"],
                 max_age=_PREFLIGHT_SECONDS,
             )
@@ -82,7 +90,7 @@ class OriginMiddleware:
         if problem is None:
             await self._app(scope, receive, send)
         else:
-            await ErrorResponse(403, *problem)(scope, receive, send)
+            await ErrorResponse(403, *problem, form=self._error_form)(scope, receive, send)
 
     def _find_problem(self, scope: Scope) -> tuple[str, str] | None:
         """The code and the message of the error, if there is one."""

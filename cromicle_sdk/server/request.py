@@ -17,13 +17,20 @@ from cromicle_sdk._core.fields import PROTOCOL_FIELDS, find_json_problem
 from cromicle_sdk._core.messages import Message, find_lone_surrogate, format_prompt
 from cromicle_sdk._core.request import hash_prompt
 
-from .buffers import BodyBuffer, BufferBudget
+from .buffers import BodyBuffer
 from .errors import RequestRejected
-from .guesses import GuessLimit
 from .nesting import find_nesting_problem
-from .tokens import AcceptedToken, Tokens, set_token
+from .protections import Protections
+from .tokens import AcceptedToken, set_token
 
-__all__ = ["ChatRequest", "check_hash", "parse_chat_request", "receive_chat_request"]
+__all__ = [
+    "ChatRequest",
+    "check_hash",
+    "check_token",
+    "is_field_name",
+    "receive_chat_request",
+    "receive_object",
+]
 
 # A name that an error may quote. Any other is text of the client's, of any length.
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -41,41 +48,51 @@ class ChatRequest:
 
 
 async def receive_chat_request(
-    request: Request,
-    *,
-    tokens: Tokens,
-    max_request_bytes: int,
-    budget: BufferBudget,
-    guesses: GuessLimit,
-    allow_options: frozenset[str] | None,
+    request: Request, protections: Protections, *, allow_options: frozenset[str] | None
 ) -> ChatRequest:
     """The fields of a request that passes every check, whose token is then in its scope.
 
-    Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
-    type, 413 size, 503 `budget`, 400 body, 401 token, or 429 once `guesses` has too many of the
-    client's, 422 hash. Raises `ClientDisconnect` if the client disconnects during the request.
+    `allow_options` are the names of the fields beside the protocol's; None for any name.
+
+    Raises `RequestRejected` with the status of the first failed check: those of `receive_object`,
+    400 fields, those of `check_token`, 422 hash. Raises `ClientDisconnect` if the client
+    disconnects during the request.
     """
-    _check_version(request.scope["http_version"])
-    _check_content_type(request.headers)
-    _check_content_length(request.headers, max_request_bytes)
-    with budget.open_buffer() as buffer:
-        await _read_body(request, max_request_bytes, buffer)
-        chat = parse_chat_request(bytes(buffer), allow_options=allow_options)
-    token = tokens.find(chat.token)
-    if token is None:
-        retry_after = guesses.record("" if request.client is None else request.client.host)
-        raise _wrong_token(retry_after)
-    set_token(request.scope, token)
-    check_hash(chat, token)
+    chat = _parse_chat_request(await receive_object(request, protections), allow_options)
+    check_hash(chat, check_token(request, chat.token, protections))
     return chat
 
 
-def parse_chat_request(body: bytes, *, allow_options: frozenset[str] | None) -> ChatRequest:
-    """The fields of a request body. Raises `RequestRejected` 400.
+async def receive_object(request: Request, protections: Protections) -> dict[str, Any]:
+    """The JSON object that is the body of a request.
 
-    `allow_options` are the names of the fields beside the protocol's; None for any name.
+    Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
+    type, 413 size, 503 the budget of all bodies, 400 JSON. Raises `ClientDisconnect`.
     """
-    fields = _parse_object(body)
+    _check_version(request.scope["http_version"])
+    _check_content_type(request.headers)
+    _check_content_length(request.headers, protections.max_request_bytes)
+    with protections.budget.open_buffer() as buffer:
+        await _read_body(request, protections.max_request_bytes, buffer)
+        return _parse_object(bytes(buffer))
+
+
+def check_token(request: Request, token: str, protections: Protections) -> AcceptedToken:
+    """The accepted token that equals `token`, which is then in the scope of the request.
+
+    Raises `RequestRejected`: 401, or 429 once there are too many wrong ones from the client.
+    """
+    accepted = protections.tokens.find(token)
+    if accepted is None:
+        client = "" if request.client is None else request.client.host
+        raise _wrong_token(protections.guesses.record(client))
+    set_token(request.scope, accepted)
+    return accepted
+
+
+def _parse_chat_request(
+    fields: dict[str, Any], allow_options: frozenset[str] | None
+) -> ChatRequest:
     message = _get_text(fields, "message")
     return ChatRequest(
         message=message,
@@ -228,8 +245,13 @@ def _parse_message(item: object) -> Message:
     return Message(role=role, content=content)
 
 
+def is_field_name(name: str) -> bool:
+    """Whether an error may quote the name of a field."""
+    return _FIELD_NAME.match(name) is not None
+
+
 def _check_option(name: str, value: Any, allowed: frozenset[str] | None) -> Any:
-    shown = f"the field {name!r}" if _FIELD_NAME.match(name) else "a field of the body"
+    shown = f"the field {name!r}" if is_field_name(name) else "a field of the body"
     if allowed is not None and name not in allowed:
         raise _bad_request(f"{shown} is not one that this server accepts", code="unknown_field")
     problem = find_json_problem({name: value})

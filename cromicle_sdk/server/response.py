@@ -21,8 +21,9 @@ from .backends import Backend, BackendError, BackendRequest, Chunks
 from .concurrency import ConcurrencyLimit, Slot
 from .errors import ErrorResponse
 from .extension import find_extension
+from .forms import ReplyForm
 from .middleware import get_request_id
-from .observability import TRUNCATED
+from .observability import CHARACTERS, TRUNCATED
 from .tokens import find_token_of
 
 __all__ = [
@@ -97,14 +98,15 @@ class StreamedReply:
     disconnects, the backend is cancelled immediately. Raises `RequestRejected` if too many callers
     wait for a slot of `concurrency`.
 
-    `request` is None for a backend that does not take one. Otherwise its finish reason is sent as
-    a trailer where the ASGI server has the extension for trailers.
+    `request` is None for a backend that does not take one. Otherwise its finish reason is sent, by
+    a `form` that has a trailer only where the ASGI server has the extension for trailers.
     """
 
     backend: Backend
     prompt: str = field(repr=False)
     request: BackendRequest | None
     concurrency: ConcurrencyLimit
+    form: ReplyForm
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         slot = self.concurrency.request_slot(find_token_of(scope))
@@ -135,42 +137,88 @@ class StreamedReply:
             except BackendError as error:
                 slot.release()
                 response = ErrorResponse(
-                    error.status, error.code, error.message, retry_after=error.retry_after
+                    error.status,
+                    error.code,
+                    error.message,
+                    retry_after=error.retry_after,
+                    form=self.form.build_error,
                 )
                 await response(scope, receive, send)
                 return False
-            trailers = self.request if _has_trailers(scope) else None
-            return await _send_reply(chunks, first, send, slot, trailers)
+            has_trailers = self.form.has_trailer and _has_trailers(scope)
+            return await self._send_reply(chunks, first, send, slot, has_trailers=has_trailers)
         except _SendTimeout:
             return True
         except OSError:
             # ASGI: `send` may raise OSError once the client has disconnected.
             return False
         finally:
+            scope["state"][CHARACTERS] = chunks.characters
             await chunks.aclose()
             slot.release()
 
+    async def _send_reply(
+        self, chunks: _Chunks, first: str | None, send: Send, slot: Slot, *, has_trailers: bool
+    ) -> bool:
+        """Send headers and chunks; returns True if the backend failed after the first chunk."""
+        request, form = self.request, self.form
+        has_trailers = has_trailers and request is not None
+        headers = [(b"content-type", form.media_type.encode())]
+        if has_trailers:
+            # The backend may set its finish reason until its end, so the head only announces it.
+            headers.append((b"trailer", FINISH_REASON_HEADER.encode()))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": headers,
+                "trailers": has_trailers,
+            }
+        )
+        text = first
+        while text is not None:
+            await _send_parts(send, form.encode(text))
+            try:
+                text = await chunks.receive()
+            except BackendError as error:
+                await _send_parts(send, form.encode_failure(error))
+                return True
+        reason = None if request is None else request.finish_reason
+        await _send_parts(send, form.encode_end(reason))
+        # uvicorn waits for its buffer to drain before it accepts a message, not after. An empty
+        # chunk therefore waits until all text is written: a client that disconnects until then has
+        # left before the end.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        slot.release()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if has_trailers:
+            fields = [] if reason is None else [(FINISH_REASON_HEADER.encode(), reason.encode())]
+            await send(
+                {"type": "http.response.trailers", "headers": fields, "more_trailers": False}
+            )
+        return False
+
 
 class _Chunks:
-    """The chunks of a backend as non-empty bytes. Exceptions are logged and converted."""
+    """The non-empty chunks of a backend. Exceptions are logged and converted."""
 
     def __init__(self, reply: StreamedReply, request_id: str) -> None:
         self._reply = reply
         self._request_id = request_id
         self._iterator: AsyncIterator[str] | None = None
-        self._has_started = False
+        self.characters = 0
 
-    async def receive(self) -> bytes | None:
+    async def receive(self) -> str | None:
         """The next chunk, None at the end. Raises `BackendError` for any exception."""
         try:
             if self._iterator is None:
                 self._iterator = await _open(self._reply)
             async for chunk in self._iterator:
-                if data := _encode(chunk):
-                    self._has_started = True
-                    return data
+                if text := _check(chunk):
+                    self.characters += len(text)
+                    return text
         except BackendError as error:
-            _log_backend_error(error, self._request_id, has_started=self._has_started)
+            _log_backend_error(error, self._request_id, has_started=self.characters > 0)
             raise
         except Exception as error:
             _log_exception(error, self._request_id)
@@ -201,11 +249,14 @@ async def _open(reply: StreamedReply) -> AsyncIterator[str]:
     return aiter(iterator)
 
 
-def _encode(chunk: object) -> bytes:
+def _check(chunk: object) -> str:
     if not isinstance(chunk, str):
         kind = type(chunk).__name__
         raise BackendError(500, *_FAILED, detail=f"the backend yielded {kind}, not str")
-    return str.encode(chunk)
+    # A subclass of str may have other methods. No form can send a lone surrogate.
+    text = str.__str__(chunk)
+    text.encode()
+    return text
 
 
 def _limit(send: Send, scope: Scope) -> Send:
@@ -227,51 +278,13 @@ def _has_trailers(scope: Scope) -> bool:
     return "http.response.trailers" in (scope.get("extensions") or {})
 
 
-async def _send_reply(
-    chunks: _Chunks,
-    first: bytes | None,
-    send: Send,
-    slot: Slot,
-    trailers: BackendRequest | None,
-) -> bool:
-    """Send headers and chunks; returns True if the backend failed after the first chunk.
-
-    `trailers` has the finish reason in the end; None for a response without trailers.
-    """
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    if trailers is not None:
-        # The backend may set its finish reason until its end, so the head only announces it.
-        headers.append((b"trailer", FINISH_REASON_HEADER.encode()))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": headers,
-            "trailers": trailers is not None,
-        }
-    )
-    data = first
-    while data is not None:
-        for start in range(0, len(data), PART_BYTES):
-            part = data[start : start + PART_BYTES]
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        # A backend that never waits would keep the event loop from noticing a disconnect.
+async def _send_parts(send: Send, data: bytes) -> None:
+    for start in range(0, len(data), PART_BYTES):
+        part = data[start : start + PART_BYTES]
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        # Neither a backend that never waits nor a long chunk, which a client that has left takes
+        # without waiting, may keep the event loop from noticing a disconnect.
         await anyio.lowlevel.checkpoint()
-        try:
-            data = await chunks.receive()
-        except BackendError:
-            return True
-    # uvicorn waits for its buffer to drain before it accepts a message, not after. An empty chunk
-    # therefore waits until all text is written: a client that disconnects until then has left
-    # before the end.
-    await send({"type": "http.response.body", "body": b"", "more_body": True})
-    slot.release()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-    if trailers is not None:
-        reason = trailers.finish_reason
-        fields = [] if reason is None else [(FINISH_REASON_HEADER.encode(), reason.encode())]
-        await send({"type": "http.response.trailers", "headers": fields, "more_trailers": False})
-    return False
 
 
 async def _send_unsendable(send: Send) -> None:

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 import httpx
+import openai
 import pytest
 from upstreams import answer_models, answer_texts
 
@@ -345,7 +346,18 @@ def test_version_and_help(capsysbinary: Capture) -> None:
                 ),
             ]
         ),
-        (["serve", "--token", "s3cret", "--tokens-file", "f"], "exclude each other"),
+        (["serve", "--cromicle", "h:1"], "--cromicle: it must begin with http"),
+        (["serve", "--cromicle", "http://h", "--upstream", "http://h"], "exclude each other"),
+        (["serve", "--cromicle", "http://h", "--delay", "1"], "--cromicle and --delay exclude"),
+        (["serve", "--cromicle", "http://h", "--page"], "--cromicle and --page exclude"),
+        (["serve", "--cromicle", "http://h", "--system", "S"], "--system is for a model server"),
+        (["serve", "--cromicle", "http://h", "--upstream-key", " s3cret"], "--upstream-key: "),
+        (["serve", "--cromicle", "http://h", "--upstream-header", "host:s3cret"], "-header: "),
+        (["serve", "--cromicle", "http://h", "--body", "hash=1"], "--body: the protocol sets"),
+        (["serve", "--cromicle", "http://h", "--model", ""], "--model: expected a str"),
+        (["serve", "--cromicle", "http://h", "--model", "m", "--model", "m"], "--model: 'm' is"),
+        (["serve", "--cromicle", "http://h", "--allow-options", "n"], "--allow-options: 'n' is"),
+        (["serve", "--token", "s3cret", "--tokens-file", "f"], "--token and --tokens-file"),
         (
             ["serve", "--tokens-file", "/no/such/file"],
             "--tokens-file: /no/such/file cannot be read",
@@ -794,10 +806,61 @@ def test_serve_has_a_delay_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mine" not in "".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "token", "shown"),
+    [((), "abc", "abc"), (("--token", "mine"), "mine", "a token of this server")],
+)
+def test_serve_has_the_api_of_openai_in_front_of_an_endpoint(
+    arguments: tuple[str, ...],
+    token: str,
+    shown: str,
+    server: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def user(base_url: str) -> None:
+        with openai.OpenAI(base_url=base_url, api_key=token) as client:
+            models = [model.id for model in client.models.list()]
+            completion = client.chat.completions.create(
+                model=models[1], messages=[{"role": "user", "content": "Hello"}], seed=7
+            )
+            answers.append(completion.choices[0].message.content)
+
+    answers: list[str | None] = []
+    server.reply("Hello yourself")
+    monkeypatch.setenv("CROMICLE_UPSTREAM_KEY", "k")
+    own = ("--model=a", "--model=b", "--body=top_k=4", "--upstream-header=x-a: 1")
+    code, lines = serve_beside(user, monkeypatch, "--cromicle", server.base_url, *own, *arguments)
+    assert code == 130
+    assert answers == ["Hello yourself"]
+    base_url = lines[0].split()[-1]
+    assert lines[1:] == [
+        f"OpenAI's clients need OPENAI_BASE_URL={base_url}, and {shown} as OPENAI_API_KEY."
+    ]
+    (request,) = server.requests
+    assert (request.token, request.headers["x-a"]) == ("k", "1")
+    assert request.options == {"model": "b", "seed": 7, "top_k": 4}
+
+
+def test_the_endpoint_never_gets_the_token_of_the_callers(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def user(base_url: str) -> None:
+        with openai.OpenAI(base_url=base_url, api_key="mine") as client:
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "Hello"}]
+            )
+
+    server.reply("Hello yourself")
+    monkeypatch.setenv("CROMICLE_TOKEN", "mine")
+    serve_beside(user, monkeypatch, "--cromicle", server.base_url)
+    assert server.requests[0].token == "abc"
+
+
 DEFAULTS: dict[str, Any] = {
     "token": None,
     "tokens_file": None,
     "upstream": None,
+    "cromicle": None,
     "models": (),
     "upstream_key": None,
     "upstream_headers": {},
@@ -917,6 +980,16 @@ NETWORK: dict[str, Any] = {
                 "max_connections_per_address": 5,
                 "forwarded_allow_ips": "10.0.0.0/8",
             },
+        ),
+        (
+            ["--cromicle=http://h", "--model=m", "--allow-options=seed", "--body=a=1"],
+            {
+                "cromicle": "http://h",
+                "models": ("m",),
+                "allow_options": "seed",
+                "extra_body": {"a": 1},
+            },
+            {},
         ),
         (["--no-metrics", "--no-access-log"], {"metrics": False}, {}),
         (["--no-page"], {"page": False}, {}),

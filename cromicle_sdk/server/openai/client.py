@@ -13,8 +13,9 @@ import httpx
 
 from cromicle_sdk._async.session import AsyncSession
 from cromicle_sdk._core.endpoint import Endpoint
+from cromicle_sdk._core.observers import OBSERVERS
 from cromicle_sdk._core.options import ConnectionOptions, Timeout
-from cromicle_sdk._core.request import Request, build_user_agent
+from cromicle_sdk._core.request import Request, add_headers, build_user_agent
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http.clients import HTTPX_VERSION
 from cromicle_sdk._http.proxies import Route
@@ -104,8 +105,11 @@ class Upstream:
 
     def start(self, body: bytes) -> Call:
         """A call that is not sent yet. Call `abandon` in the end."""
+        headers = self._headers
+        if OBSERVERS.build_headers is not None:
+            headers = add_headers(headers, OBSERVERS.build_headers())
         request = Request(
-            endpoint=self._endpoint, fixed_headers=self._headers, body=body, secrets=self._secrets
+            endpoint=self._endpoint, fixed_headers=headers, body=body, secrets=self._secrets
         )
         return Call(self._session, request, self._timeout)
 

@@ -23,6 +23,7 @@ __all__ = [
     "check_fields",
     "check_headers",
     "check_models",
+    "find_expected",
     "hide_headers",
 ]
 
@@ -80,21 +81,21 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def check_models(model: object) -> tuple[str, ...]:
-    """The option `model` of a gateway: the models, the default first; none if it is None.
+def check_models(model: object, *, option: str = "model") -> tuple[str, ...]:
+    """The models of a gateway, the default first; none if the option is None.
 
     Raises `ConfigurationError`.
     """
     if model is None:
         return ()
     if isinstance(model, str) or not isinstance(model, Sequence):
-        return (check_text("model", model),)
-    models = tuple(check_text("model", each) for each in cast("Sequence[object]", model))
+        return (check_text(option, model),)
+    models = tuple(check_text(option, each) for each in cast("Sequence[object]", model))
     if not models:
-        raise ConfigurationError("expected at least one model", option="model")
+        raise ConfigurationError("expected at least one model", option=option)
     for each in models:
         if models.count(each) > 1:
-            raise ConfigurationError(f"{each!r} is given twice", option="model")
+            raise ConfigurationError(f"{each!r} is given twice", option=option)
     return models
 
 
@@ -150,9 +151,15 @@ def check_caller_options(options: Mapping[str, Any], models: Sequence[str]) -> d
         elif name not in _CHECKS:
             shown = f"the field {name!r}" if _WORD.match(name) else "a field of the body"
             raise _reject(f"{shown} is not one that this server accepts", code="unknown_field")
-        elif not _CHECKS[name][0](value):
-            raise _reject(f"the field {name!r} must be {_CHECKS[name][1]}")
+        elif (expected := find_expected(name, value)) is not None:
+            raise _reject(f"the field {name!r} must be {expected}")
     return dict(options)
+
+
+def find_expected(name: str, value: object) -> str | None:
+    """What an option of callers takes, where `value` is not valid; None where it is."""
+    is_valid, expected = _CHECKS[name]
+    return None if is_valid(value) else expected
 
 
 def _reject(message: str, code: str = "bad_request") -> BackendError:

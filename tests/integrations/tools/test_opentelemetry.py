@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from cromicle_sdk import APIConnectionError, Retry
+from cromicle_sdk.integrations.opentelemetry import CromicleInstrumentor
 from cromicle_sdk.testing import FaultyServer
 
 
@@ -84,3 +85,25 @@ def test_a_token_that_the_server_echoes_in_garbage_is_not_in_the_span(
     assert isinstance(error, APIConnectionError)
     assert "RemoteProtocolError" in span.to_json()
     assert not has_secret(span.to_json())
+
+
+def test_the_span_of_a_call_is_above_those_of_its_attempts(
+    spans: InMemorySpanExporter, caller: Caller, faults: FaultyServer
+) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    CromicleInstrumentor().instrument(tracer_provider=provider)
+    faults.fail(503).reply("At last.")
+    try:
+        caller.chat(faults.base_url, retry=Retry(attempts=2, first_delay=0))
+    finally:
+        CromicleInstrumentor().uninstrument()
+    *attempts, call = spans.get_finished_spans()
+    assert [span.name for span in (*attempts, call)] == ["POST", "POST", "chat"]
+    above = call.get_span_context()
+    assert above is not None
+    for span, request in zip(attempts, faults.requests, strict=True):
+        assert span.parent is not None
+        assert span.parent.span_id == above.span_id
+        # That of the attempt replaces that of the call: one header.
+        assert request.headers["traceparent"] == context_of(span)

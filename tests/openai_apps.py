@@ -1,0 +1,51 @@
+"""OpenAI's API in front of a Cromicle endpoint, and clients for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+import openai
+from starlette.applications import Starlette
+
+from cromicle_sdk import AsyncClient, Retry
+from cromicle_sdk.server import LocalServer, create_openai_app
+
+# Of the server, and of the endpoint behind it.
+TOKEN = "a-token-of-the-server"
+KEY = "a-key-of-the-endpoint"
+
+_OF_CLIENT = ("http_client", "max_reply_bytes", "retry", "strict", "timeout")
+
+
+def build_openai_app(endpoint: str, **options: Any) -> Starlette:
+    """The app in front of an endpoint, with options of its client and of its own."""
+    of_client = {name: options.pop(name) for name in _OF_CLIENT if name in options}
+    of_client.setdefault("retry", Retry(attempts=1))
+    client = AsyncClient(base_url=endpoint, token=KEY, **of_client)
+    return create_openai_app(client, **{"token": TOKEN, **options})
+
+
+@contextlib.contextmanager
+def serve_openai(endpoint: str, **options: Any) -> Generator[LocalServer]:
+    with LocalServer(app=build_openai_app(endpoint, **options)) as server:
+        yield server
+
+
+def connect(server: LocalServer, **options: Any) -> openai.OpenAI:
+    """A client of OpenAI's package that does not retry."""
+    return openai.OpenAI(**_build_options(server, options))
+
+
+def connect_async(server: LocalServer, **options: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(**_build_options(server, options))
+
+
+def _build_options(server: LocalServer, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "base_url": f"{server.base_url}/v1",
+        "api_key": TOKEN,
+        "max_retries": 0,
+        **options,
+    }
