@@ -294,6 +294,23 @@ def test_a_cancelled_handle_ends_the_wait(loop: Any, pair: Pair) -> None:
     loop.run_until_complete(scenario())
 
 
+def test_a_cancelled_handle_may_find_the_wait_over(loop: Any, pair: Pair) -> None:
+    near, far = pair
+
+    async def scenario() -> None:
+        reader, handle = SocketReader(near), CancelHandle()
+        far.send(b"x")
+        assert await receive(reader) == b"x"
+        # Read by another thread just before the wait was over.
+        handle.set_interrupt(reader._interrupt)
+        handle.cancel()
+        far.send(b"y")
+        assert await receive(reader) == b"y"
+        reader.close()
+
+    loop.run_until_complete(scenario())
+
+
 def test_a_task_that_is_cancelled_leaves_the_next_wait_alone(loop: Any, pair: Pair) -> None:
     near, far = pair
 

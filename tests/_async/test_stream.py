@@ -321,25 +321,33 @@ def test_a_body_that_a_hook_has_dropped_is_no_empty_reply(
     runtime.run(scenario)
 
 
-def test_an_endless_body_of_your_own_transport_can_be_left(runtime: Runtime) -> None:
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_reply_bytes": 5000}, ReplyTooLargeError),
+        ({"timeout": Timeout(total=0.2)}, APITimeoutError),
+    ],
+    ids=["by its size", "by the total"],
+)
+def test_an_endless_body_of_your_own_transport_ends(
+    runtime: Runtime, options: dict[str, Any], error: type[Exception]
+) -> None:
     class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             while True:
-                yield b"x" * 1000
+                yield b"x" * 10
 
         async def __aiter__(self) -> Any:
             while True:
-                yield b"x" * 1000
+                yield b"x" * 10
 
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"transfer-encoding": "chunked"}, stream=Endless())
 
     async def scenario() -> None:
         own = own_client(runtime, transport=httpx.MockTransport(answer))
-        client = runtime.client(
-            base_url="http://x.invalid", http_client=own, retry=ONCE, max_reply_bytes=5000
-        )
-        assert isinstance(await outcome(client.chat("Hi")), ReplyTooLargeError)
+        client = runtime.client(base_url="http://x.invalid", http_client=own, retry=ONCE, **options)
+        assert isinstance(await outcome(client.chat("Hi")), error)
         await close_own(own)
 
     # trio tells of the generator that is left unfinished, which is the transport's own.
