@@ -1,4 +1,24 @@
-"""Sync and async clients for chat endpoints that speak the Cromicle protocol."""
+"""Sync and async clients for chat endpoints that speak the Cromicle protocol.
+
+```python
+from cromicle_sdk import Client
+
+with Client(base_url="http://127.0.0.1:8000") as client:
+    print(client.chat("Hello, how are you?").text)
+    for text in client.stream("Tell me a story"):
+        print(text, end="")
+```
+
+- `Client` is for blocking code, `AsyncClient` for asyncio and trio, with the same methods and options:
+  `chat` returns a `Reply`, `stream` a `Stream` or an `AsyncStream` of text.
+- `Timeout` and `Retry` are options of both. A `Conversation` holds messages.
+- All errors are `CromicleError`, and have `hint`, `partial_text` and `attempts`.
+- `Transport` and `AsyncTransport` give an httpx client of your own the same connections.
+- Below: `cromicle_sdk.bulk` for many prompts, `cromicle_sdk.server` for servers and gateways,
+  `cromicle_sdk.testing` for tests, `cromicle_sdk.integrations` for other tools.
+
+`cromicle docs` lists the pages of the documentation.
+"""
 
 from __future__ import annotations
 

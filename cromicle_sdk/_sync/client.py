@@ -137,9 +137,17 @@ class Client:
     def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
         """Send a text or messages, and return the whole reply.
 
-        `options` are the client's `timeout`, `retry`, `headers` and `extra_body` (both added to the
-        client's), `max_reply_bytes`, `strict` and `send_messages`, for this call. A reply that
-        breaks off is retried as `retry` says, since nothing of it has been returned.
+        `options` are those of the client, for this call:
+
+        - `timeout`: a number of seconds for each wait, which leaves `total` and `pool` as they are;
+          or a `Timeout`, or None for no limit.
+        - `retry`: a `Retry`. A reply that breaks off is retried, too: nothing of it has been
+          returned.
+        - `max_reply_bytes`: the size limit, in bytes.
+        - `strict`: whether only a complete plain-text reply is accepted.
+        - `extra_body`: JSON fields by name, added to the client's.
+        - `send_messages`: whether the messages are also sent with their roles.
+        - `headers`: added to the client's.
 
         Raises `InvalidMessageError` and `ConfigurationError` before anything is sent; then
         `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with
