@@ -9,8 +9,8 @@ with Client(base_url="http://127.0.0.1:8000") as client:
         print(text, end="")
 ```
 
-- `Client` is for blocking code, `AsyncClient` for asyncio and trio, with the same methods and options:
-  `chat` returns a `Reply`, `stream` a `Stream` or an `AsyncStream` of text.
+- `Client` is for blocking code, `AsyncClient` for asyncio and trio; both have the same methods and
+  options. `chat` returns a `Reply`, `stream` a `Stream` or an `AsyncStream` of text.
 - `Timeout` and `Retry` are options of both. A `Conversation` holds messages.
 - All errors are `CromicleError`, and have `hint`, `partial_text` and `attempts`.
 - `Transport` and `AsyncTransport` give an httpx client of your own the same connections.

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def test_a_python_block_runs(
 def test_a_test_block_passes(block: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(block)
     pytester.runpytest_subprocess("-q").assert_outcomes(passed=block.count("def test_"))
+
+
+@pytest.mark.slow
+def test_type_checkers_find_nothing_in_the_programs_of_the_readme(tmp_path: Path) -> None:
+    for name, block in PYTHON:
+        if name.startswith("README"):
+            (tmp_path / f"{name.replace(' ', '_')}.py").write_text(block)
+    files = sorted(map(str, tmp_path.iterdir()))
+    assert files
+    for arguments in (["mypy", "--strict"], ["pyright", "--pythonpath", sys.executable]):
+        command = [sys.executable, "-m", *arguments, *files]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
