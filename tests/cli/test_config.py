@@ -179,7 +179,7 @@ def test_without_an_endpoint_nothing_is_sent(
     monkeypatch.setenv("CROMICLE_TOKEN", "s3cret")
     assert run(["ask", "Hi"]) == 2
     first, second = read_error(capsys).splitlines()
-    assert first.startswith("Error: No endpoint is set: pass --base-url URL")
+    assert first.startswith("Error: No endpoint is set: pass --base-url URL, or save one with ")
     assert "cromicle serve" in second
     assert "--local" in second
 
@@ -197,7 +197,7 @@ def test_an_error_names_where_a_setting_comes_from(
 ) -> None:
     save(file, WORK, faults.base_url)
     faults.fail(401).fail(404).fail(401).fail(404)
-    for advice in ("Check the token: token of profile work.", "Check base_url of profile work: "):
+    for advice in ("Check the token of profile work.", "Check base_url of profile work: "):
         assert run(["ask", "Hi"]) == 1
         assert advice in read_error(capsys)
     monkeypatch.setenv("CROMICLE_BASE_URL", faults.base_url)
@@ -217,8 +217,8 @@ def test_an_error_names_where_a_setting_comes_from(
         ("a = " + "[" * 100_000, "is not TOML: "),
         ("a = " + "1" * 5_000, "is not TOML: "),
         ('profil = "x"', "profil: there is no such key; the keys are default_profile, profile."),
-        ("default_profile = 1", "default_profile: expected the name of a profile; there are none."),
-        ('default_profile = "x"\n[profile.y]', "expected the name of a profile; there are y."),
+        ("default_profile = 1", "default_profile: expected one of the profiles (none)."),
+        ('default_profile = "x"\n[profile.y]', "expected one of the profiles (y)."),
         ("profile = 1", "profile: expected a table, as in [profile.work]."),
         ("profile.work = 1", "profile.work: expected a table, as in [profile.work]."),
         (
@@ -433,7 +433,7 @@ def test_unset_repairs_a_file(file: Path, capsys: Capture) -> None:
         (["extra_body.", "1"], "There is no setting 'extra_body.': expected base_url, token"),
         (["timeout", "1"], "There is no setting 'timeout'"),
         (["model"], "Missing the VALUE of model."),
-        (["default_profile", "no"], "default_profile: expected the name of a profile; there are"),
+        (["default_profile", "no"], "default_profile: expected one of the profiles ("),
         (["extra_body.model", '"m"'], "the field 'model' is set by profile.work.model"),
     ],
 )
