@@ -301,7 +301,7 @@ def test_config_shows_each_setting_and_its_source(
 ) -> None:
     assert run(["config"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"file        {file} (not there)",
+        f"file        {file} (does not exist)",
         "profile     -    default",
         "base_url    -    default",
         "token       abc  default",
@@ -496,7 +496,7 @@ def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
 
 def test_options_of_the_list_are_no_options_of_set(capsys: Capture) -> None:
     assert run(["config", "--profile", "work", "set", "model", "m"]) == 2
-    assert "put --profile behind set" in read_error(capsys)
+    assert "put --profile after set" in read_error(capsys)
 
 
 def test_the_repr_of_settings_shows_no_secret(file: Path) -> None:
