@@ -125,7 +125,7 @@ def test_the_token_of_a_profile_goes_to_no_other_server(
 def test_the_token_of_a_profile_without_an_endpoint_goes_to_any(
     file: Path, faults: FaultyServer
 ) -> None:
-    file.write_text('[profile.default]\ntoken = "s3cret"\n')
+    save(file, '[profile.default]\ntoken = "s3cret"\n')
     faults.reply("Hello.")
     assert run(["ask", "--base-url", faults.base_url, "Hi"]) == 0
     assert faults.requests[0].token == "s3cret"
