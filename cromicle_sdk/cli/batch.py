@@ -110,7 +110,7 @@ def batch(
     "finish_reason", "attempts", "elapsed"}, or {"id", "error"} with "type", "message",
     "status_code" and "partial_text"; "digest" stands for the prompt.
 
-    A run that has ended early, for whatever reason, goes on with --resume. A server that is busy,
+    A run that has ended early, for any reason, continues with --resume. A server that is busy,
     429 or 503, slows down all calls, until it replies again.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 3 some prompts failed, 130 Ctrl-C.

@@ -86,8 +86,8 @@ def add_profile_option(function: Function) -> Function:
         "--profile",
         metavar="NAME",
         shell_complete=complete_profile,
-        help="The profile of config.toml whose settings hold where neither an option nor the"
-        " environment has one.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
+        help="The profile of config.toml for the settings that neither an option nor the"
+        " environment gives.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
     )(function)
 
 
