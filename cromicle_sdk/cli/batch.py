@@ -129,7 +129,7 @@ def batch(
     with contextlib.ExitStack() as stack:
         stack.enter_context(errors_for_the_shell(target.labels))
         file, name = stack.enter_context(open_input(source))
-        client = stack.enter_context(target.open())
+        client = stack.enter_context(target.open(has_many_calls=True))
         prompts = Input(
             file,
             name,

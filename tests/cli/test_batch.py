@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -283,6 +284,18 @@ def test_an_error_is_a_result_and_the_exit_code_is_3(faults: FaultyServer, capsy
     assert capsys.readouterr().err == (
         "1 answered, 2 failed (1 IncompleteReplyError, 1 NotFoundError). Go on with --resume.\n"
     )
+
+
+def test_retries_keep_to_the_budget_of_all_calls(echo: LocalServer) -> None:
+    write("in.txt", *map(str, range(150)))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        arguments = ["--base-url", url, "--retries", "1", "--concurrency", "150"]
+        assert run(["batch", "in.txt", "out.jsonl", *arguments]) == 3
+    assert [each["error"]["type"] for each in read()] == ["APIConnectionError"] * 150
+    # A retry costs 5 of 500.
+    assert sum("budget" in each["error"]["message"] for each in read()) == 50
 
 
 def test_resume_sends_what_failed_and_what_is_missing(
