@@ -286,7 +286,9 @@ def _open_executor(url: str | None) -> Generator[Executor | None]:
         yield None
         return
     address = url.removeprefix(_DASK)
-    if address == url or not address:
+    _, _, port = address.rpartition(":")
+    # Dask itself complains about another port for 20 seconds, and with a traceback.
+    if address == url or not (port.isascii() and port.isdigit() and int(port) < 2**16):
         raise Misuse("--executor: expected dask://HOST:PORT.")
     try:
         # It has no types.

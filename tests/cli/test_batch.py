@@ -230,8 +230,9 @@ def test_options_that_exclude_each_other(echo: LocalServer, capsys: Capture) -> 
     dask = ("--executor", "dask://127.0.0.1:9")
     assert batch(echo, "--rate", "5", *dask) == 2
     assert run(["batch", "in.txt", "out.jsonl", "--local", *dask]) == 2
-    assert batch(echo, "--executor", "ray://127.0.0.1:9") == 2
-    assert "expected dask://HOST:PORT" in capsys.readouterr().err
+    for url in ("ray://127.0.0.1:9", "dask://", "dask://127.0.0.1", "dask://127.0.0.1:99999"):
+        assert batch(echo, "--executor", url) == 2
+        assert "expected dask://HOST:PORT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", ["nan", "inf"])
