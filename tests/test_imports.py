@@ -153,7 +153,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 OTHERS = {"__main__", "bulk", "cli", "integrations", "server", "testing"}
 
 # Event loops have names only where uvicorn or the command need one of their own.
-LOOPS_ALLOWED = {"cli", "server", "testing"}
+LOOPS_ALLOWED = {"bulk", "cli", "server", "testing"}
 
 
 def read(module: str) -> ast.Module:
