@@ -27,4 +27,4 @@ def make_client_over_httpx2(runtime: Runtime, **options: Any) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    Runtime.client = make_client_over_httpx2  # type: ignore[method-assign]
+    Runtime.client = make_client_over_httpx2  # type: ignore[assignment,method-assign]

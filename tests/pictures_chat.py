@@ -18,11 +18,12 @@ from rich.style import Style
 from rich.text import Text
 from screens import Process, isolate
 
+import cromicle_sdk
 from cromicle_sdk.testing import FaultyServer
 
 __all__ = ["PICTURE", "draw_chat", "read_text"]
 
-PICTURE = Path(__file__).parents[1] / "cromicle_sdk" / "docs" / "images" / "chat.svg"
+PICTURE = Path(cromicle_sdk.__file__).parent / "docs" / "images" / "chat.svg"
 
 WIDTH, HEIGHT = 76, 28
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 from browsers import launch
 
+import cromicle_sdk
 from cromicle_sdk.server import LocalServer
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGES", "take_pictures"]
 
-IMAGES = Path(__file__).parents[1] / "cromicle_sdk" / "docs" / "images"
+IMAGES = Path(cromicle_sdk.__file__).parent / "docs" / "images"
 
 # Such pictures stay below 80 kB.
 WIDTH, HEIGHT = 800, 640

@@ -11,6 +11,7 @@ import enum
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def _describe_module(name: str) -> Iterator[str]:
 
 
 def _describe(name: str, value: object) -> Iterator[str]:
-    if isinstance(value, type):
+    if typing.get_origin(value) is not None:
+        yield name  # an alias such as Callable[[str], str], which Python 3.10 takes for a class
+    elif isinstance(value, type):
         bases = [base.__name__ for base in value.__bases__ if base is not object]
         yield f"class {name}({', '.join(bases)})"
         if not issubclass(value, enum.Enum):

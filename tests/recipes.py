@@ -9,6 +9,8 @@ from pathlib import Path
 
 from environments import ROOT, install
 
+import cromicle_sdk
+
 __all__ = [
     "ROOT",
     "build_environment",
@@ -18,7 +20,7 @@ __all__ = [
     "write_recipes",
 ]
 
-_PAGE = ROOT / "cromicle_sdk" / "docs" / "relaying.md"
+_PAGE = Path(cromicle_sdk.__file__).parent / "docs" / "relaying.md"
 _RECIPE = re.compile(r"^```py\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What this package needs itself.

@@ -162,3 +162,18 @@ def test_the_table_of_the_gateway_names_every_flag() -> None:
     # Of a pair, the one that changes something; the delay is the echo's.
     named = flags - {"--metrics", "--access-log", "--page", "--delay"}
     assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))
+
+
+def test_an_example_for_trio_names_the_package_to_install() -> None:
+    # No extra for users installs it.
+    for name, text in DOCUMENTS.items():
+        for before in re.findall(r"([^\n]+)\n\n```python\nimport trio\n", text):
+            assert "`pip install trio`" in before, name
+
+
+def test_the_readme_has_one_way_to_call_the_command() -> None:
+    quick_start, *others = (block for name, block in find_blocks("sh") if "README" in name)
+    assert ".venv/bin/cromicle" in quick_start
+    # From then on, the environment is activated.
+    assert ". .venv/bin/activate" in README
+    assert not any(".venv/bin/cromicle" in block for block in others)

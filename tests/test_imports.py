@@ -152,8 +152,8 @@ THIRD_PARTY: dict[str, set[str]] = {
 # Folders and files with extras and jobs of their own; the clients know nothing of them.
 OTHERS = {"__main__", "bulk", "cli", "integrations", "server", "testing"}
 
-# Event loops have names only where uvicorn or the command need one of their own.
-LOOPS_ALLOWED = {"cli", "server", "testing"}
+# Event loops have names only where uvicorn, the command or bulk need one of their own.
+LOOPS_ALLOWED = {"bulk", "cli", "server", "testing"}
 
 
 def read(module: str) -> ast.Module:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
+from weakref import proxy
 
 import anyio
 import anyio.lowlevel
@@ -291,14 +292,17 @@ class ConnectionLimiter:
         wake = partial(_run_soon, anyio.lowlevel.current_token())
         event = anyio.Event()
         waiter = self._slots.wait(partial(wake, event.set))
+        # Weak: the exception that ends the wait may keep this function until the garbage collector
+        # runs, and with it the place in the queue.
+        queued = proxy(waiter)
         taken: list[Slot] = []
 
         async def wait() -> None:
             nonlocal event
-            while (slot := waiter.take()) is None:
+            while (slot := queued.take()) is None:
                 await event.wait()
                 event = anyio.Event()
-                waiter.wake_by(partial(wake, event.set))
+                queued.wake_by(partial(wake, event.set))
             taken.append(slot)
 
         try:

@@ -67,7 +67,7 @@ class Waiter:
     A call that an interrupt has ended, but whose waiter stays, would block those behind it.
     """
 
-    __slots__ = ("_key", "_queue", "_slots")
+    __slots__ = ("__weakref__", "_key", "_queue", "_slots")
 
     def __init__(
         self,

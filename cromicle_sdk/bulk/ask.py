@@ -9,7 +9,7 @@ from cromicle_sdk import AsyncClient, Client, ConfigurationError, CromicleError,
 
 from .options import DEFAULT_LIMIT, DEFAULT_PATIENCE, BulkOptions, dump_client
 from .process import Setup, run_shard
-from .prompts import Outcome, Prompt
+from .prompts import Outcome, Prompt, check_prompts
 
 __all__ = ["Ask"]
 
@@ -33,7 +33,8 @@ class Ask:
 
     It can be pickled. Its pickle holds the options of the client, and so the token.
 
-    Raises `ConfigurationError`, which names the option.
+    Raises `ConfigurationError`, which names the option; so does a call with a text, which is a
+    single prompt and no batch.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Ask:
             return batch.assign(**self._answer_column(batch))
         if isinstance(batch, Mapping):
             return {**cast("Mapping[str, Any]", batch), **self._answer_column(batch)}
+        check_prompts(batch)
         return self._answer(batch)
 
     def _answer_column(self, batch: Any) -> dict[str, list[str | None]]:

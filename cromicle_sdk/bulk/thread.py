@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from cromicle_sdk import AsyncClient, CromicleError
 
@@ -32,7 +32,8 @@ class Sink(Protocol):
 class LoopThread:
     """Sends what any thread puts in, `options.limit` prompts at a time, until it is closed.
 
-    It closes the client at its end if `owns_client`.
+    It closes the client at its end if `owns_client`. Raises `CromicleError` if the system has no
+    file descriptors left for an event loop.
     """
 
     def __init__(self, client: AsyncClient, options: BulkOptions, *, owns_client: bool) -> None:
@@ -42,9 +43,14 @@ class LoopThread:
         self._jobs: deque[tuple[int, Prompt, Sink]] = deque()
         self._sinks: set[Sink] = set()
         self._error: Exception | None = None
-        # Whether streams wait for jobs. They say so before they look for one once more, and `put`
-        # looks at it after it has put one in, so that no job is overlooked.
-        self._is_waiting = False
+        self._failure: OSError | None = None
+        # How many streams there are: as many as there were jobs for, up to the limit.
+        self._streams = 0
+        # Whether streams wait for jobs, or more may be started. It is set before somebody looks for
+        # a job once more, and `put` looks at it after it has put one in, so that no job is
+        # overlooked.
+        self._is_waiting = True
+        self._is_closing = False
         self._has_ended = False
         # Garbage may be collected, and a generator closed by it, while it is held.
         self._lock = threading.RLock()
@@ -54,6 +60,11 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name="cromicle-bulk", daemon=True)
         self._thread.start()
         self._is_ready.wait()
+        if self._failure is not None:
+            raise CromicleError(
+                f"No event loop can be started ({type(self._failure).__name__}: {self._failure})",
+                hint="raise the limit of open files (ulimit -n)",
+            ) from self._failure
 
     def attach(self, sink: Sink) -> None:
         """Promise this sink an `end` if there are no more outcomes. Raises `CromicleError`."""
@@ -74,7 +85,7 @@ class LoopThread:
             self._is_waiting = False
             with self._lock:
                 if not self._has_ended:
-                    self._portal.start_task_soon(self._wake)
+                    self._notify()
 
     def close(self) -> None:
         """Cancel all calls, close their connections, and wait for the thread. Idempotent."""
@@ -83,37 +94,53 @@ class LoopThread:
             self._cancel()
             return
         with self._lock:
+            self._is_closing = True
             if not self._has_ended:
-                self._portal.start_task_soon(self._cancel)
+                self._notify()
         self._thread.join()
 
     def _run(self) -> None:
-        anyio.run(self._main)
+        try:
+            anyio.run(self._main)
+        except OSError as error:
+            self._failure = error
+        finally:
+            self._is_ready.set()
 
     async def _main(self) -> None:
-        async with BlockingPortal() as self._portal:
-            self._has_jobs = anyio.Event()
-            paced = PacedClient(self._client, self._options)
-            try:
-                async with anyio.create_task_group() as self._group:
-                    for _ in range(self._options.limit):
-                        self._group.start_soon(self._stream, paced)
-                    self._is_ready.set()
-            finally:
-                with self._lock:
-                    self._has_ended = True
-                    sinks = list(self._sinks)
-                if self._owns_client:
-                    await self._client.aclose()
-                error = self._error or CromicleError("The event loop of these calls is closed.")
-                for sink in sinks:
-                    sink.end(error)
+        self._loop = asyncio.get_running_loop()
+        self._has_news = asyncio.Event()
+        self._has_jobs = anyio.Event()
+        self._paced = PacedClient(self._client, self._options)
+        try:
+            async with anyio.create_task_group() as self._group:
+                self._is_ready.set()
+                while True:
+                    await self._has_news.wait()
+                    self._has_news.clear()
+                    if self._is_closing:
+                        self._cancel()
+                    else:
+                        self._wake()
+        finally:
+            with self._lock:
+                self._has_ended = True
+                sinks = list(self._sinks)
+            if self._owns_client:
+                await self._client.aclose()
+            error = self._error or CromicleError("The event loop of these calls is closed.")
+            for sink in sinks:
+                sink.end(error)
 
-    async def _stream(self, paced: PacedClient) -> None:
+    def _notify(self) -> None:
+        # It does not wait for the event loop, which may be waiting for the lock of the caller.
+        self._loop.call_soon_threadsafe(self._has_news.set)
+
+    async def _stream(self) -> None:
         try:
             while True:
                 index, prompt, sink = await self._take()
-                sink.give(index, await paced.ask(prompt))
+                sink.give(index, await self._paced.ask(prompt))
         except Exception as error:  # noqa: BLE001 - of the user's own hooks; the sinks raise it
             self._error = self._error or error
             self._cancel()
@@ -130,6 +157,12 @@ class LoopThread:
     def _wake(self) -> None:
         self._has_jobs.set()
         self._has_jobs = anyio.Event()
+        missing = self._options.limit - self._streams
+        if missing:
+            self._is_waiting = True
+        for _ in range(min(len(self._jobs), missing)):
+            self._streams += 1
+            self._group.start_soon(self._stream)
 
     def _cancel(self) -> None:
         self._group.cancel_scope.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .batch_input import Id, Input, open_input, parse_format
 from .batch_output import OutputFile, read_earlier
 from .batch_progress import Progress, show_progress
 from .errors import Misuse, describe_error, errors_for_the_shell
+from .input import STDIN
 from .output import report
 from .target import Target, target_options
 
@@ -110,7 +112,7 @@ def batch(
     "finish_reason", "attempts", "elapsed"}, or {"id", "error"} with "type", "message",
     "status_code" and "partial_text"; "digest" stands for the prompt.
 
-    A run that has ended early, for whatever reason, goes on with --resume. A server that is busy,
+    A run that has ended early, for any reason, continues with --resume. A server that is busy,
     429 or 503, slows down all calls, until it replies again.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 3 some prompts failed, 130 Ctrl-C.
@@ -119,11 +121,15 @@ def batch(
         raise click.UsageError("--rate and --executor exclude each other.")
     if target.local and executor is not None:
         raise click.UsageError("--local and --executor exclude each other.")
+    if rate is not None and not math.isfinite(rate):
+        raise click.UsageError(f"--rate: expected a finite number, not {rate}.")
+    if source != STDIN and _is_same_file(source, target_path):
+        raise click.UsageError("IN and OUT are the same file.")
     maker = _PromptMaker(system=target.settings.system, plain=plain)
     with contextlib.ExitStack() as stack:
         stack.enter_context(errors_for_the_shell(target.labels))
         file, name = stack.enter_context(open_input(source))
-        client = stack.enter_context(target.open())
+        client = stack.enter_context(target.open(has_many_calls=True))
         prompts = Input(
             file,
             name,
@@ -230,9 +236,17 @@ class _Run:
         return {"id": key, "error": error, "digest": digest}
 
 
+def _is_same_file(source: str, target: Path) -> bool:
+    try:
+        return target.samefile(source)
+    except OSError:
+        # One of them is not there; whoever opens it reports that.
+        return False
+
+
 def _check_prompt(client: Client, prompt: Prompt) -> None:
     """Raise `CromicleError` for a prompt that cannot be sent."""
-    if isinstance(prompt.messages, str) and prompt.messages and not prompt.options:
+    if isinstance(prompt.messages, str) and prompt.messages.strip() and not prompt.options:
         # What is left to check of a text, at a tenth of the cost.
         format_prompt(prompt.messages)
     else:
@@ -272,7 +286,9 @@ def _open_executor(url: str | None) -> Generator[Executor | None]:
         yield None
         return
     address = url.removeprefix(_DASK)
-    if address == url or not address:
+    _, _, port = address.rpartition(":")
+    # Dask itself complains about another port for 20 seconds, and with a traceback.
+    if address == url or not (port.isascii() and port.isdigit() and int(port) < 2**16):
         raise Misuse("--executor: expected dask://HOST:PORT.")
     try:
         # It has no types.

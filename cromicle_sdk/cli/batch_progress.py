@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.done = 0
+        self.done: int = 0
         self.kinds: Counter[str] = Counter()
         self._started = time.monotonic()
 

@@ -199,7 +199,9 @@ class Chat:
         if text:
             self.say("The system message is set.")
         else:
-            self.say(f"There is no system message any more; it was: {before or 'none'}")
+            self.say(
+                f"Removed the system message: {before}" if before else "There is no system message."
+            )
 
     def _retry(self, _: str) -> None:
         if self.transcript.question is None:
@@ -216,8 +218,8 @@ class Chat:
     def _undo(self, _: str) -> None:
         question = self.transcript.undo()
         if question is None:
-            raise Misuse("There is nothing to take back.")
-        self.say(f"Taken back: {question}")
+            raise Misuse("There is no question to remove.")
+        self.say(f"Removed: {question}")
 
     def _copy(self, _: str) -> None:
         if self.transcript.reply is None:
@@ -225,7 +227,7 @@ class Chat:
         if not self.is_interactive:
             raise Misuse("/copy needs a terminal.")
         by = clipboard.copy(self.transcript.reply)
-        self.say(f"Copied {len(self.transcript.reply)} characters by {by}.")
+        self.say(f"Copied {len(self.transcript.reply)} characters with {by}.")
 
     def _clear(self, _: str) -> None:
         self.transcript.clear()
@@ -252,7 +254,7 @@ class Chat:
     def _save(self, text: str) -> None:
         path = _parse_path(text)
         save_conversation(self.transcript.conversation, path)
-        self.say(f"Saved in {path}.")
+        self.say(f"Saved to {path}.")
 
     def _load(self, text: str) -> None:
         self.transcript = Transcript(load_conversation(_parse_path(text)))
@@ -361,7 +363,7 @@ def format_end(reply: Reply) -> str:
 
 def _parse_path(text: str) -> Path:
     if not text:
-        raise Misuse("Which file? Add its name.")
+        raise Misuse("The name of the file is missing.")
     return Path(text).expanduser()
 
 

@@ -30,7 +30,7 @@ def copy(text: str) -> str:
     data = base64.b64encode(text.encode()).decode()
     sys.stdout.write(f"\x1b]52;c;{data}\x07")
     sys.stdout.flush()
-    return "the terminal, if it allows that (OSC 52)"
+    return "the terminal, if its settings allow it (OSC 52)"
 
 
 def _run(program: list[str], text: str) -> bool:

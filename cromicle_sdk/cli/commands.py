@@ -85,7 +85,7 @@ Examples:
 @click.option(
     "--raw",
     is_flag=True,
-    help="Print the text as it is on a terminal, too, instead of rendering its Markdown.",
+    help="Do not render the Markdown of the reply on a terminal.",
 )
 @click.option(
     "--verbose",
@@ -109,15 +109,16 @@ def ask(
 ) -> None:
     """Send TEXT and print the reply while it arrives.
 
-    The text may also be piped in; if TEXT is given too, standard input comes first, then a blank
-    line and TEXT; a - among the words stands for it. Standard input is read whenever it is not a
-    terminal: add </dev/null where it must not be, for example in a shell loop.
+    The text may also be piped in. If TEXT is given as well, standard input comes first, then a
+    blank line and TEXT; a - among the words puts it there instead. Standard input is read whenever
+    it is not a terminal: add </dev/null to prevent that, for example in a shell loop.
 
-    Settings that are left out come from the environment, else from a profile: `cromicle config`.
+    A setting without an option comes from the environment, else from a profile; `cromicle config`
+    shows them.
 
     A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
     end. On a terminal its Markdown is rendered, and control characters are replaced.
-    A reply that a length limit or a content filter has cut short is named on stderr.
+    A reply that a length limit or a content filter has cut short is reported on stderr.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
@@ -174,7 +175,7 @@ Examples:
 @click.option(
     "--raw",
     is_flag=True,
-    help="Print replies as they are on a terminal, too, instead of rendering their Markdown.",
+    help="Do not render the Markdown of replies on a terminal.",
 )
 def chat(
     target: Target, continues: bool, file: Path | None, history: bool, plain: bool, raw: bool

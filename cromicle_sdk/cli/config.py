@@ -75,10 +75,10 @@ class Settings:
         """The base URL. Raises `Misuse`, which says how to get one, where none is set."""
         if self.base_url is None:
             raise Misuse(
-                "No endpoint is set: pass --base-url URL, or keep one with"
+                "No endpoint is set: pass --base-url URL, or save one with"
                 " `cromicle config set base_url URL`.",
-                advice="To run one on this machine: `cromicle serve`, for a model server with"
-                " --upstream URL; for a first try: --local.",
+                advice="To run one on this machine, use `cromicle serve`, with --upstream URL for a"
+                " model; for a first try, pass --local.",
             )
         return self.base_url
 

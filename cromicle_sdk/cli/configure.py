@@ -52,7 +52,8 @@ def config(context: click.Context, /, **options: Any) -> None:
     """Show each setting in force and where it comes from, or change one.
 
     An option comes before the environment, and the environment before the profile in use. The
-    options are those of `cromicle ask`, for which the list holds. Tokens are never shown.
+    options are those of `cromicle ask`: with them, the list shows what `ask` uses. Tokens are never
+    shown.
 
     Settings are kept in config.toml, in a table for each profile. The profile in use is that of
     --profile, else of $CROMICLE_PROFILE, else of the file's default_profile, else the one with the
@@ -63,12 +64,12 @@ def config(context: click.Context, /, **options: Any) -> None:
         output.write(format_settings(take_settings(options)) + "\n")
     elif any(options.values()):
         command = context.invoked_subcommand
-        raise click.UsageError(f"These options are for the list; put --profile behind {command}.")
+        raise click.UsageError(f"These options are for the list; put --profile after {command}.")
 
 
 @config.command("path")
 def print_path() -> None:
-    """Print the path of config.toml, which need not be there."""
+    """Print the path of config.toml, whether or not it exists."""
     open_output().write(f"{find_file()}\n")
 
 
@@ -77,11 +78,12 @@ def print_path() -> None:
 @click.argument("name", metavar="NAME", shell_complete=_complete_name)
 @click.argument("value", metavar="[VALUE]", required=False)
 def set_value(profile: str | None, name: str, value: str | None) -> None:
-    """Save a setting in the profile in use, or in that of --profile, which need not be there yet.
+    """Save a setting in the profile in use, or in that of --profile, which may be a new one.
 
     NAME is base_url, token, system, model, extra_body (a JSON object), extra_body.FIELD (JSON) or
-    default_profile. The VALUE - is read from standard input, and so is a token without a VALUE,
-    which is prompted for on a terminal. As a VALUE, a token would stay in the shell's history.
+    default_profile. With - as the VALUE, it is read from standard input. For a token, leave VALUE
+    out: it is prompted for on a terminal, else read from standard input, and does not stay in the
+    shell's history.
     """
     file = find_file()
     key = _parse_name(name)
@@ -113,7 +115,7 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
 def unset_value(profile: str | None, name: str) -> None:
     """Remove a setting from the profile in use, or from that of --profile.
 
-    NAME is one that `cromicle config set` takes. A setting that is not there is no error.
+    NAME is one that `cromicle config set` takes. Removing a setting that is not set is no error.
     """
     file = find_file()
     key = _parse_name(name)
@@ -187,7 +189,7 @@ def format_settings(settings: Settings) -> str:
     width = max(map(len, shown.values()))
     return "\n".join(
         [
-            f"{'file':10}  {file}{'' if file.exists() else ' (not there)'}",
+            f"{'file':10}  {file}{'' if file.exists() else ' (does not exist)'}",
             *(
                 f"{name:10}  {text:{width}}  {settings.sources[name]}"
                 for name, text in shown.items()

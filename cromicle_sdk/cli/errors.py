@@ -83,6 +83,8 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
             return "The model ended without text: change the prompt."
         case APIStatusError(option="token") | AuthenticationError():
             label = flags.get("token", "token")
+            if label.startswith("token "):
+                return f"Check the {label}."
             return f"Check the token: {_BOTH if label == '--token' else label}."
         case IncompleteReplyError():
             return "Retry for the whole reply."

@@ -33,7 +33,7 @@ class Archive:
         self._lines = self._folder / "lines.jsonl"
         self._conversations = self._folder / "conversations"
         self._current = self._conversations / _build_name()
-        self.problem = ""
+        self.problem: str = ""
 
     def read_lines(self) -> list[str]:
         """The lines that were typed, the oldest first."""

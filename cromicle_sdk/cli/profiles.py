@@ -157,7 +157,7 @@ def _check_content(file: Path, content: Mapping[str, Any]) -> Profiles:
     profiles = check_table(file, "profile", content.get("profile", {}))
     if default_profile is not None and default_profile not in list(profiles):
         names = ", ".join(profiles) or "none"
-        raise Misuse(f"{file}: default_profile: expected the name of a profile; there are {names}.")
+        raise Misuse(f"{file}: default_profile: expected one of the profiles ({names}).")
     return Profiles(
         default_profile=default_profile,
         by_name={

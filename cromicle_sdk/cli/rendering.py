@@ -160,7 +160,7 @@ class RenderedText:
         self._new: list[str] = []
         # Whether a blank line comes before the next block.
         self._needs_gap = False
-        self.has_begun = False
+        self.has_begun: bool = False
 
     @property
     def open_length(self) -> int:
@@ -222,7 +222,7 @@ class Painter:
         self._stream = stream
         self._lines: list[str] = []
         self._width = 0
-        self.repaints = 0
+        self.repaints: int = 0
 
     def paint(self, final: list[str], lines: list[str], width: int) -> None:
         """Show these lines in the place of those of the last call; the final ones stay for good.

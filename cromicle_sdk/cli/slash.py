@@ -21,15 +21,15 @@ COMMANDS = (
     SlashCommand("system", "[TEXT]", "set the system message, or remove it"),
     SlashCommand("retry", "", "ask the last question again"),
     SlashCommand("edit", "", "change the last question, and ask it again"),
-    SlashCommand("undo", "", "take the last question and its reply back"),
+    SlashCommand("undo", "", "remove the last question and its reply"),
     SlashCommand("copy", "", "copy the last reply to the clipboard"),
     SlashCommand("clear", "", "begin a new conversation"),
-    SlashCommand("model", "[NAME]", "choose a model, or show it"),
-    SlashCommand("set", "[NAME=JSON]", "send a field with each request, or show them; NAME= not"),
+    SlashCommand("model", "[NAME]", "choose a model, or show the current one"),
+    SlashCommand("set", "[NAME=JSON]", "send a field with each request; NAME= removes it"),
     SlashCommand("save", "FILE", "write the conversation as JSON"),
-    SlashCommand("load", "FILE", "go on with the conversation in a file"),
-    SlashCommand("help", "", "show this"),
-    SlashCommand("quit", "", "leave, as Ctrl-D does"),
+    SlashCommand("load", "FILE", "continue the conversation in a file"),
+    SlashCommand("help", "", "show this list"),
+    SlashCommand("quit", "", "leave the chat, as Ctrl-D does"),
 )
 
 # Their argument is completed as a path.

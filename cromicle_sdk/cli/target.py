@@ -6,7 +6,7 @@ import contextlib
 import functools
 import secrets
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import click
@@ -51,7 +51,9 @@ class Target:
         return {**_LABELS, **self.settings.labels, **hidden}
 
     @contextlib.contextmanager
-    def open(self, *, send_messages: bool = False) -> Generator[Client]:
+    def open(
+        self, *, send_messages: bool = False, has_many_calls: bool = False
+    ) -> Generator[Client]:
         """A client. Raises `ConfigurationError`, and `ClickException` for `local`."""
         with contextlib.ExitStack() as stack:
             token = self.settings.token
@@ -64,7 +66,7 @@ class Target:
                     base_url=base_url,
                     token=None if token is None else token.reveal(),
                     timeout=_build_timeout(self.timeout, self.total),
-                    retry=_build_retry(self.retries),
+                    retry=_build_retry(self.retries, has_many_calls=has_many_calls),
                     headers=self.headers,
                     extra_body=self.settings.extra_body,
                     send_messages=send_messages,
@@ -86,8 +88,8 @@ def add_profile_option(function: Function) -> Function:
         "--profile",
         metavar="NAME",
         shell_complete=complete_profile,
-        help="The profile of config.toml whose settings hold where neither an option nor the"
-        " environment has one.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
+        help="The profile of config.toml for the settings that neither an option nor the"
+        " environment gives.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
     )(function)
 
 
@@ -216,9 +218,10 @@ def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
     return Timeout(**limits)
 
 
-def _build_retry(retries: int | None) -> Retry:
-    # The budget protects a server from many calls; this is one.
-    return Retry() if retries is None else Retry(attempts=retries + 1, budget=None)
+def _build_retry(retries: int | None, *, has_many_calls: bool) -> Retry:
+    retry = Retry() if retries is None else Retry(attempts=retries + 1)
+    # The budget protects a server that is down from many calls; it is of no use to one.
+    return retry if retries is None or has_many_calls else replace(retry, budget=None)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
 from cromicle_sdk import Client, ConfigurationError, CromicleError, InvalidMessageError, Reply
-from cromicle_sdk.bulk import Ask
+from cromicle_sdk.bulk import Ask, Prompt
 from cromicle_sdk.bulk.process import _Process
 from cromicle_sdk.server import LocalServer
 
@@ -61,6 +61,12 @@ def test_it_can_be_pickled_and_shows_no_token(client: Client) -> None:
     ask = Ask(client.with_options(token="abc"))
     assert "abc" not in repr(ask)
     assert [outcome.text for outcome in pickle.loads(pickle.dumps(ask))(["One"])] == ["One"]
+
+
+@pytest.mark.parametrize("batch", ["One", Prompt("One"), 5])
+def test_a_single_prompt_is_no_batch(client: Client, batch: object) -> None:
+    with pytest.raises(ConfigurationError, match="expected an iterable of prompts"):
+        Ask(client)(batch)
 
 
 def test_a_column_that_is_not_there(client: Client) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -331,6 +333,24 @@ def test_a_rate_is_not_exceeded(client: Client) -> None:
 # The event loop in a thread
 
 
+def test_a_limit_far_above_the_number_of_prompts_costs_nothing(client: Client) -> None:
+    started = time.process_time()
+    assert len(list(bulk(map(str, range(10)), client=client, limit=100_000))) == 10
+    assert time.process_time() - started < 5
+
+
+def test_an_event_loop_that_cannot_start_is_an_error(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("cromicle_sdk.bulk.thread.anyio.run", fail)
+    with pytest.raises(CromicleError, match=r"No event loop .*open files") as caught:
+        list(bulk(["One"], client=client))
+    assert caught.value.hint == "raise the limit of open files (ulimit -n)"
+
+
 def test_a_closed_thread_takes_nothing(client: Client) -> None:
     class Sink:
         def __init__(self) -> None:
@@ -361,6 +381,26 @@ def test_a_closed_thread_takes_nothing(client: Client) -> None:
     thread._is_waiting = True
     thread.put([(2, Prompt("Three"))], sink)
     assert len(sink.outcomes) == 1
+
+
+def test_a_thread_that_ends_while_a_job_is_put_in_blocks_nobody(client: Client) -> None:
+    class Sink:
+        def give(self, index: int, outcome: Outcome) -> None:
+            raise AssertionError
+
+        def end(self, error: Exception) -> None:
+            errors.append(error)
+
+    errors: list[Exception] = []
+    own, _ = copy_client(client)
+    thread = LoopThread(own, BulkOptions(limit=1), owns_client=True)
+    sink = Sink()
+    thread.attach(sink)
+    with thread._lock:
+        thread._loop.call_soon_threadsafe(thread._cancel)
+        thread.put([(0, Prompt("One"))], sink)
+    thread.close()
+    assert [type(error) for error in errors] == [CromicleError]
 
 
 class _FoundLater(deque[Any]):

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -157,6 +158,7 @@ BAD = {
     ),
     '{"id": 1, "prompt": "x", "extra_body": 5}': "extra_body must be an object",
     '{"id": 1, "prompt": "x", "extra_body": {"token": "x"}}': "extra_body: ",
+    '{"id": 1, "prompt": " "}': "there is no text to send",
     '{"id": "good", "prompt": "x"}': 'its id "good" is also that of line 1',
     '{"id": 1, "prompt": "x", "%s": 1}' % ("long" * 50): '"longlong',
 }
@@ -200,7 +202,7 @@ def test_files_that_cannot_be_used(echo: LocalServer, capsys: Capture) -> None:
         (("folder", "out.jsonl"), "folder cannot be read: Is a directory"),
         (("empty.txt", "out.jsonl"), "empty.txt has no prompt to send"),
         (("in.txt", "folder"), "folder is not a regular file"),
-        (("in.txt", "in.txt"), "in.txt is not empty"),
+        (("in.txt", "./in.txt"), "IN and OUT are the same file"),
         (("in.txt", "in.txt/out.jsonl"), "in.txt/out.jsonl cannot be read: Not a directory"),
         (("in.txt", "missing/out.jsonl"), "missing/out.jsonl cannot be written: No such file"),
     ]
@@ -228,8 +230,26 @@ def test_options_that_exclude_each_other(echo: LocalServer, capsys: Capture) -> 
     dask = ("--executor", "dask://127.0.0.1:9")
     assert batch(echo, "--rate", "5", *dask) == 2
     assert run(["batch", "in.txt", "out.jsonl", "--local", *dask]) == 2
-    assert batch(echo, "--executor", "ray://127.0.0.1:9") == 2
-    assert "expected dask://HOST:PORT" in capsys.readouterr().err
+    for url in ("ray://127.0.0.1:9", "dask://", "dask://127.0.0.1", "dask://127.0.0.1:99999"):
+        assert batch(echo, "--executor", url) == 2
+        assert "expected dask://HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf"])
+def test_a_rate_that_is_no_number(echo: LocalServer, capsys: Capture, rate: str) -> None:
+    write("in.txt", "One")
+    assert batch(echo, "--rate", rate) == 2
+    assert f"--rate: expected a finite number, not {rate}." in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
+def test_an_input_that_is_also_the_output_is_left_alone(
+    faults: FaultyServer, capsys: Capture
+) -> None:
+    Path("in.jsonl").write_text('{"id": 1, "prompt": "x"}')
+    assert batch(faults, "in.jsonl", "in.jsonl", "--resume") == 2
+    assert "IN and OUT are the same file" in capsys.readouterr().err
+    assert Path("in.jsonl").read_text() == '{"id": 1, "prompt": "x"}'
 
 
 def test_an_input_that_changes_meanwhile(faults: FaultyServer, capsys: Capture) -> None:
@@ -267,6 +287,18 @@ def test_an_error_is_a_result_and_the_exit_code_is_3(faults: FaultyServer, capsy
     )
 
 
+def test_retries_keep_to_the_budget_of_all_calls(echo: LocalServer) -> None:
+    write("in.txt", *map(str, range(150)))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        arguments = ["--base-url", url, "--retries", "1", "--concurrency", "150"]
+        assert run(["batch", "in.txt", "out.jsonl", *arguments]) == 3
+    assert [each["error"]["type"] for each in read()] == ["APIConnectionError"] * 150
+    # A retry costs 5 of 500.
+    assert sum("budget" in each["error"]["message"] for each in read()) == 50
+
+
 def test_resume_sends_what_failed_and_what_is_missing(
     faults: FaultyServer, echo: LocalServer, capsys: Capture
 ) -> None:
@@ -286,6 +318,29 @@ def test_resume_sends_what_failed_and_what_is_missing(
     before = Path("out.jsonl").read_bytes()
     assert batch(echo, "--resume") == 0
     assert Path("out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "rest", ["{", '{"id": 2, "text": "se', "\0" * 100, '{"id": 2, "te' + "\0" * 100]
+)
+def test_a_line_that_was_cut_off_by_a_loss_of_power_is_repaired(
+    echo: LocalServer, rest: str
+) -> None:
+    write("in.txt", "One", "Two")
+    Path("out.jsonl").write_text('{"id": 1, "text": "first"}\n' + rest)
+    assert batch(echo, "--resume") == 0
+    assert [(each["id"], each["text"]) for each in read()] == [(1, "first"), (2, "Two")]
+
+
+@pytest.mark.parametrize("text", ["my notes", '{"id": 1, "prompt": "x"}', "[", '{"name": "x'])
+def test_a_text_without_a_line_break_is_not_a_half_written_line(
+    faults: FaultyServer, capsys: Capture, text: str
+) -> None:
+    write("in.txt", "One")
+    Path("out.jsonl").write_text(text)
+    assert batch(faults, "--resume") == 2
+    assert "line 1: it is not a result" in capsys.readouterr().err
+    assert Path("out.jsonl").read_text() == text
 
 
 @pytest.mark.parametrize("cut", [1, 2, 10])
@@ -356,6 +411,84 @@ def test_an_output_that_is_not_empty_needs_resume(echo: LocalServer, capsys: Cap
     assert batch(echo) == 2
     assert "Go on with --resume, or choose another name." in capsys.readouterr().err
     assert Path("out.jsonl").read_text() == "something\n"
+
+
+# Two processes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such lock")
+@pytest.mark.parametrize("has_failed", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_one_process_at_a_time_writes_to_an_output(
+    faults: FaultyServer, capsys: Capture, has_failed: bool, ordered: bool
+) -> None:
+    write("in.txt", "One", "Two")
+    if has_failed:
+        # Which makes a new file of it.
+        write("out.jsonl", {"id": 1, "error": {}})
+    gate = threading.Event()
+    faults.reply("Yes.", gate=gate)
+    command = [*COMMAND, "in.txt", "out.jsonl", "--base-url", faults.base_url, "--resume"]
+    with subprocess.Popen([*command, *["--ordered"] * ordered]) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not faults.requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert batch(faults, "--resume") == 2
+        assert "Another process is writing to out.jsonl." in capsys.readouterr().err
+        gate.set()
+        assert process.wait(PATIENCE) == 0
+    assert sorted(each["id"] for each in read()) == [1, 2]
+    assert batch(faults, "--resume") == 0
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_output_that_changes_before_it_is_locked_is_left_alone(
+    faults: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture, exists: bool
+) -> None:
+    def read_and_change(*arguments: Any, **options: Any) -> batch_output.Earlier:
+        earlier = batch_output.read_earlier(*arguments, **options)
+        write("out.jsonl", {"id": 1, "text": "of the other process"})
+        return earlier
+
+    monkeypatch.setattr("cromicle_sdk.cli.batch.read_earlier", read_and_change)
+    write("in.txt", "One", "Two")
+    if exists:
+        write("out.jsonl", {"id": 2, "text": "first"})
+    assert batch(faults, "--resume") == 2
+    assert "out.jsonl was changed by another process meanwhile." in capsys.readouterr().err
+    assert [each["text"] for each in read()] == ["of the other process"]
+    assert not faults.requests
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_system_without_locks(
+    echo: LocalServer, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    write("in.txt", "One")
+    if exists:
+        write("out.jsonl", {"id": 1, "error": {}})
+    assert batch(echo, "--resume", "--ordered") == 0
+    assert [each["text"] for each in read()] == ["One"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such lock")
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOLCK, 0), (errno.EIO, 1)])
+def test_a_file_system_without_locks(
+    echo: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    number: int,
+    code: int,
+) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    write("in.txt", "One")
+    assert batch(echo) == code
+    assert (os.strerror(errno.EIO) in capsys.readouterr().err) == (number == errno.EIO)
 
 
 # A full disk, and other ends

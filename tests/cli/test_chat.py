@@ -190,9 +190,9 @@ def test_every_command_is_in_the_help(client: Client, capsys: Capture) -> None:
         ("/nothing", "no command /nothing"),
         ("/retry", "no question to ask"),
         ("/edit", "no question to edit"),
-        ("/undo", "nothing to take back"),
+        ("/undo", "no question to remove"),
         ("/copy", "no reply to copy"),
-        ("/save", "Which file"),
+        ("/save", "name of the file is missing"),
         ("/load none.json", "cannot be read"),
         ("/set temperature", "NAME=JSON"),
         ("/set temperature=hot", "not JSON"),
@@ -251,9 +251,9 @@ def test_the_system_message_can_be_changed(client: Client, capsys: Capture) -> N
     assert read(chat) == ["Be brief."]
     chat.handle("/system")
     assert read(chat) == []
-    assert "it was: Be brief." in capsys.readouterr().err
+    assert "Removed the system message: Be brief." in capsys.readouterr().err
     chat.handle("/system")
-    assert "it was: none" in capsys.readouterr().err
+    assert "There is no system message." in capsys.readouterr().err
 
 
 def test_fields_and_the_model_are_sent(
@@ -345,7 +345,7 @@ def test_the_terminal_is_asked_to_copy(
     build(client, "One?", "Grüße").handle("/copy")
     out, err = capsys.readouterr()
     assert out == "\x1b]52;c;R3LDvMOfZQ==\x07"
-    assert "Copied 5 characters" in err
+    assert "Copied 5 characters with " in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a shell script")

@@ -122,6 +122,15 @@ def test_the_token_of_a_profile_goes_to_no_other_server(
     assert "as that of profile work is for its own base_url." in read_error(capsys)
 
 
+def test_the_token_of_a_profile_without_an_endpoint_goes_to_any(
+    file: Path, faults: FaultyServer
+) -> None:
+    save(file, '[profile.default]\ntoken = "s3cret"\n')
+    faults.reply("Hello.")
+    assert run(["ask", "--base-url", faults.base_url, "Hi"]) == 0
+    assert faults.requests[0].token == "s3cret"
+
+
 def test_the_token_of_a_profile_goes_to_another_path_of_its_server(
     file: Path, faults: FaultyServer
 ) -> None:
@@ -179,7 +188,7 @@ def test_without_an_endpoint_nothing_is_sent(
     monkeypatch.setenv("CROMICLE_TOKEN", "s3cret")
     assert run(["ask", "Hi"]) == 2
     first, second = read_error(capsys).splitlines()
-    assert first.startswith("Error: No endpoint is set: pass --base-url URL")
+    assert first.startswith("Error: No endpoint is set: pass --base-url URL, or save one with ")
     assert "cromicle serve" in second
     assert "--local" in second
 
@@ -197,7 +206,7 @@ def test_an_error_names_where_a_setting_comes_from(
 ) -> None:
     save(file, WORK, faults.base_url)
     faults.fail(401).fail(404).fail(401).fail(404)
-    for advice in ("Check the token: token of profile work.", "Check base_url of profile work: "):
+    for advice in ("Check the token of profile work.", "Check base_url of profile work: "):
         assert run(["ask", "Hi"]) == 1
         assert advice in read_error(capsys)
     monkeypatch.setenv("CROMICLE_BASE_URL", faults.base_url)
@@ -217,8 +226,8 @@ def test_an_error_names_where_a_setting_comes_from(
         ("a = " + "[" * 100_000, "is not TOML: "),
         ("a = " + "1" * 5_000, "is not TOML: "),
         ('profil = "x"', "profil: there is no such key; the keys are default_profile, profile."),
-        ("default_profile = 1", "default_profile: expected the name of a profile; there are none."),
-        ('default_profile = "x"\n[profile.y]', "expected the name of a profile; there are y."),
+        ("default_profile = 1", "default_profile: expected one of the profiles (none)."),
+        ('default_profile = "x"\n[profile.y]', "expected one of the profiles (y)."),
         ("profile = 1", "profile: expected a table, as in [profile.work]."),
         ("profile.work = 1", "profile.work: expected a table, as in [profile.work]."),
         (
@@ -301,7 +310,7 @@ def test_config_shows_each_setting_and_its_source(
 ) -> None:
     assert run(["config"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"file        {file} (not there)",
+        f"file        {file} (does not exist)",
         "profile     -    default",
         "base_url    -    default",
         "token       abc  default",
@@ -433,7 +442,7 @@ def test_unset_repairs_a_file(file: Path, capsys: Capture) -> None:
         (["extra_body.", "1"], "There is no setting 'extra_body.': expected base_url, token"),
         (["timeout", "1"], "There is no setting 'timeout'"),
         (["model"], "Missing the VALUE of model."),
-        (["default_profile", "no"], "default_profile: expected the name of a profile; there are"),
+        (["default_profile", "no"], "default_profile: expected one of the profiles ("),
         (["extra_body.model", '"m"'], "the field 'model' is set by profile.work.model"),
     ],
 )
@@ -496,7 +505,7 @@ def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
 
 def test_options_of_the_list_are_no_options_of_set(capsys: Capture) -> None:
     assert run(["config", "--profile", "work", "set", "model", "m"]) == 2
-    assert "put --profile behind set" in read_error(capsys)
+    assert "put --profile after set" in read_error(capsys)
 
 
 def test_the_repr_of_settings_shows_no_secret(file: Path) -> None:

@@ -448,7 +448,7 @@ ERRORS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"status": 502, "content_type": "text/html", "body": "<h1>Bad gateway</h1>"},
-        ["The model server failed", "A proxy may have answered", "502"],
+        ["The model server failed", "It may come from a proxy", "502"],
     ),
     ({"status": 418, "json": []}, ["The server answered 418"]),
     (
