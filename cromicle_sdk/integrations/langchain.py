@@ -20,6 +20,7 @@ from cromicle_sdk import (
     TextPart,
     Timeout,
 )
+from cromicle_sdk._core.fields import ExtraBody
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -214,7 +215,10 @@ class ChatCromicle(BaseChatModel):
         given = {name: arguments[name] for name in arguments if arguments[name] is not None}
         fields = {**self._get_fields(), **({"stop": stop} if stop else {})}
         fields |= {name: given.pop(name) for name in _FIELDS if name in given}
-        extra_body = {**(self.extra_body or {}), **given.pop("extra_body", {}), **fields}
+        own = given.pop("extra_body", {})
+        # The clients check it as well, but it is merged before.
+        ExtraBody.build(own)
+        extra_body = {**(self.extra_body or {}), **own, **fields}
         return {**given, "extra_body": extra_body, "send_messages": True}
 
 

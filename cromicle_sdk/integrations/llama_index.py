@@ -19,6 +19,7 @@ from cromicle_sdk import (
     Retry,
     Timeout,
 )
+from cromicle_sdk._core.fields import ExtraBody
 
 try:
     from llama_index.core.base.llms.types import (
@@ -257,7 +258,10 @@ class Cromicle(LLM):
         given |= arguments
         given = {name: value for name, value in given.items() if value is not None}
         fields = {name: given.pop(name) for name in _FIELDS if name in given}
-        extra_body = {**given.pop("extra_body", {}), **fields}
+        own = given.pop("extra_body", {})
+        # The clients check it as well, but it is merged before.
+        ExtraBody.build(own)
+        extra_body = {**own, **fields}
         return {**given, "extra_body": extra_body, "send_messages": True}
 
 

@@ -21,6 +21,7 @@ from cromicle_sdk import (
     Message,
     Retry,
 )
+from cromicle_sdk._core.fields import ExtraBody
 from cromicle_sdk._core.secrets import hide_token
 
 try:
@@ -263,17 +264,26 @@ def _build_options(settings: dict[str, Any]) -> dict[str, Any]:
     for name in given:
         if name in _NOT_SENT or name not in ModelSettings.__annotations__:
             raise ConfigurationError("the model has no such setting", option=name)
+    extra_body = given.get("extra_body", {})
+    # The clients check it as well, but it is merged before.
+    ExtraBody.build(extra_body)
     fields = {_FIELDS[name]: given[name] for name in _FIELDS if name in given}
     options: dict[str, Any] = {
-        "extra_body": {**given.get("extra_body", {}), **fields},
+        "extra_body": {**extra_body, **fields},
         "headers": given.get("extra_headers", {}),
         "send_messages": True,
     }
     if "timeout" in given:
         options["timeout"] = given["timeout"]
     if "max_retries" in given:
-        options["retry"] = Retry(attempts=given["max_retries"] + 1)
+        options["retry"] = _build_retry(given["max_retries"])
     return options
+
+
+def _build_retry(max_retries: object) -> Retry:
+    if type(max_retries) is not int or max_retries < 0:
+        raise ConfigurationError("expected a whole number, 0 or more", option="max_retries")
+    return Retry(attempts=max_retries + 1)
 
 
 def _build_messages(

@@ -296,6 +296,15 @@ def test_an_unknown_argument_of_a_call_is_named(
     assert faults.requests == []
 
 
+@every_kind
+def test_an_invalid_extra_body_of_a_call_is_named(kind: str, faults: FaultyServer) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        call(kind, ChatCromicle(), "Hi", extra_body="s3cret")
+    assert caught.value.option == "extra_body"
+    assert "s3cret" not in str(caught.value)
+    assert faults.requests == []
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
 TOOL_CALL = {"name": "add", "args": {}, "id": "1"}
 

@@ -231,6 +231,15 @@ def test_an_unknown_argument_of_a_call_is_named(kind: str, faults: FaultyServer)
     assert faults.requests == []
 
 
+@every_kind
+def test_an_invalid_extra_body_of_a_call_is_named(kind: str, faults: FaultyServer) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        call(kind, Cromicle(), extra_body="s3cret")
+    assert caught.value.option == "extra_body"
+    assert "s3cret" not in str(caught.value)
+    assert faults.requests == []
+
+
 @pytest.mark.parametrize(
     "message",
     [

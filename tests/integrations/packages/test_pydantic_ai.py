@@ -181,6 +181,27 @@ def test_an_invalid_setting_is_named(kind: str, faults: FaultyServer) -> None:
 
 
 @every_kind
+def test_an_invalid_extra_body_is_named(kind: str, faults: FaultyServer) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        call(kind, Agent(CromicleModel()), model_settings={"extra_body": "s3cret"})
+    assert caught.value.option == "extra_body"
+    assert "s3cret" not in str(caught.value)
+    assert faults.requests == []
+
+
+@pytest.mark.skipif(
+    "max_retries" not in ModelSettings.__annotations__, reason="this Pydantic AI has no max_retries"
+)
+@pytest.mark.parametrize("value", [-1, "s3cret", True])
+def test_invalid_retries_are_named(value: Any, faults: FaultyServer) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        run(Agent(CromicleModel()), model_settings={"max_retries": value})
+    assert caught.value.option == "max_retries"
+    assert "s3cret" not in str(caught.value)
+    assert faults.requests == []
+
+
+@every_kind
 @pytest.mark.parametrize("name", ["temprature", "top_k"])
 def test_an_unknown_setting_is_named(kind: str, name: str, faults: FaultyServer) -> None:
     with pytest.raises(ConfigurationError) as caught:
