@@ -225,6 +225,13 @@ def adversarial_bodies(token: str) -> Iterator[str]:
         yield echo * (BODY_BYTES // len(echo))
 
 
+def measure(body: str, token: str) -> float:
+    """Seconds of CPU; at times with those of a garbage collection, which a large run makes long."""
+    started = time.process_time()
+    hide(body, token)
+    return time.process_time() - started
+
+
 @pytest.mark.parametrize(
     "token",
     [
@@ -236,6 +243,4 @@ def adversarial_bodies(token: str) -> Iterator[str]:
 )
 def test_redaction_takes_linear_time(token: str) -> None:
     for body in adversarial_bodies(token):
-        started = time.process_time()
-        hide(body, token)
-        assert time.process_time() - started < PATIENCE, body[:40]
+        assert any(measure(body, token) < PATIENCE for _ in range(3)), body[:40]
