@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from cromicle_sdk import CromicleError
 from cromicle_sdk.testing import FaultyServer
 
 from .libraries import ASYNC, BLOCKING
@@ -34,7 +35,7 @@ FAULTS: dict[str, Fault] = {
     "an error in JSON, as 200": lambda server: server.reply(
         '{"error": "overloaded"}', content_type="application/json"
     ),
-    "a text that is not UTF-8": lambda server: server.reply(_TEXT.encode("latin-1")),
+    "a byte that is not UTF-8": lambda server: server.reply(_TEXT.encode() + b"\xff"),
 }
 
 CLIENTS = {
@@ -62,14 +63,28 @@ def main() -> None:
 
 
 def takes_for_whole(client: str, fault: str) -> bool:
-    """Whether a client raises nothing for a reply with this fault."""
+    """Whether a client raises none of its errors for a reply with this fault."""
     with FaultyServer() as server:
         FAULTS[fault](server)
         try:
             characters = _call(client, server.base_url)
-        except Exception:  # noqa: BLE001 - any error says that the reply is not whole
+        except _find_errors(client):
             return False
     return characters != len(_TEXT)
+
+
+def _find_errors(client: str) -> tuple[type[Exception], ...]:
+    """What a client raises for a reply that is not whole."""
+    if client == "cromicle":
+        return (CromicleError,)
+    if client == "httpx":
+        import httpx
+
+        return (httpx.HTTPError,)
+    import aiohttp
+
+    # Both decode the text themselves.
+    return aiohttp.ClientError, UnicodeDecodeError
 
 
 def _call(client: str, url: str) -> int:

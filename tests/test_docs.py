@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from documents import DOCUMENTS, FOLDER, ROOT, find_blocks, needs_packages
 
 import cromicle_sdk
+from cromicle_sdk.cli import run
 from cromicle_sdk.cli.commands import cromicle, serve
 from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
@@ -90,6 +92,28 @@ def test_a_command_line_is_right(line: str) -> None:
     context = command.make_context(name, arguments, parent=parent)
     if command is serve:
         check_combination(context)
+
+
+BATCHES = [
+    line
+    for _, block in find_blocks("sh")
+    for line in re.findall(r"^cromicle (batch .*)$", block, re.MULTILINE)
+    if "--executor" not in line
+]
+
+
+@pytest.mark.parametrize("line", BATCHES)
+def test_a_batch_of_the_documents_is_sent(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, source, target, *_ = shlex.split(line)
+    prompts = {".jsonl": '{"id": 1, "prompt": "One"}', ".txt": "One"}[Path(source).suffix]
+    Path(source).write_text(prompts + "\n")
+    with LocalServer() as echo:
+        monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
+        assert run(shlex.split(line)) == 0
+    assert json.loads(Path(target).read_text())["text"] == "One"
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="it needs curl")

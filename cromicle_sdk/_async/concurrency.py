@@ -310,7 +310,7 @@ class ConnectionLimiter:
             # One may be free as the time runs out.
             return taken.pop() if taken else waiter.take()
         finally:
-            # Whoever keeps an exception keeps this frame.
+            # An exception that is kept keeps this frame, and so the slot.
             taken.clear()
             waiter.leave()
 

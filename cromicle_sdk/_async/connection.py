@@ -151,8 +151,8 @@ class AsyncConnection:
     def close(self) -> None:
         """Release the socket, without waiting.
 
-        Whoever uses it is interrupted, and releases it: its number must not belong to another
-        socket while a thread or an event loop waits for it.
+        While it is in use, its reads and writes are interrupted, and the last of them releases it:
+        the descriptor must not be reused while a thread or an event loop waits for it.
         """
         self._is_closed = True
         if self._users:
@@ -188,7 +188,7 @@ class AsyncLoopPool:
         self._route = route
         self._max_idle = max_connections
         self.limiter = concurrency.ConnectionLimiter(max_connections)
-        # From the least to the most recently used. Whoever takes one out of here owns it.
+        # From the least to the most recently used. To remove a connection is to own it.
         self._idle: OrderedDict[AsyncConnection, None] = OrderedDict()
         # Where to look for them. One that is missing here is not used again, and closed in time.
         self._idle_by_origin: dict[_OriginKey, deque[AsyncConnection]] = {}

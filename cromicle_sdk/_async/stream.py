@@ -95,9 +95,9 @@ class AsyncStream:
     async def start(self) -> Self:
         """Send the request and wait for the head of the response; returns the stream itself.
 
-        Whoever passes a reply on learns so of most errors while it can still choose a status. Of a
-        stream that has begun it does nothing. Raises what iterating raises before the first text:
-        in `await client.stream(messages).start()` all of them, invalid messages included.
+        An app that passes a reply on calls it before it chooses a status of its own, since most
+        errors are raised here. Idempotent. Raises what iterating raises before the first text;
+        `await client.stream(messages).start()` also raises for invalid messages.
         """
         self._check_readable()
         if self._state == "new":

@@ -227,7 +227,7 @@ class Options(NamedTuple):
     headers: Mapping[str, str]
     extra_body: ExtraBody
     send_messages: bool
-    # Whether nobody has chosen the endpoint: a token of one's own must not go there.
+    # Whether the endpoint is the default one, to which no token but the well-known one is sent.
     is_public_service: bool = False
 
     @classmethod

@@ -49,7 +49,7 @@ class Lookup:
         try:
             threading.Thread(target=self._run, name="cromicle-resolve", daemon=True).start()
         except BaseException:
-            # Also an interrupt: who shares a look-up without a thread would wait for ever.
+            # Also an interrupt: calls that share a look-up without a thread would wait for ever.
             self._forget()
             raise
 

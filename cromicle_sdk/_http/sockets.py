@@ -142,7 +142,7 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
         except BlockingIOError:
             return sock, False
     except BaseException:
-        # Also an interrupt: nobody else knows of this socket yet.
+        # Also an interrupt: nothing else refers to this socket yet.
         sock.close()
         raise
     return sock, True

@@ -96,7 +96,7 @@ class Pool:
             exchange.abandon()
             raise httpcore.ReadError(str(error)) from error
         except BaseException:
-            # Cancelled, interrupted or failed: whoever keeps the exception keeps this frame, and so
+            # Cancelled, interrupted or failed: an exception that is kept keeps this frame, and so
             # the exchange, which must not keep its slot.
             exchange.abandon()
             raise

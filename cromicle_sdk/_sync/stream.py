@@ -96,9 +96,9 @@ class Stream:
     def start(self) -> Self:
         """Send the request and wait for the head of the response; returns the stream itself.
 
-        Whoever passes a reply on learns so of most errors while it can still choose a status. Of a
-        stream that has begun it does nothing. Raises what iterating raises before the first text:
-        in `client.stream(messages).start()` all of them, invalid messages included.
+        An app that passes a reply on calls it before it chooses a status of its own, since most
+        errors are raised here. Idempotent. Raises what iterating raises before the first text;
+        `client.stream(messages).start()` also raises for invalid messages.
         """
         self._check_readable()
         if self._state == "new":

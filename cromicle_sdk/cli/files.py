@@ -24,5 +24,5 @@ def replace_file(target: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         Path(name).replace(target)
     except BaseException:
-        Path(name).unlink()
+        Path(name).unlink(missing_ok=True)
         raise
