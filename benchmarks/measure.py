@@ -48,9 +48,6 @@ class Settings:
         """The number of repetitions: `count` in a full run, a tenth of it in a quick one."""
         return max(1, count // 10) if self.quick else count
 
-    def scale_seconds(self, seconds: float) -> float:
-        return seconds / 10 if self.quick else seconds
-
 
 @dataclass(frozen=True)
 class Sample:
