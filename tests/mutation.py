@@ -108,15 +108,18 @@ class Baseline:
 class Mutation:
     """A plugin that tests mutants instead of the modules themselves."""
 
-    def __init__(self, modules: Sequence[str], seconds: float, seed: int, folder: Path) -> None:
+    def __init__(
+        self, modules: Sequence[str], sample: float | None, seed: int, folder: Path
+    ) -> None:
         self._modules = modules
-        self._seconds = seconds
+        self._sample = sample
         self._random = random.Random(seed)
         self._folder = folder
+        self.fine = True
         self._failed: list[str] = []
         self._functions: dict[tuple[str, str, int], list[FunctionType]] = {}
         self._caches: list[Callable[[], None]] = []
-        self.results: dict[str, Result] = {}
+        self.results: list[Result] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -136,9 +139,11 @@ class Mutation:
         # The forks share what the collector does not touch.
         gc.collect()
         gc.freeze()
-        until = time.monotonic() + self._seconds
+        until = time.monotonic() + (math.inf if self._sample is None else self._sample)
         for module in self._modules:
-            self.results[module] = self._test_module(module, session.items, baseline, until)
+            result = self._test_module(module, session.items, baseline, until)
+            self.results.append(result)
+            self.fine = report(module, result, self._sample is not None) and self.fine
         return True
 
     def _test_module(
@@ -171,7 +176,7 @@ class Mutation:
             else:
                 result.killed += 1
             print("?.-"[(SURVIVED, KILLED, NOT_MADE).index(status)], end="", flush=True)
-        print(f"\n{module}: {result.killed} of {result.tested} mutants killed", flush=True)
+        print()
         return result
 
     def _test_mutant(
@@ -289,31 +294,22 @@ def read_accepted() -> dict[str, set[str]]:
     return accepted
 
 
-def report(results: dict[str, Result], is_sample: bool) -> bool:
+def report(module: str, result: Result, is_sample: bool) -> bool:
     """Print what is to be mended. Is there nothing?"""
-    accepted = read_accepted()
+    accepted = read_accepted().get(module, set())
     fine = True
-    for module, result in results.items():
-        for mutant in sorted(result.survivors, key=lambda mutant: mutant.lines.start):
-            if mutant.diff not in accepted.get(module, set()):
-                # Over sockets, a change of a time survives on one day and not on the other.
-                fine = fine and is_sample and module.startswith("_async/")
-                print(f"\n# Survived in {module}, line {mutant.lines.start}:")
-                print(f"'''\n{mutant.diff}\n''',")
-        diffs = {mutant.diff for mutant in result.mutants}
-        for diff in accepted.get(module, set()) - diffs:
-            fine = False
-            print(f"\n# In {ACCEPTED.name}, but not a mutant of {module}:\n{diff}")
-    tested = sum(result.tested for result in results.values())
-    killed = sum(result.killed for result in results.values())
-    print()
-    for module, result in results.items():
-        print(
-            f"{module}: {result.killed} of {result.tested} killed,"
-            f" {len(result.survivors)} survived, {result.not_made} not made"
-        )
-    print(f"{killed} of {tested} mutants killed, {killed / max(tested, 1):.1%}")
-    return fine and killed >= LOWEST_RATE * tested
+    for mutant in sorted(result.survivors, key=lambda mutant: mutant.lines.start):
+        if mutant.diff not in accepted:
+            # Over sockets, a change of a time survives on one day and not on the other.
+            fine = fine and is_sample and module.startswith("_async/")
+            print(f"\n# Survived in {module}, line {mutant.lines.start}:")
+            print(f"'''\n{mutant.diff}\n''',")
+    for diff in accepted - {mutant.diff for mutant in result.mutants}:
+        fine = False
+        print(f"\n# In {ACCEPTED.name}, but not a mutant of {module}:\n{diff}")
+    killed, tested, not_made = result.killed, result.tested, result.not_made
+    print(f"\n{module}: {killed} of {tested} mutants killed, {not_made} not made", flush=True)
+    return fine
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -351,7 +347,7 @@ def main() -> int:
     )
     hypothesis.settings.load_profile("mutation")
     with tempfile.TemporaryDirectory() as folder:
-        plugin = Mutation(modules, arguments.sample or math.inf, seed, Path(folder))
+        plugin = Mutation(modules, arguments.sample, seed, Path(folder))
         tests = sorted({str(TESTS / name) for module in modules for name in MODULES[module]})
         options = ["-qq", "--capture=no", f"--basetemp={folder}/tmp", f"--rootdir={TESTS.parent}"]
         # hypothesis, above, before its plugin.
@@ -360,7 +356,10 @@ def main() -> int:
         code = pytest.main([*options, *selection, *tests], plugins=[plugin])
     if code != pytest.ExitCode.OK and code != pytest.ExitCode.NO_TESTS_COLLECTED:
         return 2
-    return 0 if report(plugin.results, arguments.sample is not None) else 1
+    tested = sum(result.tested for result in plugin.results)
+    killed = sum(result.killed for result in plugin.results)
+    print(f"{killed} of {tested} mutants killed, {killed / max(tested, 1):.1%}")
+    return 0 if plugin.fine and killed >= LOWEST_RATE * tested else 1
 
 
 if __name__ == "__main__":
