@@ -420,7 +420,7 @@ def test_a_closed_client_says_so(runtime: Runtime, faults: FaultyServer) -> None
         with pytest.raises(CromicleError, match="closed"):
             async with client:
                 pass
-        with pytest.raises(APIConnectionError, match="closed"):
+        with pytest.raises(APIConnectionError, match=": its client is closed"):
             await anext(stream)
         assert faults.connections == 0
 

@@ -281,11 +281,17 @@ class RawServer:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}/chat"
 
     def _serve(self) -> None:
-        accepted, _ = self._listener.accept()
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError:
+            return
         with accepted:
             self._behave(Connection(accepted, 1))
 
-    def __exit__(self, *args: object) -> None:
+    def __exit__(self, kind: object, *args: object) -> None:
+        if kind is not None:
+            # The client may have failed before it has connected.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(20)
         self._listener.close()
 
