@@ -1,8 +1,9 @@
 """Does a test fail for each small mistake in the code? `python tests/mutation.py [MODULE...]`.
 
 Each mutant of a module (`mutants.py`) runs the tests that execute the changed line, until one fails
-or takes much longer than without the change: then the mutant is killed. The command fails if less
-than 90 % are killed, or if one survives that `mutants_accepted.toml` does not explain.
+or takes much longer than without the change: then the mutant is killed. mypy kills others. The
+command fails if less than 90 % are killed, or if one survives that `mutants_accepted.toml` does not
+explain.
 
 No mutant is written to a file. The tests are collected once, and each mutant runs in a fork, in
 which the changed function has the changed code. So it costs little more than the tests.
@@ -151,6 +152,7 @@ class Mutation:
     ) -> Result:
         path = PACKAGE / module
         result = Result(find_mutants(path))
+        assert self._passes_mypy(path, path.read_text("utf-8"))
         folders = [TESTS / name for name in MODULES[module]]
         items = [
             item
@@ -171,11 +173,14 @@ class Mutation:
             status = _fork(functools.partial(self._test_mutant, mutant, tests, limits))
             if status == NOT_MADE:
                 result.not_made += 1
-            elif status == SURVIVED:
+                mark = "-"
+            elif status == SURVIVED and self._passes_mypy(path, mutant.source):
                 result.survivors.append(mutant)
+                mark = "?"
             else:
                 result.killed += 1
-            print("?.-"[(SURVIVED, KILLED, NOT_MADE).index(status)], end="", flush=True)
+                mark = "."
+            print(mark, end="", flush=True)
         print()
         return result
 
@@ -203,6 +208,16 @@ class Mutation:
             if self._failed:
                 return KILLED
         return SURVIVED
+
+    def _passes_mypy(self, path: Path, source: str) -> bool:
+        changed = self._folder / path.name
+        changed.write_text(source, "utf-8")
+        mypy = [sys.executable, "-m", "mypy", "--cache-dir", ".mypy_cache/mutants"]
+        command = [*mypy, "--shadow-file", str(path), str(changed), str(path)]
+        done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True)
+        if done.returncode not in (0, 1):
+            raise RuntimeError(done.stdout + done.stderr)
+        return done.returncode == 0
 
     def _find_functions(self) -> None:
         """All functions of the package, whatever decorates them, and what `lru_cache` keeps."""
