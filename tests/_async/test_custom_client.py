@@ -96,7 +96,7 @@ def test_the_test_client_of_starlette_answers() -> None:
 # What is not an error of the call passes unchanged, at once.
 
 
-# As a hook raises them that asks a server of its own: all but the last look like the network's.
+# As a hook raises them that asks a server of its own: all but the last two look like the network's.
 ERRORS_OF_HOOKS: list[Callable[[], Exception]] = [
     lambda: TimeoutError("mine"),
     lambda: ConnectionRefusedError(errno.ECONNREFUSED, "mine"),
@@ -109,6 +109,8 @@ ERRORS_OF_HOOKS: list[Callable[[], Exception]] = [
     lambda: h11.RemoteProtocolError("mine"),
     lambda: InternalServerError("mine", status_code=503, headers={}, body=""),
     lambda: ValueError("mine"),
+    # As httpx raises one where its client is closed.
+    lambda: RuntimeError("mine"),
 ]
 
 
@@ -257,6 +259,51 @@ def test_a_redirect_whose_location_httpx_cannot_parse_is_a_redirect(
 
     runtime.run(scenario)
     faults.wait_until_closed()
+
+
+def test_a_redirect_is_not_followed_by_a_client_that_follows_others(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.redirect(307, location="/elsewhere").reply("Hello.")
+
+    async def scenario() -> None:
+        own = own_client(runtime, follow_redirects=True)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert isinstance(await outcome(client.chat("Hi")), RedirectError)
+        await close(own)
+        assert len(faults.requests) == 1
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("transport", ["httpx's", "ours"])
+def test_a_response_that_a_hook_keeps_is_closed_with_the_call(
+    transport: str, runtime: Runtime, faults: FaultyServer
+) -> None:
+    kept: list[Any] = []
+
+    def keep(response: httpx.Response) -> None:
+        kept.append(response)
+
+    async def keep_later(response: httpx.Response) -> None:
+        keep(response)
+
+    async def scenario() -> None:
+        options: Any = {"event_hooks": {"response": [keep if runtime.is_blocking else keep_later]}}
+        if transport == "ours":
+            options["transport"] = Transport() if runtime.is_blocking else AsyncTransport()
+        own = own_client(runtime, **options)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            stream = client.stream("Hi")
+            async with stream:
+                assert not kept[0].is_closed
+            assert kept[0].is_closed
+            await client.chat("Hi")
+            assert kept[1].is_closed
+            assert kept[1].elapsed.total_seconds() > 0
+        await close(own)
+
+    runtime.run(scenario)
 
 
 # Forks
