@@ -417,7 +417,7 @@ def test_a_client_of_our_own_keeps_no_cookies(runtime: Runtime) -> None:
         else:
             client = AsyncHTTPClient(AsyncTransport())
         assert not client.cookies
-        with pytest.raises(AttributeError, match="^this client keeps no cookies$"):
+        with pytest.raises(AttributeError, match=r"^this client keeps no cookies$"):
             client.cookies = {"a": "b"}
         await close(client)
 

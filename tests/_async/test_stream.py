@@ -91,7 +91,8 @@ def test_a_stream_ends_with_its_last_text(runtime: Runtime, faults: FaultyServer
             assert stream.text == ""
             assert await anext(stream) == stream.text == "Hello."
             assert stream.reply.text == "Hello."
-            assert "ended" in repr(stream)
+            kind = "Stream" if runtime.is_blocking else "AsyncStream"
+            assert repr(stream) == f"<{kind} from {faults.base_url}/chat, ended>"
             # It has given its connection back.
             assert (await client.chat("Hi")).text == "Hello."
             assert faults.connections == 1
@@ -190,6 +191,26 @@ def test_an_observer_sees_a_stream_that_is_left(
             gc.collect()
             (end,) = observer.ends
             assert (end.attempts, end.reply, end.error) == (1, None, None)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_an_observer_sees_a_call_that_is_cancelled(
+    runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            await anext(stream)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await anext(stream)
+            (end,) = observer.ends
+            assert isinstance(end.error, anyio.get_cancelled_exc_class())
+            assert end.reply is None
 
     runtime.run(scenario)
 
