@@ -503,6 +503,8 @@ def test_attempts_retries_and_ends_are_logged(
         texts[3],
     )
     assert texts[4:] == [f"attempt 1: POST {url}", "attempt 1 failed: status 401, request id r2"]
+    ends = [record.getMessage() for record in caplog.records if "end_of_call" in vars(record)]
+    assert ends == [texts[3], texts[5]]
     assert "secret" not in caplog.text
 
 

@@ -236,6 +236,26 @@ def test_an_observer_sees_an_exception_of_the_callers(
     runtime.run(scenario)
 
 
+def test_an_observer_sees_a_defect(
+    runtime: Runtime, faults: FaultyServer, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defect = ZeroDivisionError()
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise defect
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.pool.receive_body", broken)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            assert await outcome(client.chat("Hi")) is defect
+        (end,) = observer.ends
+        assert end.error is defect
+
+    runtime.run(scenario)
+
+
 def test_a_defect_is_not_reported_as_an_error_of_the_network(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
