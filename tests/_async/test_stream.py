@@ -236,6 +236,20 @@ def test_an_observer_sees_an_exception_of_the_callers(
     runtime.run(scenario)
 
 
+def test_an_observer_sees_a_call_that_is_not_sent(
+    runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    async def scenario() -> None:
+        client = runtime.client(base_url=faults.base_url)
+        stream = client.stream("Hi")
+        await client.aclose()
+        error = await outcome(stream.read())
+        assert isinstance(error, APIConnectionError)
+        assert observer.ends == [(0, None, None, error)]
+
+    runtime.run(scenario)
+
+
 def test_an_observer_sees_a_defect(
     runtime: Runtime, faults: FaultyServer, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
