@@ -650,6 +650,40 @@ def test_a_read_after_an_upgrade_ends_when_it_is_closed(
         runtime.run(partial(scenario, url))
 
 
+def test_closing_a_client_ends_a_read_and_a_write_that_wait_at_the_same_time(
+    library: Any, runtime: Runtime
+) -> None:
+    done = threading.Event()
+
+    def serve(connection: Connection) -> None:
+        switch_protocol(connection)
+        done.wait(20)
+
+    async def scenario(url: str) -> None:
+        client = open_client(library, runtime)
+        response = await send(client, "GET", url, headers=UPGRADE)
+        stream = response.extensions["network_stream"]
+
+        async def read_it() -> None:
+            with pytest.raises(core_of(library).ReadError, match="closed"):
+                await finish(stream.read(100))
+
+        async def write_it() -> None:
+            with pytest.raises(core_of(library).ReadError, match="closed"):
+                await finish(stream.write(b"x" * 30_000_000))
+
+        async def close_it() -> None:
+            await wait_until_all_others_wait(runtime)
+            await client.aclose()
+            done.set()
+
+        await runtime.together(read_it, write_it, close_it)
+        await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
 def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> None:
     sent = b"".join(b"%4d" % number for number in range(700))
