@@ -246,6 +246,10 @@ def test_four_loops_keep_their_own_connections(faults: FaultyServer) -> None:
     assert len(faults.requests) == 80
     # What the ended loops have left is closed by the next one.
     anyio.run(client.chat, "Hi")
+    until = time.monotonic() + 20
+    while faults.open_connections > 1:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     anyio.run(client.aclose)
     faults.wait_until_closed()
 
