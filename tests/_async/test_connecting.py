@@ -141,7 +141,7 @@ def test_a_host_without_addresses(runtime: Runtime, monkeypatch: pytest.MonkeyPa
         async with runtime.client(base_url="http://h.example", retry=ONCE) as client:
             error = await outcome(client.chat("Hi"))
             assert isinstance(error, APIConnectionError)
-            assert "no address" in str(error)
+            assert ": the host has no address" in str(error)
 
     runtime.run(scenario)
 

@@ -687,7 +687,7 @@ def test_a_closed_network_is_not_used(runtime: Runtime) -> None:
     async def scenario() -> None:
         network = open_network(runtime)
         network.close()
-        with pytest.raises(sockets.ClosedByCaller):
+        with pytest.raises(sockets.ClosedByCaller, match=r"^it was closed while it was in use$"):
             await finish(network.receive(10))
 
     runtime.run(scenario)
