@@ -270,6 +270,22 @@ def test_an_observer_sees_a_defect(
     runtime.run(scenario)
 
 
+def test_text_that_arrives_with_bad_framing_is_yielded_before_the_error(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.raw(build_head() + build_chunk("Hel") + b"no size\r\n", end="keep")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            stream = client.stream("Hi")
+            assert await anext(stream) == "Hel"
+            with pytest.raises(IncompleteReplyError, match="illegal chunk header") as caught:
+                await anext(stream)
+            assert caught.value.partial_text == "Hel"
+
+    runtime.run(scenario)
+
+
 def test_a_defect_is_not_reported_as_an_error_of_the_network(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
