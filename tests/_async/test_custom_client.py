@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 
 from cromicle_sdk import (
     APIConnectionError,
+    APITimeoutError,
     AsyncClient,
     AsyncTransport,
     Client,
@@ -31,6 +32,7 @@ from cromicle_sdk import (
     InternalServerError,
     RedirectError,
     Retry,
+    Timeout,
     Transport,
 )
 from cromicle_sdk.server import create_app
@@ -199,6 +201,40 @@ def test_an_exception_of_a_transport_is_a_failure_of_the_call(
         assert isinstance(error, APIConnectionError)
         assert error.attempts == len(sent) == 2
         await close(own)
+
+    runtime.run(scenario)
+
+
+def test_a_defect_of_a_transport_passes_unchanged(runtime: Runtime) -> None:
+    defect = RuntimeError("theirs")
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise defect
+
+    async def scenario() -> None:
+        own = own_client(runtime, transport=httpx.MockTransport(fail))
+        async with runtime.client(base_url=BASE_URL, http_client=own) as client:
+            assert await outcome(client.chat("Hi")) is defect
+        await close(own)
+
+    runtime.run(scenario)
+
+
+def test_a_body_that_stalls_for_a_custom_client_is_said_so(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        retry, limits = Retry(attempts=1), Timeout(first_byte=20, stall=0.2)
+        async with runtime.client(
+            base_url=faults.base_url, http_client=own, retry=retry, timeout=limits
+        ) as client:
+            error = await outcome(client.chat("Hi"))
+        await close(own)
+        assert isinstance(error, APITimeoutError)
+        assert (error.phase, error.partial_text) == ("stall", "Hel")
 
     runtime.run(scenario)
 

@@ -313,6 +313,61 @@ def test_the_close_of_a_custom_response_has_a_limit(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
+@pytest.mark.parametrize("reason", ["left", "closed"])
+@on_each_event_loop
+def test_a_custom_response_has_time_to_close_while_its_call_goes_on(
+    reason: str, runtime: Runtime
+) -> None:
+    """More than a moment where the caller leaves the stream, and no more where it is closed."""
+    ended: list[str] = []
+
+    class Slow(Body):
+        async def aclose(self) -> None:
+            await anyio.sleep(0.4)
+            ended.append("close")
+
+    async def scenario() -> None:
+        client = client_of(Slow(ending), timeout=50)
+        stream = client.stream("Hi")
+        assert await anext(stream) == "Hel"
+        if reason == "left":
+            await stream.aclose()
+            assert ended == ["close"]
+            return
+
+        async def read() -> None:
+            assert isinstance(await outcome(stream.read()), IncompleteReplyError)
+
+        async def close() -> None:
+            await anyio.wait_all_tasks_blocked()
+            await client.aclose()
+
+        await runtime.together(read, close)
+        assert ended == []
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
+def test_the_total_ends_a_hook_that_waits(runtime: Runtime) -> None:
+    async def wait(request: httpx.Request) -> None:
+        await anyio.sleep(50)
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, text="Hello."))
+        async with (
+            httpx.AsyncClient(transport=transport, event_hooks={"request": [wait]}) as own,
+            AsyncClient(base_url="http://h.example", http_client=own, retry=ONCE) as client,
+        ):
+            started = time.monotonic()
+            error = await outcome(client.chat("Hi", timeout=Timeout(total=0.2)))
+            assert time.monotonic() - started < 20
+        assert isinstance(error, APITimeoutError)
+        assert error.phase == "total"
+
+    runtime.run(scenario)
+
+
 @on_each_event_loop
 def test_the_end_of_a_step_that_had_to_wait_is_its_result(runtime: Runtime) -> None:
     async def generate() -> AsyncIterator[bytes]:

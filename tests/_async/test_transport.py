@@ -619,6 +619,57 @@ def test_a_read_and_a_write_after_an_upgrade_have_timeouts_of_their_own(
         runtime.run(partial(scenario, url))
 
 
+def test_a_write_after_an_upgrade_may_take_longer_than_the_read_before_it(
+    library: Any, runtime: Runtime
+) -> None:
+    go = threading.Event()
+    data = b"x" * 20_000_000
+
+    def serve(connection: Connection) -> None:
+        sock = switch_protocol(connection)
+        go.wait(20)
+        left = len(data)
+        while left:
+            left -= len(sock.recv(1_000_000))
+        sock.sendall(b"all")
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "GET", url, headers=UPGRADE)
+            stream = response.extensions["network_stream"]
+            with pytest.raises(core_of(library).ReadTimeout):
+                await finish(stream.read(100, timeout=0))
+
+            async def write_it() -> None:
+                await finish(stream.write(data, timeout=20))
+
+            async def read_it() -> None:
+                await wait_until_all_others_wait(runtime)
+                go.set()
+
+            await runtime.together(write_it, read_it)
+            assert await finish(stream.read(100, timeout=20)) == b"all"
+            await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
+def test_a_write_after_an_upgrade_to_a_server_that_is_gone(library: Any, runtime: Runtime) -> None:
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "GET", url, headers=UPGRADE)
+            stream = response.extensions["network_stream"]
+            assert await finish(stream.read(100)) == b""
+            with pytest.raises(core_of(library).WriteError, match=r"reset|pipe"):
+                for _ in range(1_000):
+                    await finish(stream.write(b"x" * 100_000))
+            await close(response, runtime)
+
+    with RawServer(switch_protocol) as url:
+        runtime.run(partial(scenario, url))
+
+
 @pytest.mark.parametrize("what", ["response", "stream", "client"])
 def test_a_read_after_an_upgrade_ends_when_it_is_closed(
     what: str, library: Any, runtime: Runtime
