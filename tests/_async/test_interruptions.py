@@ -689,6 +689,40 @@ def test_a_closed_network_is_not_used(runtime: Runtime) -> None:
         network.close()
         with pytest.raises(sockets.ClosedByCaller, match=r"^it was closed while it was in use$"):
             await finish(network.receive(10))
+        # Closed by another thread or a signal handler, just before the next request.
+        network.start_exchange(open_timeouts(), async_concurrency.CancelHandle(), in_one_piece=True)
+        with pytest.raises(sockets.ClosedByCaller):
+            await finish(network.receive(10))
+
+    runtime.run(scenario)
+
+
+def test_a_wait_for_bytes_is_as_long_as_its_timeout(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, near, left=0.9)
+            timer = threading.Timer(0.1, far.send, [b"Hello."])
+            timer.start()
+            assert await finish(network.receive(10)) == b"Hello."
+            timer.join()
+            network = open_network(runtime, near, left=0.2)
+            with pytest.raises(httpcore.ReadTimeout):
+                await finish(network.receive(10))
+
+    runtime.run(scenario)
+
+
+def test_a_request_that_was_sent_is_not_on_its_way(runtime: Runtime) -> None:
+    """So a response that stalls does not get the time of an upload that makes progress."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            network = open_network(runtime, near)
+            network.finish_read(b"HTTP/1.1 200 OK")
+            assert not network._is_sending(near, network._use_call())
 
     runtime.run(scenario)
 

@@ -802,6 +802,29 @@ def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
         runtime.run(partial(scenario, url))
 
 
+def test_a_handshake_in_a_tunnel_has_a_timeout_of_its_own(runtime: Runtime, library: Any) -> None:
+    done = threading.Event()
+
+    def serve(connection: Connection) -> None:
+        connection.read_until(b"\r\n\r\n")
+        connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        done.wait(20)
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime, timeout=50) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            started = time.monotonic()
+            with pytest.raises(core_of(library).ReadTimeout):
+                await finish(stream.start_tls(ssl.create_default_context(), "h", timeout=0.2))
+            assert time.monotonic() - started < 20
+            done.set()
+            await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
 def test_closing_a_client_ends_its_requests(runtime: Runtime, faults: FaultyServer) -> None:
     faults.stall()
 
