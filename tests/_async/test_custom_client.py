@@ -495,6 +495,30 @@ def test_a_transport_that_sends_the_request_twice_gets_two_answers(
     assert len(faults.requests) == 2
 
 
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_request_that_is_sent_again_leaves_its_first_response_alone(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """One after the other, while the first response is not read yet."""
+    faults.reply("first").reply("second")
+
+    class Compare(AsyncTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            first = await super().handle_async_request(request)
+            second = await super().handle_async_request(request)
+            await second.aclose()
+            return first
+
+    async def scenario() -> None:
+        own = httpx.AsyncClient(transport=Compare())
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text == "first"
+        await own.aclose()
+
+    runtime.run(scenario)
+    assert len(faults.requests) == 2
+
+
 # The log
 
 
