@@ -38,7 +38,8 @@ def open_connections(pool: Any, count: int) -> Iterator[list[Any]]:
 
 
 def is_open(connection: Any) -> bool:
-    return connection._network._socket.fileno() != -1
+    sock: socket.socket = connection._network._socket
+    return sock.fileno() != -1
 
 
 def open_pool(runtime: Runtime, max_connections: int = 10) -> Any:
