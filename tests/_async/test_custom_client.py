@@ -568,6 +568,21 @@ def test_attempts_retries_and_ends_are_logged(
     assert "secret" not in caplog.text
 
 
+def test_a_secret_that_the_server_echoes_is_not_in_the_log_of_httpcore(
+    runtime: Runtime, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.reply("Hello.", headers={"x-echo": "canary-token"})
+    caplog.set_level("DEBUG", "httpcore.http11")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, token="canary-token") as client:
+            await client.chat("Hi")
+
+    runtime.run(scenario)
+    assert "x-echo" in caplog.text
+    assert "canary-token" not in caplog.text
+
+
 def test_a_reused_connection_that_stalls_is_not_resent(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
