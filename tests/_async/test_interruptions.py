@@ -850,6 +850,34 @@ def test_a_server_that_is_always_ahead_does_not_run_past_a_timeout(runtime: Runt
     runtime.run(scenario)
 
 
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_other_tasks_run_between_reads_that_need_not_wait(runtime: Runtime) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            far.send(b"x" * 1_000)
+            network = open_network(runtime, near)
+            async with anyio.create_task_group() as group:
+                group.start_soon(count)
+                assert await network.receive(10) == b"x" * 10
+                before = turns
+                for _ in range(50):
+                    assert await network.receive(10) == b"x" * 10
+                assert turns - before >= 40
+                group.cancel_scope.cancel()
+
+    runtime.run(scenario)
+
+
 def test_a_read_after_a_timeout_does_not_wait(runtime: Runtime) -> None:
     async def scenario() -> None:
         near, far = socket.socketpair()
