@@ -325,6 +325,31 @@ def test_eight_slow_addresses_are_not_cut_short(
     runtime.run(scenario)
 
 
+def test_addresses_that_are_left_do_not_prolong_the_timeout(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+
+    def start_connect(address: Any) -> Any:
+        sock, is_connected = sockets.start_connect(address)
+        made.append(sock)
+        return sock, is_connected
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+
+    async def scenario() -> None:
+        with black_hole() as hole:
+            resolve_to(monkeypatch, *[hole] * 8)
+            async with runtime.client(base_url="http://h.example", retry=ONCE) as client:
+                error = await outcome(client.chat("Hi", timeout=Timeout(connect=0.4)))
+            assert isinstance(error, APITimeoutError)
+            assert error.phase == "connect"
+            assert len(made) <= 2
+
+    runtime.run(scenario)
+
+
 @pytest.mark.parametrize("end", ["total", "cancel"])
 def test_an_end_in_the_middle_closes_every_socket(
     end: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
