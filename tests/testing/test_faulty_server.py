@@ -158,7 +158,8 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
     (
         "fail",
         lambda s: s.fail(),
-        headed("content-length: 36", "503 Service Unavailable") + b"The faulty server responds with 503.",
+        headed("content-length: 36", "503 Service Unavailable")
+        + b"The faulty server responds with 503.",
     ),
     (
         "retry after",
