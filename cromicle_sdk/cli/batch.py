@@ -43,12 +43,13 @@ _SCHEDULER_SECONDS = 10
 
 
 @click.command(
+    short_help="Send the prompts of a file, and save the replies.",
     epilog="""\b
 Examples:
   cromicle batch --local prompts.txt results.jsonl
   cromicle batch prompts.jsonl results.jsonl --concurrency 100 --rate 50
   cromicle batch prompts.jsonl results.jsonl --resume
-"""
+""",
 )
 @click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target_path", metavar="OUT", type=click.Path(path_type=Path))

@@ -134,7 +134,9 @@ class Chat:
                 raise
             self._keep("" if stream is None else stream.text, previous, is_cut=True)
             seconds = time.monotonic() - began
-            self.say(f"\nstopped by Ctrl-C after {seconds:.1f} s; /retry repeats the question\n")
+            self.say(
+                f"\nstopped by Ctrl-C after {seconds:.1f} s; /retry sends the question again\n"
+            )
         except CromicleError as error:
             if isinstance(error, InvalidMessageError):
                 # A retry would fail again.
@@ -164,7 +166,7 @@ class Chat:
             raise click.ClickException(message) from error
         report_error(message)
         if self.transcript.question is not None:
-            self.say("The conversation is unchanged; /retry repeats the question.\n")
+            self.say("The conversation is unchanged; /retry sends the question again.\n")
 
     def _run(self, command: str, text: str) -> None:
         run = self._commands.get(command)
@@ -206,7 +208,7 @@ class Chat:
 
     def _retry(self, _: str) -> None:
         if self.transcript.question is None:
-            raise Misuse("There is no question to repeat.")
+            raise Misuse("There is no question to send again.")
         self._answer(self.transcript.take_reply())
 
     def _edit(self, _: str) -> None:

@@ -142,13 +142,14 @@ def ask(
 
 
 @cromicle.command(
+    short_help="Chat in the terminal.",
     epilog="""\b
 Examples:
   cromicle chat --local
   cromicle chat --base-url http://127.0.0.1:8000 --system "Answer in one sentence."
   cromicle chat --continue
   printf 'One question\\nAnother one\\n' | cromicle chat
-"""
+""",
 )
 @target_options
 @click.option("--continue", "continues", is_flag=True, help="Continue the last conversation.")
@@ -208,6 +209,7 @@ def chat(
 
 
 @cromicle.command(
+    short_help="Run an echo server, or a gateway to a model server.",
     epilog="""\b
 Examples:
   cromicle serve
@@ -215,9 +217,15 @@ Examples:
   cromicle serve --upstream https://api.openai.com/v1 --model gpt-4o-mini
   cromicle serve --cromicle https://chat.example
   cromicle serve --host 0.0.0.0 --tokens-file tokens.txt --max-concurrent 20
-"""
+""",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The address to listen on.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -480,12 +488,13 @@ def serve(
 
 
 @cromicle.command(
+    short_help="Print the completion script of a shell.",
     epilog="""\b
 Examples:
   eval "$(cromicle completion bash)"                               in ~/.bashrc
   eval "$(cromicle completion zsh)"                                in ~/.zshrc
   cromicle completion fish > ~/.config/fish/completions/cromicle.fish
-"""
+""",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:

@@ -75,7 +75,7 @@ def print_path() -> None:
     open_output().write(f"{find_file()}\n")
 
 
-@config.command("set")
+@config.command("set", short_help="Save a setting in a profile.")
 @add_profile_option
 @click.argument("name", metavar="NAME", shell_complete=_complete_name)
 @click.argument("value", metavar="[VALUE]", required=False)
@@ -111,7 +111,7 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
     change_file(file, change)
 
 
-@config.command("unset")
+@config.command("unset", short_help="Remove a setting from a profile.")
 @add_profile_option
 @click.argument("name", metavar="NAME", shell_complete=_complete_name)
 def unset_value(profile: str | None, name: str) -> None:

@@ -19,7 +19,7 @@ class SlashCommand:
 
 COMMANDS = (
     SlashCommand("system", "[TEXT]", "set the system message, or remove it"),
-    SlashCommand("retry", "", "repeat the last question"),
+    SlashCommand("retry", "", "send the last question again"),
     SlashCommand("edit", "", "edit the last question and send it again"),
     SlashCommand("undo", "", "remove the last question and its reply"),
     SlashCommand("copy", "", "copy the last reply to the clipboard"),

@@ -29,11 +29,11 @@ __all__ = [
 class BackendRequest:
     """A request without its prompt: the second argument of a backend.
 
-    - `id`: the request's ID, which the client receives as `x-request-id`.
-    - `messages`: the messages that the prompt was built from, with their roles as the client sent
-      them (`send_messages=True`); None if the client did not send them.
-    - `options`: the other JSON fields of the request by name, read-only. Their names are limited by
-      `allow_options` of `create_app`; their values are unchecked JSON.
+    - `id`: the ID of the request.
+    - `messages`: the messages that the prompt was built from, if the client sent them
+      (`send_messages=True`).
+    - `options`: the other JSON fields of the request. Their names are limited by `allow_options` of
+      `create_app`; their values are unchecked JSON.
     - `finish_reason`: None, until the backend sets it.
 
     The server creates these objects. Construct one only to test a backend.
@@ -55,14 +55,17 @@ class BackendRequest:
 
     @property
     def id(self) -> str:
+        """The ID of the request, which the client receives as `x-request-id`."""
         return self._id
 
     @property
     def messages(self) -> list[Message] | None:
+        """The messages with their roles as the client sent them; None if it did not send them."""
         return self._messages
 
     @property
     def options(self) -> Mapping[str, Any]:
+        """The other JSON fields of the request by name, read-only and unchecked."""
         return self._options
 
     @property

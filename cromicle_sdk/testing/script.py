@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["TEXT", "Behaviour", "Framing", "Script"]
 
 Behaviour = Callable[[Connection, RecordedRequest], None]
+"""Responds to a request over its connection, for `script()`."""
+
 Framing = Literal["chunked", "length", "none"]
 
 TEXT = "Hello from the faulty server."

@@ -188,7 +188,7 @@ def test_every_command_is_in_the_help(client: Client, capsys: Capture) -> None:
     ("line", "problem"),
     [
         ("/nothing", "no command /nothing"),
-        ("/retry", "no question to repeat"),
+        ("/retry", "no question to send again"),
         ("/edit", "no question to edit"),
         ("/undo", "no question to remove"),
         ("/copy", "no reply to copy"),

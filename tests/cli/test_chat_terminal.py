@@ -112,7 +112,7 @@ def test_after_an_error_it_can_be_tried_again(chat: Process, faults: FaultyServe
     faults.fail(401).reply("Now.")
     enter(chat, "One?")
     chat.wait_for("Error: ")
-    chat.wait_for("The conversation is unchanged; /retry repeats the question.")
+    chat.wait_for("The conversation is unchanged; /retry sends the question again.")
     chat.wait_for_prompt()
     enter(chat, "/retry")
     chat.wait_for("Now.")
