@@ -54,6 +54,7 @@ MODULES: dict[str, set[str]] = {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
         "_http.logs",
     },
+    "_http.tracebacks": set(),
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
     # The async side. Only the first three modules wait. A call passes through it from the bottom.
     "_async.concurrency": {"_http.resolver", "_http.slots", "_http.sockets"},
@@ -83,7 +84,7 @@ MODULES: dict[str, set[str]] = {
         *("_async.session", "_core.compat", "_core.errors", "_core.observers"),
         *("_core.options", "_core.request"),
         *("_core.response", "_core.retry"),
-        *("_http.callers", "_http.sockets", "_http.translate"),
+        *("_http.callers", "_http.sockets", "_http.tracebacks", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream", "_core.compat"),
@@ -115,7 +116,7 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 # `os` is only for `os.environ`, `sys` for the version in the user agent.
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "contextlib", "dataclasses", "datetime"),
-    "email.utils",
+    *("email.utils", "enum"),
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
     *("math", "operator", "os"),
     *("random", "re", "sys", "typing", "urllib.parse"),

@@ -19,10 +19,20 @@ class Prompt:
 
     `messages` is a text or messages, as for `Client.chat`. `options` are the options of that call,
     such as `{"extra_body": {"temperature": 0.5}}`.
+
+    Raises `ConfigurationError` for an option that a call does not have. An invalid value of an
+    option is an error of the call, and so the outcome of the prompt.
     """
 
     messages: Messages = field(repr=False)
     options: CallOptions = field(default_factory=CallOptions, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in self.options.keys() - CallOptions.__annotations__.keys():
+            known = ", ".join(CallOptions.__annotations__)
+            raise ConfigurationError(
+                "a call has no such option", option=name, hint=f"the options are {known}"
+            )
 
     @classmethod
     def of(cls, prompt: Prompt | Messages) -> Prompt:

@@ -18,7 +18,7 @@ from cromicle_sdk._core.options import ConnectionOptions, Timeout
 from cromicle_sdk._core.request import Request, add_headers, build_user_agent
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.translate import strip_frames
+from cromicle_sdk._http.tracebacks import strip_frames
 from cromicle_sdk.server.backends import BackendError
 
 from .errors import (
