@@ -49,7 +49,7 @@ class RetryBudget:
         self._tokens = 0 if capacity is None else capacity
 
     def take(self) -> bool:
-        """Pay for one retry. Returns False if too few tokens are left."""
+        """Pay for one retry; False if too few tokens are left."""
         if self._capacity is None:
             return True
         if self._tokens < self._COST:
