@@ -133,7 +133,8 @@ NOT_IN_CORE = {
 THIRD_PARTY: dict[str, set[str]] = {
     "httpx": {
         *("_http.clients", "_http.proxies"),
-        *("_async.session", "_async.transport", "_sync.session", "_sync.transport"),
+        *("_async.client", "_async.session", "_async.transport"),
+        *("_sync.client", "_sync.session", "_sync.transport"),
     },
     "httpx2": {"_http.clients", "_async.transport", "_sync.transport"},
     "httpcore": {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import httpx
 
 from cromicle_sdk._core.compat import Self, Unpack
 from cromicle_sdk._core.errors import CromicleError
@@ -21,21 +24,19 @@ from cromicle_sdk._core.options import (
     ViewOptions,
 )
 from cromicle_sdk._core.request import build_request
-from cromicle_sdk._core.response import Reply
 from cromicle_sdk._core.retry import Attempts, RetryBudget
 from cromicle_sdk._core.secrets import Secret, hide_token
-from cromicle_sdk._http.clients import HTTPX_VERSION
-
-from .stream import AsyncStream
 
 if TYPE_CHECKING:
     import ssl
     from types import TracebackType
 
+    from cromicle_sdk._core.response import Reply
     from cromicle_sdk._http.clients import AsyncHTTPClient
     from cromicle_sdk._http.proxies import ProxyOption
 
     from .session import AsyncSession
+    from .stream import AsyncStream
 
 __all__ = ["AsyncClient"]
 
@@ -126,12 +127,16 @@ class AsyncClient:
         self._set_up(options, connection_options)
 
     def _set_up(self, options: Options, connection_options: ConnectionOptions) -> None:
+        # Loaded with the first client, as all that it needs.
+        from .stream import AsyncStream
+
         self._options = options
         self._connection_options = connection_options
         self._budget = RetryBudget(options.retry.budget)
         self._is_view = False
         self._is_closed = False
         self._session = _connect(options, connection_options)
+        self._open_stream = partial(AsyncStream, self._session)
 
     async def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
         """Send a text or messages, and return the whole reply.
@@ -197,9 +202,8 @@ class AsyncClient:
     def _start(self, messages: Messages, options: dict[str, Any], *, whole: bool) -> AsyncStream:
         self._check_open()
         call_options = self._options.with_call_options(options)
-        return AsyncStream(
-            self._session,
-            build_request(messages, call_options, httpx_version=HTTPX_VERSION),
+        return self._open_stream(
+            build_request(messages, call_options, httpx_version=httpx.__version__),
             call_options,
             Attempts(call_options.retry, self._budget, whole=whole),
         )

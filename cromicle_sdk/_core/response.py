@@ -119,11 +119,7 @@ class Headers(Mapping[str, str]):
     __slots__ = ("_values",)
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._values: dict[str, str] = {}
-        for name, value in pairs:
-            lowered = name.lower()
-            before = self._values.get(lowered)
-            self._values[lowered] = value if before is None else f"{before}, {value}"
+        self._values = _join_by_name(pairs)
 
     def __getitem__(self, name: str) -> str:
         # A key of another type is missing, as in any mapping.
@@ -143,6 +139,14 @@ class Headers(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return f"Headers({self._values!r})"
+
+
+def _join_by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for name, value in pairs:
+        lowered = name.lower()
+        joined[lowered] = f"{joined[lowered]}, {value}" if lowered in joined else value
+    return joined
 
 
 _NO_HEADERS = Headers()
@@ -201,7 +205,7 @@ class ResponseDecoder:
     def __init__(
         self, options: Options, *, redact: Callable[[str], str], started: float, attempt: int
     ) -> None:
-        self._url = options.endpoint.url
+        self._endpoint = options.endpoint
         self._strict = options.strict
         self._max_bytes = options.max_reply_bytes
         self._redact = redact
@@ -223,6 +227,10 @@ class ResponseDecoder:
         self._ended: float | None = None
         self._finish_reason: str | None = None
         self._reply: Reply | None = None
+
+    @property
+    def _url(self) -> str:
+        return self._endpoint.url
 
     @property
     def text(self) -> str:
@@ -257,7 +265,7 @@ class ResponseDecoder:
         status_code = self._status_code = head.status_code
         # Decisions are made from the headers as they were sent; errors show the redacted ones.
         pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers]
-        sent = Headers(pairs)
+        sent = _join_by_name(pairs)
         self._headers = self._redact_headers(sent, pairs)
         encoding = sent.get("content-encoding", "").strip().lower()
         self._is_encoded = encoding not in ("", "identity")
@@ -359,12 +367,12 @@ class ResponseDecoder:
             return None
         return parse_finish_reason(self._redact(values[0].decode("latin-1")))
 
-    def _redact_headers(self, sent: Headers, pairs: list[tuple[str, str]]) -> Headers:
+    def _redact_headers(self, sent: dict[str, str], pairs: list[tuple[str, str]]) -> Headers:
         # One search for all names and values, of which a head may have 20,000.
         everything = "\n".join([text for pair in pairs for text in pair])
         redacted = self._redact(everything)
         if redacted == everything:
-            return sent
+            return Headers(pairs)
         texts = redacted.split("\n")
         if len(texts) != 2 * len(pairs):
             # A match spans several headers, or there were too many: keep only what errors look up.
@@ -376,7 +384,7 @@ class ResponseDecoder:
         )
         return Headers(zip(names, texts[1::2], strict=True))
 
-    def _check_strictly(self, head: Head, sent: Headers) -> None:
+    def _check_strictly(self, head: Head, sent: dict[str, str]) -> None:
         if head.status_code != 200:
             raise self._unexpected(f"its status is {_status_line(head.status_code)}, not 200")
         if not _may_be_text(sent.get("content-type", "")):

@@ -26,7 +26,6 @@ import socksio
 from cromicle_sdk import Client, CromicleError, Retry, Timeout
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError
-from cromicle_sdk._http.clients import HTTPX_VERSION
 from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached
 from cromicle_sdk._http.translate import (
     redact_error,
@@ -588,10 +587,6 @@ def test_a_detail_is_short_and_safe_to_print(answer: bytes) -> None:
     assert made is not None
     assert str(made).isprintable()
     assert len(str(made)) < 1000
-
-
-def test_the_version() -> None:
-    assert httpx.__version__ == HTTPX_VERSION
 
 
 def test_no_error_of_anyio_is_missed() -> None:
