@@ -50,4 +50,5 @@ def find_requirements(project: str, wheel: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    print("without", *LEFT_OUT, file=sys.stderr)
     print(*find_requirements(PROJECT.read_text(encoding="utf-8"), sys.argv[1]), sep="\n")
