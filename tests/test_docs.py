@@ -19,7 +19,6 @@ from cromicle_sdk.cli.commands import cromicle, serve
 from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
 
-
 README = DOCUMENTS["README.md"]
 PAGES = {Path(name).stem: text for name, text in DOCUMENTS.items()}
 
