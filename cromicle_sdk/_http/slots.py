@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice, repeat
 from typing import Any
 from weakref import ref
+
+from cromicle_sdk._core.compat import HAS_GIL, build_ordered_dict
 
 from .sockets import find_first
 
@@ -25,10 +27,10 @@ class Slots:
     def __init__(self, count: int) -> None:
         # Kept here: the collector clears a weak reference that only the objects of a cycle have.
         self._ref: ref[Slots] = ref(self)
-        self._unused = repeat(None, count)
+        self._unused = _build_permits(count)
         self._free: deque[Slot] = deque()
         # By waiter, what wakes it. Only the first one takes a slot.
-        self._queue: OrderedDict[object, Callable[[], object]] = OrderedDict()
+        self._queue: dict[object, Callable[[], object]] = build_ordered_dict()
 
     def take(self) -> Slot | None:
         """A slot; None where there is none, or other calls are queued for it."""
@@ -72,7 +74,7 @@ class Waiter:
     def __init__(
         self,
         slots: Slots,
-        queue: OrderedDict[object, Callable[[], object]],
+        queue: dict[object, Callable[[], object]],
         wake: Callable[[], object],
     ) -> None:
         self._slots = slots
@@ -117,8 +119,10 @@ class Slot:
 
     def fill(self, permits: Iterator[None]) -> bool:
         """Take one of these permits, as which the slot counts; False where there are none left."""
-        # One step of the interpreter: nothing is taken from the one and not yet in the other.
-        self._permit.extend(islice(permits, 1))
+        # A list that has none left raises.
+        with suppress(IndexError):
+            # One step of the interpreter: nothing is taken from the one and not yet in the other.
+            self._permit.extend(islice(permits, 1))
         return bool(self._permit)
 
     def release(self) -> None:
@@ -131,8 +135,7 @@ class Slot:
         if owner is not None:
             slot = Slot(self._owner)
             # The list is empty where it was put back before.
-            with suppress(IndexError):
-                slot.fill(iter(self._permit.pop, _NO_PERMIT))
+            if slot.fill(_pop_all(self._permit)):
                 owner.put_back(slot)
 
     def __del__(self) -> None:
@@ -141,5 +144,18 @@ class Slot:
             self.release()
 
 
+def _build_permits(count: int) -> Iterator[None]:
+    # Without the GIL, threads that share another iterator may get more.
+    return repeat(None, count) if HAS_GIL else _pop_all([None] * min(count, _MOST_PERMITS))
+
+
+def _pop_all(permits: list[None]) -> Iterator[None]:
+    """Take the permits of a list, in atomic steps. Raises `IndexError` at its end."""
+    return iter(permits.pop, _NO_PERMIT)
+
+
 # What ends the iteration over permits: nothing.
 _NO_PERMIT: Any = object()
+
+# Linux lets a process have no more file descriptors, unless it is configured to.
+_MOST_PERMITS = 1 << 20
