@@ -1,7 +1,8 @@
-"""The interface that other people's code relies on: names, parameters, types, defaults, bases.
+"""The record of the public API: names, parameters, types, defaults and base classes.
 
-`python tests/public_api.py` writes it to `tests/public_api.json`, one line each. The comparison is
-this project's own: that of griffe knows nothing of annotations, keys, properties and additions.
+`python tests/public_api.py` writes it to `tests/public_api.json`. An incompatible change must be
+listed in CHANGELOG.md. griffe is not used because it does not compare the annotations of parameters
+and attributes, and reports no additions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MODULES = (
 
 RECORD = Path(__file__).with_suffix(".json")
 
-# Facts about each public name: what it is, and what matters for that. A parameter is `f(name)`.
+# The facts about a public name. The name of a parameter is `function(parameter)`.
 Facts = dict[str, Any]
 Interface = dict[str, Facts]
 
@@ -40,7 +41,7 @@ KINDS = {
     inspect.Parameter.KEYWORD_ONLY: "by keyword only",
     inspect.Parameter.VAR_KEYWORD: "as **",
 }
-# Whoever gave a parameter in one of these ways still can.
+# Changes that keep every existing call valid.
 WIDENED = {
     ("by position only", "by position or keyword"),
     ("by keyword only", "by position or keyword"),
@@ -48,14 +49,14 @@ WIDENED = {
 
 
 def describe() -> Interface:
-    """All public names of the package."""
+    """Return the public API of the package."""
     return dict(
         each for name in MODULES for each in describe_module(importlib.import_module(name)).items()
     )
 
 
 def describe_module(module: types.ModuleType) -> Interface:
-    """The names in its `__all__`, and below a class its public members."""
+    """Return the names in `__all__`, and the public members of classes."""
     values: dict[str, object] = {name: getattr(module, name) for name in sorted(module.__all__)}
     return dict(
         fact
@@ -77,7 +78,7 @@ def _describe(name: str, value: object, public: list[object]) -> Iterator[tuple[
     elif inspect.isroutine(value):
         yield from _describe_function(name, value, value)
     else:
-        yield name, {"is": "name"}  # its value is no promise
+        yield name, {"is": "name"}  # its value may change
 
 
 def _describe_fields(name: str, value: Any) -> Iterator[tuple[str, Facts]]:
@@ -87,7 +88,7 @@ def _describe_fields(name: str, value: Any) -> Iterator[tuple[str, Facts]]:
 
 
 def _describe_members(name: str, kind: type, public: list[object]) -> Iterator[tuple[str, Facts]]:
-    # Its own, and those of a base that has no public name, from this package.
+    # Its own members, and those of private base classes of this package.
     package = kind.__module__.partition(".")[0]
     owners = [
         each
@@ -149,14 +150,14 @@ def _text(annotation: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """Sentences on what is no longer as it was, and on what is new or takes more than before."""
+    """Descriptions of the incompatible and of the compatible changes."""
 
     breaking: list[str]
     compatible: list[str]
 
 
 def compare(old: Interface, new: Interface) -> Changes:
-    """Tell the changes that may break somebody's code from the others."""
+    """Return the changes, one sentence each."""
     breaking: list[str] = []
     compatible: list[str] = []
     for name, facts in old.items():
@@ -164,7 +165,7 @@ def compare(old: Interface, new: Interface) -> Changes:
         if name in new:
             for sentence, is_breaking in _compare_facts(facts, new[name]):
                 (breaking if is_breaking else compatible).append(f"{name}: {sentence}")
-        elif owner not in old or owner in new:  # what went with its owner is not said again
+        elif owner not in old or owner in new:  # otherwise the removed owner is reported
             breaking.append(f"{name}: the {_noun(facts)} was removed")
     for name, facts in new.items():
         if name not in old:
@@ -187,7 +188,7 @@ def _is_required(facts: Facts) -> bool:
 
 
 def _compare_facts(old: Facts, new: Facts) -> Iterator[tuple[str, bool]]:
-    """Sentences on the changes of one name, and whether each of them breaks code."""
+    """Yield the changes of one name, and whether they are incompatible."""
     if old["is"] != new["is"]:
         yield f"was {_article(old['is'])}, and is {_article(new['is'])}", True
         return
@@ -204,10 +205,8 @@ def _compare_facts(old: Facts, new: Facts) -> Iterator[tuple[str, bool]]:
         yield f"was parameter {old['position']}, and is parameter {new['position']}", True
     if old.get("required") != new.get("required"):
         was, now = ("required" if each["required"] else "optional" for each in (old, new))
-        yield (
-            f"was {was}, and is {now}",
-            True,
-        )  # the reader of a key expects it, the writer does not
+        # Code that reads a mapping relies on required keys, code that builds it on optional ones.
+        yield f"was {was}, and is {now}", True
     if old.get("default") != new.get("default"):
         if "default" not in new:
             yield f"the default was {old['default']}, and it is required now", True
@@ -226,7 +225,7 @@ def _article(noun: str) -> str:
 
 
 def read() -> Interface:
-    """The interface on record."""
+    """Return the recorded API."""
     interface: Interface = json.loads(RECORD.read_text(encoding="utf-8"))
     return interface
 

@@ -1,4 +1,4 @@
-"""The public interface is the recorded one, and a change of it is named."""
+"""The public API is the recorded one, and each change is described."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_the_public_interface_is_the_recorded_one() -> None:
     changes = compare(read(), describe())
     assert not changes.breaking, "\n".join(
         [
-            "These changes break code that uses this package.",
-            "Undo them, or name them in CHANGELOG.md and " + RECORD_IT,
+            "These changes are incompatible with code that uses the package.",
+            "Undo them; or list them in CHANGELOG.md, and " + RECORD_IT,
             *changes.breaking,
         ]
     )
@@ -26,7 +26,7 @@ def test_the_public_interface_is_the_recorded_one() -> None:
 
 def interface(source: str) -> Interface:
     module = types.ModuleType("shop")
-    with patch.dict(sys.modules, shop=module):  # dataclasses look for it there
+    with patch.dict(sys.modules, shop=module):  # required by dataclasses
         exec("from __future__ import annotations\n" + source, vars(module))
     ours = {name: value for name, value in vars(module).items() if _is_defined_here(value)}
     vars(module)["__all__"] = [name for name in ours if not name.startswith("_")]
