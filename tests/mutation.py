@@ -133,10 +133,10 @@ class Mutation:
         imported = Path(str(sys.modules["cromicle_sdk"].__file__)).parent
         if imported != PACKAGE:
             raise session.Interrupted(f"the tests import {imported}")
+        self._find_functions()
         baseline = self._measure(session.items)
         for name in baseline.failed:
             print(f"{name} fails without a mutant, and is left out")
-        self._find_functions()
         # The forks share what the collector does not touch.
         gc.collect()
         gc.freeze()
@@ -200,8 +200,7 @@ class Mutation:
         except (KeyError, ValueError):
             # No such function is left, or it has other free variables.
             return NOT_MADE
-        for clear_cache in self._caches:
-            clear_cache()
+        self._clear_caches()
         for test, following, limit in zip(tests, [*tests[1:], None], limits, strict=True):
             signal.alarm(limit)
             test.ihook.pytest_runtest_protocol(item=test, nextitem=following)
@@ -229,6 +228,10 @@ class Mutation:
             elif isinstance(found, functools._lru_cache_wrapper):
                 self._caches.append(found.cache_clear)
 
+    def _clear_caches(self) -> None:
+        for clear in self._caches:
+            clear()
+
     def _measure(self, items: Sequence[pytest.Item]) -> Baseline:
         report = self._folder / "baseline.json"
         data = self._folder / "coverage"
@@ -240,6 +243,7 @@ class Mutation:
             measured.start()
             durations: dict[str, float] = {}
             for test, following in zip(items, [*items[1:], None], strict=True):
+                self._clear_caches()
                 measured.switch_context(test.nodeid)
                 start = time.monotonic()
                 test.ihook.pytest_runtest_protocol(item=test, nextitem=following)
