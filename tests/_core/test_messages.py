@@ -406,6 +406,49 @@ def test_a_rejected_message_does_not_change_the_conversation() -> None:
     assert conversation == Conversation().user("a")
 
 
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "there is no message; pass a text or at least one message"),
+        (5, "messages must be a text or an iterable of messages, not int"),
+        (
+            [turn("a b", "c")],
+            "message 0: its role must be one word of letters, digits, '_' and '-'",
+        ),
+        (
+            [turn("user", "a"), turn("user", "b\ud83d")],
+            (
+                "message 1: its text has a lone surrogate at character 1, which UTF-8 cannot encode;"
+                " decode its source with errors='replace'"
+            ),
+        ),
+    ],
+)
+def test_an_error_says_what_is_wrong_and_what_to_do(messages: Any, says: str) -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        format_prompt(messages)
+    assert str(caught.value) == says
+
+
+def test_a_text_is_no_conversation() -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        Conversation(messages=SECRET)
+    assert str(caught.value) == "messages must be an iterable of messages, not str"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[", "expected JSON, as to_json() writes it"),
+        ("{}", "expected a JSON array of messages, as to_json() writes it"),
+    ],
+)
+def test_an_error_says_what_json_is_expected(text: str, says: str) -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        Conversation.from_json(text)
+    assert str(caught.value) == says
+
+
 @pytest.mark.parametrize("messages", [5, None, SECRET, SECRET.encode(), turn("user", SECRET)])
 def test_a_conversation_needs_an_iterable_of_messages(messages: Any) -> None:
     with pytest.raises(InvalidMessageError, match="messages must be") as caught:
