@@ -418,8 +418,8 @@ def test_a_rejected_message_does_not_change_the_conversation() -> None:
         (
             [turn("user", "a"), turn("user", "b\ud83d")],
             (
-                "message 1: its text has a lone surrogate at character 1, which UTF-8 cannot encode;"
-                " decode its source with errors='replace'"
+                "message 1: its text has a lone surrogate at character 1, which UTF-8 cannot"
+                " encode; decode its source with errors='replace'"
             ),
         ),
     ],

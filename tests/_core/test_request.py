@@ -160,7 +160,7 @@ def test_a_request_without_a_body_has_no_length() -> None:
     ids=ascii,
 )
 def test_a_prompt_without_text_is_rejected(messages: Messages) -> None:
-    with pytest.raises(InvalidMessageError, match="no text to send"):
+    with pytest.raises(InvalidMessageError, match=r"^there is no text to send$"):
         build(messages)
 
 
