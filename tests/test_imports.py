@@ -55,6 +55,7 @@ MODULES: dict[str, set[str]] = {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
         "_http.logs",
     },
+    "_http.tracebacks": set(),
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
     # The async side, which waits in the first three alone. A call goes through it from below.
     "_async.concurrency": {"_http.resolver", "_http.slots", "_http.sockets"},
@@ -84,7 +85,7 @@ MODULES: dict[str, set[str]] = {
         *("_async.session", "_core.compat", "_core.errors", "_core.observers"),
         *("_core.options", "_core.request"),
         *("_core.response", "_core.retry"),
-        *("_http.callers", "_http.sockets", "_http.translate"),
+        *("_http.callers", "_http.sockets", "_http.tracebacks", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream", "_core.compat"),
@@ -116,7 +117,7 @@ CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core
 # `os` is for `os.environ` alone, `sys` for the version in the user agent.
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "contextlib", "dataclasses", "datetime"),
-    "email.utils",
+    *("email.utils", "enum"),
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
     *("math", "operator", "os"),
     *("random", "re", "sys", "typing", "urllib.parse"),
@@ -133,7 +134,8 @@ NOT_IN_CORE = {
 THIRD_PARTY: dict[str, set[str]] = {
     "httpx": {
         *("_http.clients", "_http.proxies"),
-        *("_async.session", "_async.transport", "_sync.session", "_sync.transport"),
+        *("_async.client", "_async.session", "_async.transport"),
+        *("_sync.client", "_sync.session", "_sync.transport"),
     },
     "httpx2": {"_http.clients", "_async.transport", "_sync.transport"},
     "httpcore": {

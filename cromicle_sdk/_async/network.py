@@ -70,8 +70,9 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
-        self._is_in_one_piece = False
-        self._is_upgraded = False
+        # Whether writes are held back until the next read.
+        self.is_in_one_piece = False
+        self.is_upgraded = False
         self._process = os.getpid()
 
     def start_exchange(
@@ -83,7 +84,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     ) -> None:
         """Obey this call from now on. `in_one_piece`: hold back what is written until it reads."""
         self._call = self._write_call = _AsyncWaitLimits(timeouts, cancel_handle)
-        self._is_in_one_piece = in_one_piece
+        self.is_in_one_piece = in_one_piece
         self._has_received = False
         self._sent_bytes = 0
         self._is_request_unread = False
@@ -91,16 +92,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
 
     def start_upgrade(self) -> None:
         """The end of HTTP on this connection."""
-        self._is_upgraded = True
-
-    @property
-    def is_upgraded(self) -> bool:
-        return self._is_upgraded
-
-    @property
-    def is_in_one_piece(self) -> bool:
-        """Whether writes are held back until the next read."""
-        return self._is_in_one_piece
+        self.is_upgraded = True
 
     def limit_read(self, timeout: float | None) -> None:
         """The next read may take so many seconds, whatever writes may take at the same time."""
@@ -217,7 +209,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 self._notice_close(sock)
             # A server that is always ahead must not keep the loop from other tasks, nor a
             # cancellation from this one.
-            if not (has_waited or self._is_upgraded):
+            if not (has_waited or self.is_upgraded):
                 await concurrency.checkpoint()
                 call.cancel_handle.check()
             return received

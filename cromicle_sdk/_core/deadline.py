@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 from .errors import TimeoutPhase
@@ -41,7 +42,7 @@ class CallTimeouts:
 
     def __init__(
         self,
-        limits: Mapping[Phase, float | None],
+        limits: Mapping[Phase, float],
         *,
         total: float | None,
         restarting: frozenset[Phase],
@@ -49,36 +50,30 @@ class CallTimeouts:
     ) -> None:
         self.started: float = now
         self._limits = limits
-        self._total = math.inf if total is None else total
+        self._total = _or_infinite(total)
         self._restarting = restarting
         self._deadline: float | None = None
         self._pool_entered = now
         self._held: float | None = None
         self._late_since: float | None = None
         self.phase: Phase = "pool"
-        self._start("pool", now)
+        self._until = now + self._limits["pool"]
 
     @classmethod
     def for_call(cls, timeout: Timeout, *, now: float) -> CallTimeouts:
         """The timeouts of a call of this package."""
-        limits: dict[Phase, float | None] = {
-            "pool": timeout.pool,
-            "connect": timeout.connect,
-            "send": timeout.first_byte,
-            "first_byte": timeout.first_byte,
-            "stall": timeout.stall,
-        }
+        limits = _find_limits(timeout)
         return cls(limits, total=timeout.total, restarting=_RESTARTING_IN_CALL, now=now)
 
     @classmethod
     def for_request(cls, timeouts: Mapping[str, float | None], *, now: float) -> CallTimeouts:
         """The timeouts of a plain httpx request: its extension `timeout`, each read by itself."""
-        limits: dict[Phase, float | None] = {
-            "pool": timeouts.get("pool"),
-            "connect": timeouts.get("connect"),
-            "send": timeouts.get("write"),
-            "first_byte": timeouts.get("read"),
-            "stall": timeouts.get("read"),
+        limits: dict[Phase, float] = {
+            "pool": _or_infinite(timeouts.get("pool")),
+            "connect": _or_infinite(timeouts.get("connect")),
+            "send": _or_infinite(timeouts.get("write")),
+            "first_byte": _or_infinite(timeouts.get("read")),
+            "stall": _or_infinite(timeouts.get("read")),
         }
         return cls(limits, total=None, restarting=_RESTARTING_IN_REQUEST, now=now)
 
@@ -93,12 +88,13 @@ class CallTimeouts:
                 now + self._total if self._deadline is None else self._deadline + waited
             )
         self._held = self._late_since = None
-        self._start(phase, now)
+        self.phase = phase
+        self._until = now + self._limits[phase]
 
     def begin_wait(self, now: float) -> None:
         """A wait for bytes begins, after the caller may have taken its time with the last ones."""
         if self.phase in self._restarting:
-            self._start(self.phase, now)
+            self._until = now + self._limits[self.phase]
         elif self._held is not None:
             self._until = now + self._held
             self._held = None
@@ -106,7 +102,7 @@ class CallTimeouts:
     def progress(self, now: float) -> None:
         """Bytes moved: a limit from one to the next starts again."""
         if self.phase in self._restarting:
-            self._start(self.phase, now)
+            self._until = now + self._limits[self.phase]
 
     def hold(self, now: float) -> None:
         """The caller has control; its time counts for `total` alone."""
@@ -133,9 +129,8 @@ class CallTimeouts:
 
     def limit(self, phase: TimeoutPhase) -> float | None:
         """The limit of a phase, or of the whole call, in seconds."""
-        if phase == "total":
-            return None if self._total == math.inf else self._total
-        return self._limits[phase]
+        limit = self._total if phase == "total" else self._limits[phase]
+        return None if limit == math.inf else limit
 
     def expired_phase(self, now: float) -> TimeoutPhase:
         """Which limit it was, once a wait has run out of time."""
@@ -143,10 +138,21 @@ class CallTimeouts:
             return "total"
         return "first_byte" if self.phase == "send" else self.phase
 
-    def _start(self, phase: Phase, now: float) -> None:
-        self.phase = phase
-        limit = self._limits[phase]
-        self._until = math.inf if limit is None else now + limit
+
+# The same for each call of a client.
+@lru_cache(maxsize=64)
+def _find_limits(timeout: Timeout) -> Mapping[Phase, float]:
+    return {
+        "pool": _or_infinite(timeout.pool),
+        "connect": _or_infinite(timeout.connect),
+        "send": _or_infinite(timeout.first_byte),
+        "first_byte": _or_infinite(timeout.first_byte),
+        "stall": _or_infinite(timeout.stall),
+    }
+
+
+def _or_infinite(limit: float | None) -> float:
+    return math.inf if limit is None else limit
 
 
 # `first_byte` spans the wait for the head and what comes before the first byte of the body.

@@ -15,19 +15,19 @@ __all__ = ["Endpoint", "is_local_destination", "is_loopback"]
 
 _URL_FORM = "expected https://HOST[:PORT][/PATH]"
 
-_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
+_HOST_AND_PORT = r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z"
 
 # RFC 1035, 2.3.4.
 _LONGEST_HOST = 253
 
 # WHATWG URL, "ends-in-a-number checker": such a host must be an IPv4 address.
-_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
+_ENDS_IN_NUMBER = r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z"
 
 # IDNA 2003, which Python implements, maps these to other letters, and IDNA 2008 does not: one
 # name is two hosts.
 _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 
-_NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+_NOT_IN_URL = r"[\x00-\x20\x7f\"<>\\^`{|}]"
 
 
 class Endpoint(NamedTuple):
@@ -115,7 +115,7 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
     if not isinstance(base_url, str):
         kind = type(base_url).__name__
         raise ConfigurationError(f"expected a URL as a str, not {kind}", option=name)
-    if _NOT_IN_URL.search(base_url):
+    if re.search(_NOT_IN_URL, base_url):
         raise ConfigurationError(
             "it contains a character that is not allowed in a URL (a space, a quote, a control)",
             option=name,
@@ -142,14 +142,14 @@ def _check_host(name: str, parts: SplitResult) -> str:
         raise ConfigurationError("it has no host", option=name, hint=_URL_FORM)
     userinfo, _, host_and_port = parts.netloc.rpartition("@")
     # Python 3.10 accepts brackets that later versions reject.
-    is_valid = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
+    is_valid = re.match(_HOST_AND_PORT, host_and_port) and not {"[", "]"} & set(userinfo)
     is_literal = host_and_port.startswith("[")
     if not is_valid or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
         raise ConfigurationError("its host or port is not valid", option=name, hint=_URL_FORM)
     host = _ascii_host(name, parts.hostname)
     if len(host) > _LONGEST_HOST:
         raise ConfigurationError(f"its host is longer than {_LONGEST_HOST} characters", option=name)
-    if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
+    if re.search(_ENDS_IN_NUMBER, host) and _parse_ip(host.removesuffix(".")) is None:
         # Resolvers that accept 127.1 or 0x7f.1 disagree on the address.
         raise ConfigurationError(
             "its host is not a valid IPv4 address",
@@ -180,7 +180,7 @@ def _ascii_host(name: str, host: str) -> str:
     except UnicodeError:
         encoded = ""
     # IDNA maps some characters to others that are not allowed in a host: a space, a slash.
-    if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
+    if not encoded or re.search(_NOT_IN_URL, encoded) or not re.match(_HOST_AND_PORT, encoded):
         raise ConfigurationError("its host is not a valid DNS name", option=name)
     return encoded
 

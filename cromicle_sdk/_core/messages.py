@@ -28,7 +28,7 @@ PROMPT_END = "\nAssistant:"
 
 _MISSING = object()
 
-_ROLE = re.compile(r"[\w-]+\Z")
+_ROLE = r"[\w-]+\Z"
 
 
 @accept_in_pydantic
@@ -209,7 +209,7 @@ def _get(value: object, name: str) -> object:
 def _check_role(role: object, index: int) -> str:
     if not isinstance(role, str):
         raise InvalidMessageError(f"its role must be a str, not {_kind(role)}", index=index)
-    if not _ROLE.match(role):
+    if not re.match(_ROLE, role):
         raise InvalidMessageError(
             "its role must be one word of letters, digits, '_' and '-'", index=index
         )

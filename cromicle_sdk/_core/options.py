@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypedDict, cast
+from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
@@ -23,12 +23,14 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "LONE_SURROGATE",
     "LONGEST_WAIT",
+    "USE_CLIENT_DEFAULT",
     "CallOptions",
     "ConnectionOptions",
     "Options",
     "Retry",
     "Timeout",
     "TimeoutLike",
+    "UseClientDefault",
     "ViewOptions",
     "check_count",
     "check_flag",
@@ -50,10 +52,10 @@ LONGEST_WAIT = 2_000_000.0
 LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
 
 # RFC 9110, 5.6.2: token.
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z"
 # RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. It allows other bytes as opaque
 # data, but a str has no bytes without an encoding.
-_HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
+_HEADER_VALUE = r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z"
 
 
 def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
@@ -193,6 +195,22 @@ DEFAULT_TIMEOUT = Timeout()
 DEFAULT_RETRY = Retry()
 
 
+class UseClientDefault(enum.Enum):
+    """The type of `USE_CLIENT_DEFAULT`, the default of an option that a call does not give.
+
+    None is no such default: it is a timeout, and a mistake as a token or a `Retry`.
+    """
+
+    USE_CLIENT_DEFAULT = enum.auto()
+
+    def __repr__(self) -> str:
+        # As the signature of a call shows it.
+        return self.name
+
+
+USE_CLIENT_DEFAULT: Final = UseClientDefault.USE_CLIENT_DEFAULT
+
+
 class CallOptions(TypedDict, total=False):
     """The options of one call, which override those of the client."""
 
@@ -268,43 +286,44 @@ class Options(NamedTuple):
             send_messages=check_flag("send_messages", send_messages),
         )
 
-    def with_call_options(self, options: Mapping[str, Any]) -> Options:
+    def with_call_options(
+        self,
+        *,
+        timeout: float | Timeout | TimeoutLike | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        retry: Retry | UseClientDefault = USE_CLIENT_DEFAULT,
+        max_reply_bytes: int | UseClientDefault = USE_CLIENT_DEFAULT,
+        strict: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Options:
         """These options, overridden by those of a call.
 
         Headers and the fields of `extra_body` are merged. Raises `ConfigurationError`.
         """
-        if not options:
-            return self
         changes: dict[str, Any] = {}
-        for name, value in options.items():
-            if name == "headers":
-                changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
-            elif name == "extra_body":
-                changes[name] = self.extra_body.merge(ExtraBody.build(value))
-            elif name == "timeout":
-                changes[name] = check_timeout(value, base=self.timeout)
-            elif name in _CHECKS:
-                changes[name] = _CHECKS[name](value)
-            else:
-                known = ", ".join(CallOptions.__annotations__)
-                raise ConfigurationError(
-                    "a call has no such option", option=name, hint=f"the options are {known}"
-                )
-        return self._replace(**changes)
+        if timeout is not USE_CLIENT_DEFAULT:
+            changes["timeout"] = check_timeout(timeout, base=self.timeout)
+        if retry is not USE_CLIENT_DEFAULT:
+            changes["retry"] = _check_retry(retry)
+        if max_reply_bytes is not USE_CLIENT_DEFAULT:
+            changes["max_reply_bytes"] = check_count("max_reply_bytes", max_reply_bytes)
+        if strict is not USE_CLIENT_DEFAULT:
+            changes["strict"] = check_flag("strict", strict)
+        if extra_body is not None:
+            changes["extra_body"] = self.extra_body.merge(ExtraBody.build(extra_body))
+        if send_messages is not USE_CLIENT_DEFAULT:
+            changes["send_messages"] = check_flag("send_messages", send_messages)
+        if headers is not None:
+            changes["headers"] = {**self.headers, **_check_headers(headers)}
+        return self._replace(**changes) if changes else self
 
-    def with_view_options(self, options: Mapping[str, Any]) -> Options:
-        """These options, overridden by those of a view. Raises `ConfigurationError`."""
-        for name in options.keys() & _CONNECTION_OPTIONS:
-            raise ConfigurationError(
-                "it belongs to the connections, which with_options() shares",
-                option=name,
-                hint="create a new client",
-            )
-        own = dict(options)
-        token = check_token("token", own.pop("token", self.token))
+    def with_token(self, token: Secret) -> Options:
+        """These options with another token. Raises `ConfigurationError`."""
+        check_token("token", token)
         if self.is_public_service:
             _check_public_token(token, "the token")
-        return self._replace(token=token).with_call_options(own)
+        return self._replace(token=token)
 
     def __repr__(self) -> str:
         return f"<Options of calls to {self.endpoint.url}>"
@@ -471,12 +490,12 @@ def find_header_problem(name: object, value: object) -> str | None:
 
     Nothing is raised from here: the value may be a secret.
     """
-    if not isinstance(name, str) or not _HEADER_NAME.match(name):
+    if not isinstance(name, str) or not re.match(_HEADER_NAME, name):
         return f"{name!r} is not a header name"
     lowered = name.lower()
     if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
         return f"{name} is set by the protocol and cannot be overridden"
-    if not isinstance(value, str) or not _HEADER_VALUE.match(value):
+    if not isinstance(value, str) or not re.match(_HEADER_VALUE, value):
         return (
             f"the value of {name} must be a str of visible ASCII characters, "
             "with spaces and tabs inside only"
@@ -488,14 +507,5 @@ def _invalid_headers(problem: str) -> ConfigurationError:
     return ConfigurationError(problem, option="headers")
 
 
-_CONNECTION_OPTIONS = frozenset({"base_url", "max_connections", "proxy", "verify", "http_client"})
-
 # The client sets the framing; the protocol sets `accept-encoding`, as it has no compressed replies.
 _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
-
-_CHECKS: dict[str, Callable[[object], object]] = {
-    "retry": _check_retry,
-    "max_reply_bytes": partial(check_count, "max_reply_bytes"),
-    "strict": partial(check_flag, "strict"),
-    "send_messages": partial(check_flag, "send_messages"),
-}

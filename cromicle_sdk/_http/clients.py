@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     import httpx2
 
 __all__ = [
-    "HTTPX_VERSION",
     "AsyncHTTPClient",
     "HTTPClient",
     "NoCookies",
     "Response",
     "ResponseObserver",
+    "adapt_extensions",
     "build_extensions",
     "build_head",
     "build_http_request",
@@ -48,8 +48,6 @@ __all__ = [
     "release_when_dropped",
     "was_read",
 ]
-
-HTTPX_VERSION = httpx.__version__
 
 if TYPE_CHECKING:
     HTTPClient = httpx.Client | httpx2.Client
@@ -153,26 +151,15 @@ _first_used_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 def build_http_request(
     client: Any,
     request: Request,
-    timeout: Timeout,
-    timeouts: CallTimeouts,
     extensions: Mapping[str, Any],
 ) -> Any:
     """The request as one of the client's: with its default headers, without its cookies."""
-    total_left = timeouts.total_left(time.monotonic())
     built = client.build_request(
         request.method,
         request.endpoint.url,
         headers=request.headers,
         content=request.body,
-        extensions={
-            "timeout": {
-                "connect": _at_most(timeout.connect, total_left),
-                "read": _at_most(timeout.first_byte, total_left),
-                "write": _at_most(timeout.first_byte, total_left),
-                "pool": timeout.pool,
-            },
-            **extensions,
-        },
+        extensions=extensions,
     )
     if client.cookies:
         # httpx merges the cookies that its client has kept into the caller's own header.
@@ -184,14 +171,34 @@ def build_http_request(
 _EXCHANGE_KEY = "cromicle_sdk.exchange"
 
 
-def build_extensions(exchange: object, trace: object, *, is_custom: bool) -> dict[str, Any]:
-    """The extensions of a request by which the pool finds its exchange, and httpcore the trace."""
-    # Weak: the exchange refers to the request.
-    extensions: dict[str, Any] = {_EXCHANGE_KEY: ref(exchange)}
-    # A custom client is traced for the head of a redirect; ours has that without it, at less cost.
-    if is_custom or _is_logged():
+def build_extensions(exchange: object, trace: object, timeout: Timeout) -> dict[str, Any]:
+    """The extensions of a request: its limits, and where pool and httpcore find their part of it.
+
+    The pool finds the exchange, whose own limits it keeps, and httpcore the trace.
+    """
+    extensions: dict[str, Any] = {
+        "timeout": {
+            "connect": timeout.connect,
+            "read": timeout.first_byte,
+            "write": timeout.first_byte,
+            "pool": timeout.pool,
+        },
+        # Weak: the exchange refers to the request.
+        _EXCHANGE_KEY: ref(exchange),
+    }
+    # Without a log, our pool sees all that the trace does, at less cost.
+    if _OWN_LOGGER.isEnabledFor(logging.DEBUG):
         extensions["trace"] = trace
     return extensions
+
+
+def adapt_extensions(extensions: dict[str, Any], trace: object, timeouts: CallTimeouts) -> None:
+    """Adapt them to a custom client: no wait exceeds `total`, and each head is traced."""
+    total_left = timeouts.total_left(time.monotonic())
+    waits = extensions["timeout"]
+    for name in ("connect", "read", "write"):
+        waits[name] = _at_most(waits[name], total_left)
+    extensions["trace"] = trace
 
 
 def find_exchange(extensions: Mapping[str, Any]) -> object:
@@ -239,6 +246,8 @@ class ResponseObserver:
             _redact_trace(info, self._redact)
 
 
+# The one below our own clients.
+_OWN_LOGGER = logging.getLogger("httpcore.http11")
 # Those that log the head of a response.
 _HTTPCORE_LOGGERS = [
     logging.getLogger(f"{library}.{version}")
@@ -339,6 +348,8 @@ def find_redirect(error: Exception, head: Head | None) -> Head | None:
 
 def is_byte_stream(stream: object) -> bool:
     """Whether a request's body is there as a whole."""
+    if isinstance(stream, httpx.ByteStream):
+        return True
     return isinstance(stream, tuple(module.ByteStream for module in httpx_modules()))
 
 

@@ -206,11 +206,11 @@ def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[
     if hasattr(select, "poll"):
         poller = select.poll()
         mask = select.POLLIN if event == READ else select.POLLOUT
-        by_number = {sock.fileno(): sock for sock in socks}
-        for number in by_number:
-            poller.register(number, mask)
+        for sock in socks:
+            poller.register(sock, mask)
         milliseconds = None if timeout is None else _to_milliseconds(timeout)
-        return [by_number[number] for number, _ in poller.poll(milliseconds)]
+        numbers = {number for number, _ in poller.poll(milliseconds)}
+        return [sock for sock in socks if sock.fileno() in numbers] if numbers else []
     reading, writing = (socks, []) if event == READ else ([], socks)
     # Windows reports a refused connection as an exceptional condition alone.
     limit = None if timeout is None else max(timeout, 0)

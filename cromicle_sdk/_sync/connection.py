@@ -50,6 +50,7 @@ class Connection:
         self.origin = origin
         self._network = Network()
         self._http = create(self._network)
+        self._parser: h11.Connection | None = None
         self._idle_since = 0.0
         # One for each task or thread that is inside `use`.
         self._users: set[object] = set()
@@ -77,7 +78,10 @@ class Connection:
 
     def find_h11(self) -> h11.Connection | None:
         """The parser of the response, where it is found below httpcore."""
-        return find_h11(self._find_connection())
+        if self._parser is None:
+            # The same for each response of a connection.
+            self._parser = find_h11(self._find_connection())
+        return self._parser
 
     @property
     def is_request_unread(self) -> bool:

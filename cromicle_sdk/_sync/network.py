@@ -71,8 +71,9 @@ class Network(httpcore.NetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
-        self._is_in_one_piece = False
-        self._is_upgraded = False
+        # Whether writes are held back until the next read.
+        self.is_in_one_piece = False
+        self.is_upgraded = False
         self._process = os.getpid()
 
     def start_exchange(
@@ -84,7 +85,7 @@ class Network(httpcore.NetworkBackend):
     ) -> None:
         """Obey this call from now on. `in_one_piece`: hold back what is written until it reads."""
         self._call = self._write_call = _WaitLimits(timeouts, cancel_handle)
-        self._is_in_one_piece = in_one_piece
+        self.is_in_one_piece = in_one_piece
         self._has_received = False
         self._sent_bytes = 0
         self._is_request_unread = False
@@ -92,16 +93,7 @@ class Network(httpcore.NetworkBackend):
 
     def start_upgrade(self) -> None:
         """The end of HTTP on this connection."""
-        self._is_upgraded = True
-
-    @property
-    def is_upgraded(self) -> bool:
-        return self._is_upgraded
-
-    @property
-    def is_in_one_piece(self) -> bool:
-        """Whether writes are held back until the next read."""
-        return self._is_in_one_piece
+        self.is_upgraded = True
 
     def limit_read(self, timeout: float | None) -> None:
         """The next read may take so many seconds, whatever writes may take at the same time."""
@@ -218,7 +210,7 @@ class Network(httpcore.NetworkBackend):
                 self._notice_close(sock)
             # A server that is always ahead must not keep the loop from other tasks, nor a
             # cancellation from this one.
-            if not (has_waited or self._is_upgraded):
+            if not (has_waited or self.is_upgraded):
                 concurrency.checkpoint()
                 call.cancel_handle.check()
             return received

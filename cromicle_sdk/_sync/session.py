@@ -17,6 +17,7 @@ from cromicle_sdk._core.request import Request
 from cromicle_sdk._core.response import Head
 from cromicle_sdk._http.clients import (
     NoCookies,
+    adapt_extensions,
     build_extensions,
     build_head,
     build_http_request,
@@ -175,10 +176,10 @@ class Attempt:
         exchange = Exchange(call.timeouts, call.cancel_handle, request.redact)
         self._exchange = exchange
         trace = Trace(exchange.observer)
-        extensions = build_extensions(exchange, trace, is_custom=self._is_custom)
-        http_request = build_http_request(
-            self._http_client, request, call.timeout, call.timeouts, extensions
-        )
+        extensions = build_extensions(exchange, trace, call.timeout)
+        if self._is_custom:
+            adapt_extensions(extensions, trace, call.timeouts)
+        http_request = build_http_request(self._http_client, request, extensions)
         redirect: Head | None = None
         try:
             if self._is_custom:

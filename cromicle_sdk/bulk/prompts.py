@@ -15,10 +15,21 @@ Outcome = Reply | CromicleError
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages with options of their own call, such as `{"extra_body": {"temperature": 0.5}}`."""
+    """Messages with options of their own call, such as `{"extra_body": {"temperature": 0.5}}`.
+
+    Raises `ConfigurationError` for an option that a call does not have. Invalid values are errors
+    of the call, and so the outcome of the prompt.
+    """
 
     messages: Messages = field(repr=False)
     options: CallOptions = field(default_factory=CallOptions, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in self.options.keys() - CallOptions.__annotations__.keys():
+            known = ", ".join(CallOptions.__annotations__)
+            raise ConfigurationError(
+                "a call has no such option", option=name, hint=f"the options are {known}"
+            )
 
     @classmethod
     def of(cls, prompt: Prompt | Messages) -> Prompt:

@@ -24,7 +24,6 @@ from cromicle_sdk._core.request import Request, build_request
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http import callers, clients
 from cromicle_sdk._http.clients import (
-    HTTPX_VERSION,
     Response,
     ResponseObserver,
     build_head,
@@ -80,7 +79,13 @@ def build_timeout(**limits: float | None) -> Timeout:
 def build_http_request(client: Any, request: Request, timeout: Timeout | None = None) -> Any:
     timeout = timeout or build_timeout()
     timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
-    return clients.build_http_request(client, request, timeout, timeouts, {})
+    extensions = clients.build_extensions(Held(), None, timeout)
+    clients.adapt_extensions(extensions, None, timeouts)
+    return clients.build_http_request(client, request, extensions)
+
+
+class Held:
+    """An exchange, of which the extensions have a weak reference."""
 
 
 def limit_reads(request: Any, timeout: Timeout) -> None:
@@ -98,7 +103,7 @@ def our_request(base_url: str = "http://user:pw@h:8000/api", **headers: str) -> 
         strict=True,
         headers=headers,
     )
-    return build_request("Hi", options, httpx_version=HTTPX_VERSION)
+    return build_request("Hi", options, httpx_version=httpx.__version__)
 
 
 @pytest.fixture

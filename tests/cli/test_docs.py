@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def test_a_page_is_laid_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     assert "Timeouts" in shown
     assert "# Timeouts" not in shown
     assert "```" not in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_word_of_a_table_is_cut_off_at_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    assert run(["docs", name]) == 0
+    # Without colours and links.
+    shown = re.sub(r"\x1b(?:\[[0-9;]*m|\][^\x1b]*\x1b\\)", "", terminal.getvalue())
+    page = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    # rich ends a word that does not fit its column with an ellipsis.
+    assert [word for word in re.findall(r"\S*…", shown) if word not in page] == []
 
 
 def test_an_unknown_page_is_wrong_usage_that_names_the_pages(

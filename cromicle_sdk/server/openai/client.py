@@ -17,9 +17,8 @@ from cromicle_sdk._core.observers import OBSERVERS
 from cromicle_sdk._core.options import ConnectionOptions, Timeout
 from cromicle_sdk._core.request import Request, add_headers, build_user_agent
 from cromicle_sdk._core.secrets import Secret
-from cromicle_sdk._http.clients import HTTPX_VERSION
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.translate import strip_frames
+from cromicle_sdk._http.tracebacks import strip_frames
 from cromicle_sdk.server.backends import BackendError
 
 from .errors import (
@@ -230,7 +229,7 @@ def _build_headers(
         "accept": "text/event-stream",
         "content-type": "application/json",
         "accept-encoding": "identity",
-        "user-agent": build_user_agent(HTTPX_VERSION),
+        "user-agent": build_user_agent(httpx.__version__),
     }
     authorization = endpoint.authorization if key is None else Secret(f"Bearer {key.reveal()}")
     if authorization is not None:
