@@ -453,7 +453,10 @@ def test_framing(headers: list[tuple[bytes, bytes]], http_version: bytes, framed
     else:
         with pytest.raises(UnexpectedContentError) as caught:
             receive_head(decoder, headers=headers, http_version=http_version)
-        assert "it has neither a length nor chunks, so that a truncation" in str(caught.value)
+        assert str(caught.value) == (
+            f"The response from {URL} is not a reply: it has neither a length nor chunks, so that a"
+            " truncation would go unnoticed. Check that base_url is a Cromicle endpoint."
+        )
     lenient = build_decoder(strict=False)
     receive_head(lenient, headers=headers, http_version=http_version)
     assert lenient.is_accepted
@@ -530,7 +533,9 @@ def test_reply() -> None:
     receive_head(decoder, headers=[*CHUNKED, (b"X-Request-Id", b"r-7")])
     for now, data in ((11.0, b"\xc3"), (11.5, b"\xa9"), (12.0, b""), (13.0, b"ab")):
         decoder.receive_data(data, now=now)
+    assert decoder.summary == "status 200, request id r-7, 4 bytes in 2 chunks, 0.000 s"
     decoder.receive_eof(now=14.0)
+    assert decoder.summary == "status 200, request id r-7, 4 bytes in 2 chunks, 4.000 s"
     reply = decoder.reply
     assert reply == Reply(
         text="éab",
