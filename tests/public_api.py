@@ -1,7 +1,7 @@
-"""What other people's code relies on: the public names, their parameters, fields and bases.
+"""The record of the public API: names, parameters, fields and base classes.
 
-`python tests/public_api.py` writes `tests/public_api.txt`. A change of that file which takes a line
-away, or changes one, is a change that breaks somebody's code: it belongs into CHANGELOG.md.
+`python tests/public_api.py` writes it to `tests/public_api.txt`. If a change removes or modifies a
+line of that file, it breaks code of users and must be listed in CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORD = Path(__file__).with_suffix(".txt")
 
 
 def describe() -> str:
-    """A line for each public name, and for each of the public members of a class."""
+    """Return a line for each public name, and for each public member of a class."""
     return "".join(f"{line}\n" for module in MODULES for line in _describe_module(module))
 
 
@@ -41,7 +41,7 @@ def _describe_module(name: str) -> Iterator[str]:
 
 def _describe(name: str, value: object) -> Iterator[str]:
     if typing.get_origin(value) is not None:
-        yield name  # an alias such as Callable[[str], str], which Python 3.10 takes for a class
+        yield name  # an alias such as Callable[[str], str], which is a class in Python 3.10
     elif isinstance(value, type):
         bases = [base.__name__ for base in value.__bases__ if base is not object]
         yield f"class {name}({', '.join(bases)})"
@@ -70,7 +70,7 @@ def _describe_members(kind: type) -> Iterator[str]:
 
 
 def _signature(value: object) -> str:
-    """The parameters without annotations, which differ from one Python to another."""
+    """Return the parameters without annotations, which differ between Python versions."""
     try:
         signature = inspect.signature(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

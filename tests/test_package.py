@@ -1,4 +1,4 @@
-"""The public names: they exist, load on their first use, and serve as annotations."""
+"""The public names: they exist, are imported at their first use, and work as annotations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_public_name_exists(name: str) -> None:
 
 def test_another_name_does_not_exist() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        getattr(cromicle_sdk, "nothing")  # noqa: B009 - a type checker would see through it
+        getattr(cromicle_sdk, "nothing")  # noqa: B009 - a type checker would reject the attribute
 
 
 def test_the_import_loads_no_dependency() -> None:
@@ -104,8 +104,8 @@ def test_a_message_can_be_a_field_of_a_pydantic_model() -> None:
     class Chat(pydantic.BaseModel):
         messages: list[Message]
 
-    turn = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
-    assert Chat.model_validate({"messages": [turn]}).messages == [turn]
+    message = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+    assert Chat.model_validate({"messages": [message]}).messages == [message]
     with pytest.raises(pydantic.ValidationError):
         Chat.model_validate({"messages": [{"role": "user"}]})
 

@@ -1,4 +1,4 @@
-"""The public names and their parameters are those that are on record."""
+"""The public API is the recorded one."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ def test_the_public_interface_is_the_recorded_one() -> None:
     present = public_api.describe().splitlines()
     missing = [line for line in recorded if line not in present]
     added = [line for line in present if line not in recorded]
-    assert not missing, "this breaks the code of others"
-    assert not added, "record it: python tests/public_api.py"
+    assert not missing, "incompatible with the recorded API"
+    assert not added, "not recorded: run python tests/public_api.py"

@@ -1,7 +1,7 @@
-"""What type checkers see of the package: `typed/right.py` and `typed/wrong.py` say what they must.
+"""Type checkers find the mistakes in `typed/wrong.py` and none in `typed/right.py`.
 
-mypy also checks both in its ordinary run over the tests. Here its errors are those of a user, whose
-project has no settings for this package.
+mypy also checks both files in its usual run over the tests. Here it runs without the settings of
+this project, as in a project of a user.
 """
 
 from __future__ import annotations

@@ -352,7 +352,7 @@ def test_an_event_loop_that_cannot_start_is_an_error(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("cromicle_sdk.bulk.thread.anyio.run", fail)
-    with pytest.raises(CromicleError, match=r"No event loop .*open files") as caught:
+    with pytest.raises(CromicleError, match=r"The event loop cannot start .*open files") as caught:
         list(bulk(["One"], client=client))
     assert caught.value.hint == "raise the limit of open files (ulimit -n)"
 

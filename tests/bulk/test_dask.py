@@ -109,7 +109,9 @@ def test_a_scheduler_that_is_not_there(
     Path("in.txt").write_text("One")
     command = ["batch", "in.txt", "out.jsonl", "--base-url", echo.base_url, "--executor"]
     assert run([*command, "dask://127.0.0.1:9"]) == 1
-    assert "--executor: no Dask scheduler answers at tcp://127.0.0.1:9 (" in capsys.readouterr().err
+    assert (
+        "--executor: no Dask scheduler responds at tcp://127.0.0.1:9 (" in capsys.readouterr().err
+    )
     assert run([*command, "dask://nonsense:x"]) == 2
     assert not Path("out.jsonl").exists()
 

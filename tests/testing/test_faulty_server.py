@@ -158,7 +158,8 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
     (
         "fail",
         lambda s: s.fail(),
-        headed("content-length: 27", "503 Service Unavailable") + b"The faulty server says 503.",
+        headed("content-length: 36", "503 Service Unavailable")
+        + b"The faulty server responds with 503.",
     ),
     (
         "retry after",
@@ -179,13 +180,13 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
     (
         "redirect",
         lambda s: s.redirect(307, location="http://[x"),
-        headed("content-length: 27\r\nlocation: http://[x", "307 Temporary Redirect")
-        + b"The faulty server says 307.",
+        headed("content-length: 36\r\nlocation: http://[x", "307 Temporary Redirect")
+        + b"The faulty server responds with 307.",
     ),
     (
         "redirect to nowhere",
         lambda s: s.redirect(location=None),
-        headed("content-length: 27", "302 Found") + b"The faulty server says 302.",
+        headed("content-length: 36", "302 Found") + b"The faulty server responds with 302.",
     ),
     (
         "dripped body",
@@ -698,7 +699,7 @@ def test_base_url_before_start_is_an_error() -> None:
 
 
 def test_starting_twice_is_an_error(server: FaultyServer) -> None:
-    with pytest.raises(RuntimeError, match="started already"):
+    with pytest.raises(RuntimeError, match="already started"):
         server.start()
 
 
