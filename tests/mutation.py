@@ -70,7 +70,7 @@ MODULES = {
     "_core/secrets.py": _CORE,
     "_http/callers.py": _NETWORK,
     "_http/framing.py": _NETWORK,
-    "_http/no_proxy.py": _NETWORK,
+    "_http/no_proxy.py": ("_http/test_no_proxy.py",),
     "_http/slots.py": _NETWORK,
     "_http/translate.py": _NETWORK,
     "_async/connection.py": _NETWORK,
