@@ -133,6 +133,7 @@ class Mutation:
         imported = Path(str(sys.modules["cromicle_sdk"].__file__)).parent
         if imported != PACKAGE:
             raise session.Interrupted(f"the tests import {imported}")
+        until = time.monotonic() + (math.inf if self._sample is None else self._sample)
         self._find_functions()
         baseline = self._measure(session.items)
         for name in baseline.failed:
@@ -140,7 +141,6 @@ class Mutation:
         # The forks share what the collector does not touch.
         gc.collect()
         gc.freeze()
-        until = time.monotonic() + (math.inf if self._sample is None else self._sample)
         for module in self._modules:
             result = self._test_module(module, session.items, baseline, until)
             self.results.append(result)
@@ -338,7 +338,7 @@ def parse_arguments() -> argparse.Namespace:
         "--sample",
         type=float,
         metavar="SECONDS",
-        help="test random mutants of one module, another one after each commit",
+        help="test random mutants of one module for so long, of another one after each commit",
     )
     arguments = parser.parse_args()
     for module in arguments.modules:
