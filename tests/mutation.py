@@ -50,24 +50,23 @@ LOWEST_RATE = 0.9
 NOT_RUN = "not slow"
 NOT_SELECTED = "not blocking and not uvloop and not trio"
 
-_CORE = ("_core",)
 _NETWORK = ("_async", "_http")
 
 # The tests that may kill the mutants of a module.
 MODULES = {
-    "_core/compat.py": _CORE,
-    "_core/deadline.py": _CORE,
-    "_core/endpoint.py": _CORE,
-    "_core/errors.py": _CORE,
-    "_core/fields.py": _CORE,
-    "_core/messages.py": _CORE,
-    "_core/observers.py": (*_CORE, "_async/test_extensions.py"),
-    "_core/options.py": _CORE,
-    "_core/redaction.py": _CORE,
-    "_core/request.py": _CORE,
-    "_core/response.py": _CORE,
-    "_core/retry.py": _CORE,
-    "_core/secrets.py": _CORE,
+    "_core/compat.py": ("_core/test_messages.py",),
+    "_core/deadline.py": ("_core/test_deadline.py",),
+    "_core/endpoint.py": ("_core/test_endpoint.py",),
+    "_core/errors.py": ("_core/test_errors.py", "_core/test_response.py"),
+    "_core/fields.py": ("_core/test_fields.py",),
+    "_core/messages.py": ("_core/test_messages.py",),
+    "_core/observers.py": ("_async/test_extensions.py",),
+    "_core/options.py": ("_core/test_options.py",),
+    "_core/redaction.py": ("_core/test_redaction.py",),
+    "_core/request.py": ("_core/test_request.py",),
+    "_core/response.py": ("_core/test_response.py",),
+    "_core/retry.py": ("_core/test_retry.py",),
+    "_core/secrets.py": ("_core/test_secrets.py",),
     "_http/callers.py": _NETWORK,
     "_http/framing.py": _NETWORK,
     "_http/no_proxy.py": ("_http/test_no_proxy.py",),
