@@ -44,10 +44,10 @@ class Slots:
 
     def wake_first(self) -> None:
         """Wake the first in the queue where a slot is free for it."""
-        first = find_first(self._queue) if self._free else None
-        wake = None if first is None else self._queue.get(first)
-        if wake is not None:
-            wake()
+        if self._free:
+            wake = self._queue.get(find_first(self._queue))
+            if wake is not None:
+                wake()
 
     def take_first(self, key: object) -> Slot | None:
         """A slot for a waiter; None where there is none, or it is not the first."""

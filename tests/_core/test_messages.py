@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cromicle_sdk._core.errors import InvalidMessageError
-from cromicle_sdk._core.messages import Conversation, Message, format_prompt
+from cromicle_sdk._core.messages import Conversation, Message, check_messages, format_prompt
 
 SECRET = "do-not-quote-me"
 
@@ -428,6 +428,10 @@ def test_an_error_says_what_is_wrong_and_what_to_do(messages: Any, says: str) ->
     with pytest.raises(InvalidMessageError) as caught:
         format_prompt(messages)
     assert str(caught.value) == says
+
+
+def test_a_text_is_a_message_of_the_user() -> None:
+    assert check_messages("Hi") == [{"role": "user", "content": "Hi"}]
 
 
 def test_a_text_is_no_conversation() -> None:
