@@ -10,6 +10,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -92,26 +93,20 @@ class FramingObserver:
     def __init__(self) -> None:
         self.trailers: Trailers = ()
         self._h11 = h11.Connection(h11.CLIENT)
-        self._is_lost = False
         # Any request but HEAD and CONNECT has a response of the same framing.
         self._h11.send(h11.Request(method="GET", target="/", headers=[("host", "localhost")]))
         self._h11.send(h11.EndOfMessage())
 
     def receive_data(self, data: bytes) -> None:
         """Bytes of the connection, in order, from the beginning of the response on."""
-        try:
+        # After an error, the state is not that of an end.
+        with suppress(h11.RemoteProtocolError):
             self._h11.receive_data(data)
             while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
                 if isinstance(event, h11.EndOfMessage):
                     self.trailers = event.headers
-        except h11.RemoteProtocolError:
-            self._is_lost = True
 
     @property
     def has_trailing_data(self) -> bool:
         """Whether more has arrived than the response; also where its end has not been seen."""
-        return (
-            self._is_lost
-            or self._h11.their_state is not h11.DONE
-            or bool(self._h11.trailing_data[0])
-        )
+        return self._h11.their_state is not h11.DONE or bool(self._h11.trailing_data[0])
