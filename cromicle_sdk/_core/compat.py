@@ -1,4 +1,4 @@
-"""Typing constructs that the oldest supported Pythons lack, or lack in a form for pydantic."""
+"""Typing constructs that the oldest supported Pythons lack, or that pydantic does not accept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def accept_in_pydantic(kind: type[T]) -> type[T]:
-    """Let pydantic take a TypedDict of this package as the type of a field.
+    """Make pydantic accept a TypedDict of this package as the type of a field.
 
-    Before Python 3.12 it takes only those of typing_extensions, which takes a tenth of the time to
-    import httpx; so it is loaded where pydantic needs it.
+    Before Python 3.12, pydantic accepts only a TypedDict of typing_extensions. Importing that takes
+    a tenth of the time of importing httpx, so it is imported only if pydantic needs it.
     """
     if sys.version_info < (3, 12):  # pragma: no cover - not on every version
         setattr(kind, "__get_pydantic_core_schema__", _build_schema)  # noqa: B010 - not declared

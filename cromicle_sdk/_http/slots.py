@@ -1,4 +1,4 @@
-"""Slots of `max_connections`, and the queue for them, which no interrupt loses."""
+"""The slots of `max_connections` and the queue for them. No interrupt can lose a slot."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["Slot", "Slots", "Waiter"]
 
 
 class Slots:
-    """How many exchanges may be under way; further calls are queued, and served in their order.
+    """Limits the number of exchanges in progress. Further calls are queued, first in, first out.
 
-    A slot may come back from the garbage collector, at any point and from any thread, and threads
-    may take them at the same time. There is no lock, which a finalizer could find taken by the
-    code that it interrupts: each operation on one of the collections is a single step.
+    The garbage collector may return a slot at any point and in any thread, and threads may take
+    slots concurrently. There is no lock, because a finalizer may interrupt the code that holds it.
+    Instead, each operation on the collections is atomic.
     """
 
     def __init__(self, count: int) -> None:
-        # Kept here: the collector clears a weak reference that only the objects of a cycle have.
+        # Kept here, because the collector clears weak references that are part of a cycle.
         self._ref: ref[Slots] = ref(self)
         self._unused = repeat(None, count)
         self._free: deque[Slot] = deque()
-        # By waiter, what wakes it. Only the first one takes a slot.
+        # The function that wakes each waiter. Only the first waiter takes a slot.
         self._queue: OrderedDict[object, Callable[[], object]] = OrderedDict()
 
     def take(self) -> Slot | None:
-        """A slot; None where there is none, or other calls are queued for it."""
+        """Return a slot, or None if none is free or other calls are queued."""
         return None if self._queue else self._find()
 
     def wait(self, wake: Callable[[], object]) -> Waiter:
@@ -43,14 +43,14 @@ class Slots:
         self.wake_first()
 
     def wake_first(self) -> None:
-        """Wake the first in the queue where a slot is free for it."""
+        """Wake the first waiter if a slot is free."""
         if self._free:
             wake = self._queue.get(find_first(self._queue))
             if wake is not None:
                 wake()
 
     def take_first(self, key: object) -> Slot | None:
-        """A slot for a waiter; None where there is none, or it is not the first."""
+        """Return a slot for a waiter, or None if none is free or it is not the first."""
         return self._find() if find_first(self._queue) is key else None
 
     def _find(self) -> Slot | None:
@@ -62,9 +62,9 @@ class Slots:
 
 
 class Waiter:
-    """A call in the queue. It leaves the queue when it says so, or is dropped.
+    """A call in the queue. It leaves the queue by `leave`, or when it is garbage-collected.
 
-    A call that an interrupt has ended, but whose waiter stays, would block those behind it.
+    Otherwise, a call that was ended by an interrupt would block the calls behind it.
     """
 
     __slots__ = ("__weakref__", "_key", "_queue", "_slots")
@@ -81,65 +81,65 @@ class Waiter:
         queue[self._key] = wake
 
     def wake_by(self, wake: Callable[[], object]) -> None:
-        """Replace the function that wakes it, before the next `take`."""
+        """Replace the function that wakes the waiter, before the next `take`."""
         self._queue[self._key] = wake
 
     def take(self) -> Slot | None:
-        """A slot; None where there is none, or it is not the first in the queue."""
+        """Return a slot, or None if none is free or this is not the first waiter."""
         return self._slots.take_first(self._key)
 
     def leave(self) -> None:
         """Leave the queue. Idempotent."""
         self._queue.pop(self._key, None)
-        # It may have been woken for a slot that it has not taken, and there may be two.
+        # This waiter may have been woken for a slot that it has not taken.
         self._slots.wake_first()
 
     def __del__(self) -> None:
-        # An interrupt may leave one half made.
+        # An interrupt may leave the object half-initialized.
         if hasattr(self, "_key"):
             self.leave()
 
 
 class Slot:
-    """One of the exchanges that may be under way. It goes back when it is released, or dropped.
+    """The permit for one exchange. It is returned by `release`, or when it is garbage-collected.
 
-    An interrupt may come between any two steps of the interpreter, also while a slot is on its way
-    from one function to another. It is dropped then.
+    An interrupt may arrive between any two steps of the interpreter, even while a slot is passed
+    from one function to another. The slot is then garbage-collected.
     """
 
     __slots__ = ("_owner", "_permit")
 
     def __init__(self, owner: ref[Slots]) -> None:
-        # Weak: an owner that is dropped must not live on through the slots that come back to it.
+        # Weak, so that returned slots do not keep their owner alive.
         self._owner = owner
-        # One item; none in a slot that is no slot yet, or not any more.
+        # Has one item while the slot is valid, and is empty before `fill` and after `release`.
         self._permit: list[None] = []
 
     def fill(self, permits: Iterator[None]) -> bool:
-        """Take one of these permits, as which the slot counts; False where there are none left."""
-        # One step of the interpreter: nothing is taken from the one and not yet in the other.
+        """Take one of the permits. Returns False if none is left."""
+        # A single step of the interpreter, so that no permit can be lost in between.
         self._permit.extend(islice(permits, 1))
         return bool(self._permit)
 
     def release(self) -> None:
-        """Put it back. Idempotent.
+        """Return the slot. Idempotent.
 
-        What goes back is another object: the garbage collector finalizes each object of a cycle, so
-        that both the exchange and its slot, in any order, may release it.
+        A new object is returned: the garbage collector finalizes each object of a cycle, so both
+        the exchange and its slot may release it, in any order.
         """
         owner = self._owner()
         if owner is not None:
             slot = Slot(self._owner)
-            # The list is empty where it was put back before.
+            # The list is empty if the slot has been returned before.
             with suppress(IndexError):
                 slot.fill(iter(self._permit.pop, _NO_PERMIT))
                 owner.put_back(slot)
 
     def __del__(self) -> None:
-        # An interrupt may leave one half made.
+        # An interrupt may leave the object half-initialized.
         if getattr(self, "_permit", None):
             self.release()
 
 
-# What ends the iteration over permits: nothing.
+# The sentinel of the iteration over permits, which is never reached.
 _NO_PERMIT: Any = object()

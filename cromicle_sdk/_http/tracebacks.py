@@ -1,4 +1,4 @@
-"""The frames of exceptions: their locals hold requests, and so the token."""
+"""Removal of frames from exceptions, because their locals contain the request and so the token."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["strip_frames", "strip_library_frames"]
 
 
 def strip_frames(error: BaseException) -> BaseException:
-    """The error without its frames, whose locals hold the request, and so the token."""
+    """Remove the frames of an error, whose locals contain the request and so the token."""
     for cause in _causes(error):
         cause.__traceback__ = None
-        # Unlink the context, whose frames must stay: the caller may be handling that exception.
+        # The context is unlinked instead, because the caller may be handling that exception.
         cause.__context__ = None
         if getattr(cause, "_request", None) is not None:
             cause._request = None  # type: ignore[attr-defined]  # httpx's errors carry theirs
@@ -23,13 +23,13 @@ def strip_frames(error: BaseException) -> BaseException:
 
 
 def strip_library_frames(error: BaseException) -> BaseException:
-    """An exception of the caller's without the frames that it has passed here, from this call on.
+    """Remove the frames of this package and its libraries from an exception of the caller.
 
-    Those of this package, of the libraries below it, and of what they call of the standard library
-    hold the request. The frames of a hook or a signal handler stay, and so do those of an exception
-    that the caller was handling when it called.
+    These frames, and those of the standard library that they call, contain the request. The frames
+    of a hook or a signal handler are kept, and so are those of an exception that the caller was
+    handling when it called.
     """
-    # Not this one's own frame, which holds the set.
+    # Without this function's own frame, which would refer to the set.
     callers: set[FrameType] = set()
     frame = currentframe()
     while frame is not None:
@@ -44,14 +44,14 @@ def strip_library_frames(error: BaseException) -> BaseException:
             continue
         seen.add(id(each))
         traceback = each.__traceback__
-        # The frame that handles an exception is the first of its traceback.
+        # The first frame of a traceback is the one that handles the exception.
         if each is error or traceback is None or traceback.tb_frame not in callers:
             each.__traceback__ = _strip_traceback(traceback)
             related += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
     return error
 
 
-# Their frames may hold a request; h11's, a part of one.
+# Packages whose frames may contain a request or, for h11, a part of one.
 _LIBRARIES = frozenset(
     ("cromicle_sdk", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "socksio", "anyio", "trio")
 )
@@ -63,11 +63,11 @@ def _strip_traceback(traceback: TracebackType | None) -> TracebackType | None:
     while traceback is not None:
         frame = traceback.tb_frame
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        # A frame of the standard library belongs to the one that has called it.
+        # A frame of the standard library belongs to its caller.
         if package not in sys.stdlib_module_names:
             is_library = package in _LIBRARIES
         if is_library:
-            # The frames that stay refer to it. One that still runs is not cleared.
+            # The kept frames refer to it. A frame that is still running cannot be cleared.
             with suppress(RuntimeError):
                 frame.clear()
         else:
