@@ -1,12 +1,12 @@
-"""Does a test fail for each small mistake in the code? `python tests/mutation.py [MODULE...]`.
+"""Mutation testing: `python tests/mutation.py [MODULE...]`.
 
-Each mutant of a module (`mutants.py`) runs the tests that execute the changed line, until one fails
-or takes much longer than without the change: then the mutant is killed. mypy kills others. The
-command fails if less than 90 % are killed, or if one survives that `mutants_accepted.toml` does not
-explain.
+Each mutant of a module (`mutants.py`) runs the tests that execute the changed line. It is killed if a
+test fails or takes much longer than without the change, or if mypy rejects the change. The command
+fails if less than 90 % of the mutants are killed, or if a mutant survives that
+`mutants_accepted.toml` does not list.
 
-No mutant is written to a file. The tests are collected once, and each mutant runs in a fork, in
-which the changed function has the changed code. So it costs little more than the tests.
+Mutants are not written to files. The tests are collected once, and each mutant runs in a fork in
+which the function has the changed code. A mutant costs little more than its tests.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ PACKAGE = TESTS.parent / "cromicle_sdk"
 ACCEPTED = TESTS / "mutants_accepted.toml"
 LOWEST_RATE = 0.9
 
-# The async side is the source of the other one, and has the more to test: cancellation is empty
-# calls on the blocking side. One of its event loops runs the tests.
+# The async side is the source of the blocking one, where the calls for cancellation are empty, so that
+# their mutants cannot be killed. The tests run on one event loop.
 NOT_RUN = "not slow"
 NOT_SELECTED = "not blocking and not uvloop and not trio"
 
