@@ -1,8 +1,8 @@
 """Mutation testing: `python tests/mutation.py [MODULE...]`.
 
-Each mutant of a module (`mutants.py`) runs the tests that execute the changed line. It is killed if a
-test fails or takes much longer than without the change, or if mypy rejects the change. The command
-fails if less than 90 % of the mutants are killed, or if a mutant survives that
+Each mutant of a module (`mutants.py`) runs the tests that execute the changed line. It is killed if
+a test fails or takes much longer than without the change, or if mypy rejects the change. The
+command fails if less than 90 % of the mutants are killed, or if a mutant survives that
 `mutants_accepted.toml` does not list.
 
 Mutants are not written to files. The tests are collected once, and each mutant runs in a fork in
@@ -45,8 +45,8 @@ PACKAGE = TESTS.parent / "cromicle_sdk"
 ACCEPTED = TESTS / "mutants_accepted.toml"
 LOWEST_RATE = 0.9
 
-# The async side is the source of the blocking one, where the calls for cancellation are empty, so that
-# their mutants cannot be killed. The tests run on one event loop.
+# The async side is the source of the blocking one, where the calls for cancellation are empty, so
+# that their mutants cannot be killed. The tests run on one event loop.
 NOT_RUN = "not slow"
 NOT_SELECTED = "not blocking and not uvloop and not trio"
 
