@@ -19,8 +19,6 @@ from cromicle_sdk.cli.commands import cromicle, serve
 from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
 
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-
 README = DOCUMENTS["README.md"]
 PAGES = {Path(name).stem: text for name, text in DOCUMENTS.items()}
 
@@ -151,12 +149,6 @@ def test_the_readme_is_short_and_links_to_every_page() -> None:
     assert len(README.splitlines()) <= 150
     for page in FOLDER.glob("*.md"):
         assert f"](cromicle_sdk/docs/{page.name})" in README
-
-
-def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
-    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)
-    assert versions[0] == cromicle_sdk.__version__
-    assert len(versions) == len(set(versions))
 
 
 def test_the_tree_of_errors_names_every_error() -> None:

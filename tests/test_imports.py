@@ -42,7 +42,7 @@ MODULES: dict[str, set[str]] = {
     "_core.observers": {"_core.options", "_core.request", "_core.response"},
     # Network code shared by the async and the blocking side.
     "_http.sockets": set(),
-    "_http.slots": {"_http.sockets"},
+    "_http.slots": {"_core.compat", "_http.sockets"},
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
@@ -65,7 +65,7 @@ MODULES: dict[str, set[str]] = {
         *("_core.deadline", "_http.framing", "_http.sockets"),
     },
     "_async.connection": {
-        *("_async.concurrency", "_async.network", "_core.deadline"),
+        *("_async.concurrency", "_async.network", "_core.compat", "_core.deadline"),
         *("_http.framing", "_http.proxies", "_http.sockets"),
     },
     "_async.upgrade": {"_async.connection", "_http.libraries", "_http.sockets"},

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-import trustme
+from certificates import build_authority
 from proxies import Proxy
 from rich.console import Console
 from rich.traceback import Traceback
@@ -376,7 +376,7 @@ def test_an_exception_of_a_signal_handler_while_sending_shows_no_secret(
     is_custom: bool, scheme: str
 ) -> None:
     """It passes unchanged, with the frames of the handler but none that contain the request."""
-    authority = trustme.CA()
+    authority = build_authority()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     trusting = ssl.create_default_context()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice, repeat
 from typing import Any
 from weakref import ref
+
+from cromicle_sdk._core.compat import HAS_GIL, build_ordered_dict
 
 from .sockets import find_first
 
@@ -25,10 +27,10 @@ class Slots:
     def __init__(self, count: int) -> None:
         # Kept here, because the collector clears weak references that are part of a cycle.
         self._ref: ref[Slots] = ref(self)
-        self._unused = repeat(None, count)
+        self._unused = _build_permits(count)
         self._free: deque[Slot] = deque()
         # The function that wakes each waiter. Only the first waiter takes a slot.
-        self._queue: OrderedDict[object, Callable[[], object]] = OrderedDict()
+        self._queue: dict[object, Callable[[], object]] = build_ordered_dict()
 
     def take(self) -> Slot | None:
         """Return a slot, or None if none is free or other calls are queued."""
@@ -72,7 +74,7 @@ class Waiter:
     def __init__(
         self,
         slots: Slots,
-        queue: OrderedDict[object, Callable[[], object]],
+        queue: dict[object, Callable[[], object]],
         wake: Callable[[], object],
     ) -> None:
         self._slots = slots
@@ -117,8 +119,10 @@ class Slot:
 
     def fill(self, permits: Iterator[None]) -> bool:
         """Take one of the permits. Returns False if none is left."""
-        # A single step of the interpreter, so that no permit can be lost in between.
-        self._permit.extend(islice(permits, 1))
+        # A list without permits raises.
+        with suppress(IndexError):
+            # A single step of the interpreter, so that no permit can be lost in between.
+            self._permit.extend(islice(permits, 1))
         return bool(self._permit)
 
     def release(self) -> None:
@@ -131,8 +135,7 @@ class Slot:
         if owner is not None:
             slot = Slot(self._owner)
             # The list is empty if the slot has been returned before.
-            with suppress(IndexError):
-                slot.fill(iter(self._permit.pop, _NO_PERMIT))
+            if slot.fill(_pop_all(self._permit)):
                 owner.put_back(slot)
 
     def __del__(self) -> None:
@@ -141,5 +144,18 @@ class Slot:
             self.release()
 
 
+def _build_permits(count: int) -> Iterator[None]:
+    # Without the GIL, threads that share another iterator may get more than `count`.
+    return repeat(None, count) if HAS_GIL else _pop_all([None] * min(count, _MOST_PERMITS))
+
+
+def _pop_all(permits: list[None]) -> Iterator[None]:
+    """Take the permits of a list, in atomic steps. Raises `IndexError` at its end."""
+    return iter(permits.pop, _NO_PERMIT)
+
+
 # The sentinel of the iteration over permits, which is never reached.
 _NO_PERMIT: Any = object()
+
+# Linux lets a process have no more file descriptors, unless it is configured to.
+_MOST_PERMITS = 1 << 20

@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from left_out import skip_if_left_out
 
 from cromicle_sdk import Client, Reply
 from cromicle_sdk.bulk import bulk
@@ -21,6 +22,7 @@ from cromicle_sdk.cli import batch as _batch
 from cromicle_sdk.cli import run
 from cromicle_sdk.server import LocalServer
 
+skip_if_left_out("distributed")
 # It has no types.
 distributed: Any = importlib.import_module("distributed")
 

@@ -253,20 +253,22 @@ def test_an_input_that_is_also_the_output_is_left_alone(
 
 
 def test_an_input_that_changes_meanwhile(faults: FaultyServer, capsys: Capture) -> None:
-    write("in.jsonl", *({"id": i, "prompt": "x"} for i in range(1000)))
+    # Larger than what Python reads ahead, which is 128 KiB since Python 3.14.
+    text = "x" * 2000
+    write("in.jsonl", *({"id": i, "prompt": text} for i in range(300)))
     changed = threading.Event()
 
     async def change(prompt: str) -> AsyncIterator[str]:
         if not changed.is_set():
             changed.set()
-            write("in.jsonl", *("x" * 25 for _ in range(1000)))
+            write("in.jsonl", *(text for _ in range(300)))
         yield prompt
 
     with LocalServer(change) as server:
         assert batch(server, "in.jsonl", "out.jsonl", "--concurrency", "1") == 1
     error = capsys.readouterr().err
     assert "in.jsonl has changed while it was being read, at line " in error
-    assert all(each["text"] == "x" for each in read())
+    assert all(each["text"] == text for each in read())
 
 
 # Failures and resuming

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import pytest
-import trustme
+from certificates import build_authority
 
 from cromicle_sdk.testing import (
     LAST_CHUNK,
@@ -30,6 +30,7 @@ from cromicle_sdk.testing import (
 )
 
 if TYPE_CHECKING:
+    import trustme
     from typing_extensions import Self
 
 BODY = b'{"message":"Hi","token":"canary","hash":"1f"}'
@@ -795,7 +796,7 @@ def test_a_server_out_of_file_descriptors_accepts_once_there_are_some(
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    return trustme.CA()
+    return build_authority()
 
 
 @pytest.fixture

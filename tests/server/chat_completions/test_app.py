@@ -149,7 +149,11 @@ def test_an_empty_reply_is_an_error_unless_the_client_accepts_it(
 
 
 # On trio the package leaves an async generator of its own to the garbage collector.
-@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES[:2], ids=lambda runtime: runtime.name)
+@pytest.mark.parametrize(
+    "runtime",
+    [runtime for runtime in ASYNC_RUNTIMES if runtime.name != "trio"],
+    ids=lambda runtime: runtime.name,
+)
 def test_the_async_client_of_openai(
     server: LocalServer, faults: FaultyServer, runtime: Runtime
 ) -> None:

@@ -14,14 +14,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
 import pytest
 import trio
 import trio.testing
-import trustme
+from certificates import build_authority
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 from upstreams import (
     DONE,
@@ -61,6 +61,9 @@ from cromicle_sdk.testing import (
     build_chunk,
     build_head,
 )
+
+if TYPE_CHECKING:
+    import trustme
 
 ONCE = Retry(attempts=1)
 PROMPT = "a very private prompt"
@@ -280,7 +283,7 @@ class TestRequest:
         assert sent["authorization"] == "Custom x"
 
     def test_tls_with_a_private_certificate_authority(self) -> None:
-        authority = trustme.CA()
+        authority = build_authority()
         with FaultyServer(ssl_context=_server_context(authority)) as upstream:
             answer_texts(upstream, "ok")
             assert ask(upstream, verify=_client_context(authority)) == "ok"
