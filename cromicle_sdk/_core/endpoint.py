@@ -128,7 +128,7 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
         raise ConfigurationError("not a URL", option=name, hint=_URL_FORM) from None
     if parts.scheme not in ("http", "https"):
         raise ConfigurationError("it must begin with http:// or https://", option=name)
-    if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
+    if "?" in base_url or "#" in base_url:
         raise ConfigurationError("it must not have a query or a fragment", option=name)
     if port == 0:
         raise ConfigurationError("port 0 is not a port to connect to", option=name)

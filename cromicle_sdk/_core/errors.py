@@ -134,7 +134,7 @@ class CromicleError(Exception):
 def _rebuild(
     kind: type[CromicleError], args: tuple[Any, ...], facts: dict[str, Any]
 ) -> CromicleError:
-    error = kind.__new__(kind, *args)
+    error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(facts)
     return error

@@ -109,7 +109,7 @@ def _write(name: object, value: object) -> str:
     problem = find_json_problem(value)
     if problem is not None:
         raise _invalid(f"the field {name!r} is not JSON: {problem}")
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _invalid(problem: str, *, hint: str = "") -> ConfigurationError:

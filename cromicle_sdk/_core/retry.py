@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,13 +46,11 @@ class RetryBudget:
     _COST = 5
 
     def __init__(self, capacity: int | None) -> None:
-        self._capacity = capacity
-        self._tokens = 0 if capacity is None else capacity
+        self._capacity = math.inf if capacity is None else capacity
+        self._tokens = self._capacity
 
     def take(self) -> bool:
         """Pay for one retry; False if too few tokens are left."""
-        if self._capacity is None:
-            return True
         if self._tokens < self._COST:
             return False
         self._tokens -= self._COST
@@ -59,8 +58,7 @@ class RetryBudget:
 
     def give_back(self) -> None:
         """Return the token of a successful call."""
-        if self._capacity is not None:
-            self._tokens = min(self._capacity, self._tokens + 1)
+        self._tokens = min(self._capacity, self._tokens + 1)
 
 
 class Decision(NamedTuple):

@@ -10,6 +10,7 @@ of h11.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -92,26 +93,20 @@ class FramingObserver:
     def __init__(self) -> None:
         self.trailers: Trailers = ()
         self._h11 = h11.Connection(h11.CLIENT)
-        self._is_lost = False
         # The framing of a response is the same for all requests except HEAD and CONNECT.
         self._h11.send(h11.Request(method="GET", target="/", headers=[("host", "localhost")]))
         self._h11.send(h11.EndOfMessage())
 
     def receive_data(self, data: bytes) -> None:
         """Receive the bytes of the connection, from the start of the response."""
-        try:
+        # After an error, the state of h11 is not DONE.
+        with suppress(h11.RemoteProtocolError):
             self._h11.receive_data(data)
             while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
                 if isinstance(event, h11.EndOfMessage):
                     self.trailers = event.headers
-        except h11.RemoteProtocolError:
-            self._is_lost = True
 
     @property
     def has_trailing_data(self) -> bool:
         """Whether data has arrived after the response, or its end has not been found."""
-        return (
-            self._is_lost
-            or self._h11.their_state is not h11.DONE
-            or bool(self._h11.trailing_data[0])
-        )
+        return self._h11.their_state is not h11.DONE or bool(self._h11.trailing_data[0])

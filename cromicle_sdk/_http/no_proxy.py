@@ -32,8 +32,8 @@ def is_excepted(no_proxy: str, host: str, port: int) -> bool:
 def _matches(rule: str, name: str, address: _Address | None, port: int) -> bool:
     if "/" in rule:
         return address is not None and _is_in_network(address, rule)
-    # An IPv6 address without brackets contains colons itself.
-    found = None if _parse_address(rule) else _RULE.match(rule)
+    found = _RULE.match(rule)
+    # An IPv6 address without brackets does not match: it contains colons itself.
     if found is not None:
         if found["port"] and int(found["port"]) != port:
             return False

@@ -46,10 +46,10 @@ class Slots:
 
     def wake_first(self) -> None:
         """Wake the first waiter if a slot is free."""
-        first = find_first(self._queue) if self._free else None
-        wake = None if first is None else self._queue.get(first)
-        if wake is not None:
-            wake()
+        if self._free:
+            wake = self._queue.get(find_first(self._queue))
+            if wake is not None:
+                wake()
 
     def take_first(self, key: object) -> Slot | None:
         """Return a slot for a waiter, or None if none is free or it is not the first."""

@@ -52,7 +52,7 @@ def translate_error(
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             what, advice = f"The certificate of {url} cannot be verified", _CERTIFICATE_ADVICE
-            said = getattr(cause, "verify_message", "") or str(cause)
+            said = getattr(cause, "verify_message", None) or str(cause)
             return _failed(what, said, advice, option="verify", is_final=True)
         if isinstance(cause, UnicodeError) and _is_bad_name(cause):
             what = f"The host of {url} is not a valid name in DNS"

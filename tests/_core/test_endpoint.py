@@ -25,6 +25,7 @@ from cromicle_sdk._core.secrets import Secret
         ("https://h/a/b//", "https://h/a/b/chat", "h"),
         ("https://h//a", "https://h//a/chat", "h"),
         ("https://h/chat", "https://h/chat/chat", "h"),
+        ("https://h/X", "https://h/X/chat", "h"),
         ("https://h/a%2Fb%20c", "https://h/a%2Fb%20c/chat", "h"),
         ("https://h/\u00e9", "https://h/%C3%A9/chat", "h"),
         ("https://h/~a;b=c,d:@!$&'()*+", "https://h/~a;b=c,d:@!$&'()*+/chat", "h"),
@@ -147,6 +148,52 @@ def test_an_invalid_base_url(base_url: str) -> None:
     assert "hunter2" not in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200
+
+
+URL_FORM = "expected https://HOST[:PORT][/PATH]"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "detail", "hint"),
+    [
+        (1, "expected a URL as a str, not int", ""),
+        (
+            "http://h/a b",
+            "it contains a character that is not allowed in a URL (a space, a quote, a control)",
+            "",
+        ),
+        ("http://[::1", "not a URL", URL_FORM),
+        ("ftp://h", "it must begin with http:// or https://", ""),
+        ("http://h?x", "it must not have a query or a fragment", ""),
+        ("http://h:0", "port 0 is not a port to connect to", ""),
+        ("http://", "it has no host", URL_FORM),
+        ("http://[::1]x", "its host or port is not valid", URL_FORM),
+        (f"http://{'a.' * 127}", "its host is longer than 253 characters", ""),
+        (
+            "http://127.1",
+            "its host is not a valid IPv4 address",
+            "write the address as four numbers, as in 127.0.0.1",
+        ),
+        (
+            "http://stra\u00dfe.example",
+            "its host has a letter that IDNA 2003 and IDNA 2008 encode differently",
+            "write the host in its encoded form (xn--...)",
+        ),
+        ("http://\u00e9..x", "its host is not a valid DNS name", ""),
+    ],
+    ids=ascii,
+)
+def test_an_error_says_what_is_wrong_with_a_url(base_url: object, detail: str, hint: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Endpoint.parse("proxy", base_url)
+    assert caught.value.detail == detail
+    assert caught.value.option == "proxy"
+    assert caught.value.hint == hint
+
+
+def test_a_host_of_253_characters() -> None:
+    host = "a." * 126 + "b"
+    assert Endpoint.parse("base_url", f"http://{host}").host == host
 
 
 # The error of `urllib` quotes the part with the password.

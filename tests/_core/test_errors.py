@@ -33,6 +33,9 @@ from cromicle_sdk._core.errors import (
     TimeoutPhase,
     UnexpectedContentError,
     UnprocessableEntityError,
+    add_sentence,
+    describe,
+    shorten,
     status_error_class,
 )
 
@@ -83,7 +86,8 @@ def build_error(kind: type[CromicleError]) -> CromicleError:
     elif issubclass(kind, InvalidMessageError):
         facts |= {"index": 3}
     elif issubclass(kind, APIStatusError):
-        facts |= {"status_code": 418, "headers": HEADERS, "body": "no 😀", "retry_after": 1.5}
+        facts |= {"status_code": 418, "headers": HEADERS, "body": "no 😀"}
+        facts |= {"retry_after": 1.5, "attempts": 2}
     elif issubclass(kind, UnexpectedContentError):
         facts |= {"body": "<html>", "attempts": 2}
     else:
@@ -110,10 +114,41 @@ def test_the_tree_has_every_error_of_the_module() -> None:
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 def test_every_error_has_what_all_errors_have(kind: type[CromicleError]) -> None:
     error = build_error(kind)
-    assert isinstance(error.partial_text, str)
-    assert isinstance(error.attempts, int)
+    if not issubclass(kind, (ConfigurationError, InvalidMessageError)):
+        assert error.attempts == 2
     assert str(error) == f"{error.problem}; do otherwise"
     assert error.args == (error.problem,)
+
+
+def test_an_error_has_the_option_that_its_hint_is_about() -> None:
+    hint = "raise it"
+    for kind in (CromicleError, APIConnectionError, UnexpectedContentError):
+        assert kind("it failed", hint=hint, option="strict").option == "strict"
+    assert APITimeoutError("it failed", phase="stall", hint=hint).option == "timeout.stall"
+
+
+@pytest.mark.parametrize("problem", ["it failed", "it failed."])
+def test_a_sentence_is_added_to_the_problem(problem: str) -> None:
+    error = APIConnectionError(problem, hint="Try again.", is_final=True)
+    longer = add_sentence(error, "The server is down.")
+    assert str(longer) == "it failed. The server is down. Try again."
+    assert isinstance(longer, APIConnectionError)
+    assert longer.is_final
+    assert error.problem == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "shortened"),
+    [
+        (" no\r\n such\tpath ", "no such path"),
+        ("a\x1b[1mb\u202e", "a\ufffd[1mb\ufffd"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "…"),
+        ("", ""),
+    ],
+)
+def test_a_text_of_a_server_becomes_a_part_of_a_line(text: str, shortened: str) -> None:
+    assert shorten(text) == shortened
 
 
 @pytest.mark.parametrize("how", ["copy", "deepcopy", *range(2, pickle.HIGHEST_PROTOCOL + 1)])
@@ -224,6 +259,12 @@ def test_errors_of_two_classes_are_not_equal() -> None:
     assert len(set(errors)) == len(errors)
 
 
+def test_the_hashes_of_errors_differ_by_class_and_message() -> None:
+    hashes = {hash(kind("cut")) for kind in (CromicleError, ReplyError, ReplyDecodeError)}
+    hashes |= {hash(ReplyError("invalid")), hash(ReplyError("slow"))}
+    assert len(hashes) == 5
+
+
 @pytest.mark.parametrize("other", ["it failed", None, Exception("it failed"), 1])
 def test_an_error_is_not_equal_to_another_object(other: object) -> None:
     assert build_error(CromicleError) != other
@@ -262,8 +303,9 @@ def test_defaults() -> None:
         error = kind("what happened")
         assert (error.partial_text, error.attempts) == ("", 0)
     assert APIConnectionError("x").detail == ""
-    assert not APIConnectionError("x").is_final
-    assert not IncompleteReplyError("x").is_final
+    assert APIConnectionError("x").is_final is False
+    assert APITimeoutError("x", phase="total").is_final is False
+    assert IncompleteReplyError("x").is_final is False
     assert UnexpectedContentError("x").body == ""
     assert APITimeoutError("x", phase="total").detail == ""
 
@@ -300,6 +342,7 @@ def test_invalid_message_begins_with_its_index(index: int | None, message: str) 
 def test_a_configuration_error_begins_with_its_option(option: str | None, text: str) -> None:
     error = ConfigurationError("it is bad", option=option, hint="fix it")
     assert str(error) == text
+    assert error.detail == "it is bad"
     assert error.option == option
     assert (error.partial_text, error.attempts) == ("", 0)
     assert ConfigurationError("it is bad").option is None
@@ -313,6 +356,14 @@ def test_properties_of_headers() -> None:
     bare = RedirectError("moved", status_code=301, headers=Headers(), body="")
     assert bare.request_id is None
     assert bare.location is None
+
+
+def test_a_log_line_has_a_few_words_for_an_error() -> None:
+    facts: Any = {"status_code": 503, "body": "private"}
+    assert describe(APIStatusError("x", **facts, headers=Headers())) == "status 503"
+    assert describe(APIStatusError("x", **facts, headers=HEADERS)) == "status 503, request id r-1"
+    assert describe(APITimeoutError("private", phase="stall")) == "timeout (stall)"
+    assert describe(ReplyDecodeError("private")) == "ReplyDecodeError"
 
 
 def test_every_status_has_its_class() -> None:

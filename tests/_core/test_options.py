@@ -163,6 +163,15 @@ def test_an_invalid_variable_is_named(
     assert CANARY not in str(caught.value)
 
 
+def test_an_option_is_named_and_not_the_variable_that_it_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CROMICLE_BASE_URL", "http://h")
+    with pytest.raises(ConfigurationError) as caught:
+        build_options(base_url="ftp://h")
+    assert caught.value.option == "base_url"
+
+
 # Timeouts
 
 
@@ -269,6 +278,8 @@ def test_an_invalid_retry(name: str, value: Any) -> None:
         (0, {}, "n: 0 is not 1 or more"),
         (-1, {"minimum": 0}, "n: -1 is not 0 or more"),
         (65536, {"minimum": 0, "maximum": 65535}, "n: 65536 is not 0 to 65535"),
+        (10**18 - 1, {"maximum": 9}, f"n: {10**18 - 1} is not 1 to 9"),
+        (10**18, {"maximum": 9}, "n: this number is not 1 to 9"),
         (MORE_DIGITS_THAN_STR_SHOWS, {"maximum": 9}, "n: this number is not 1 to 9"),
         ("5", {"maximum": 9}, "n: expected a whole number, 1 to 9, not str"),
         (True, {}, "n: expected a whole number, 1 or more, not bool"),
@@ -302,6 +313,8 @@ def test_check_seconds_rejects(value: Any) -> None:
     )
     assert caught.value.option == "grace"
     assert caught.value.hint == "do this"
+    with pytest.raises(ConfigurationError, match=r"0 or more, not str$"):
+        check_seconds("grace", "1")
     with pytest.raises(ConfigurationError, match=r"above 0, not 0$"):
         check_seconds("grace", 0, above_zero=True)
 
@@ -404,6 +417,11 @@ def test_invalid_connection_options(options: dict[str, Any], says: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_client_of_ones_own_may_have_no_base_url() -> None:
+    own = object()
+    assert build_connection_options(http_client=own).http_client is own
+
+
 def test_the_repr_of_connection_options_shows_no_password() -> None:
     options = build_connection_options(proxy="http://user:hunter2@p")
     assert "hunter2" not in repr(options)
@@ -470,6 +488,9 @@ def test_headers_of_the_protocol(name: str) -> None:
 def test_invalid_header_values_are_not_quoted(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^headers: the value of x-key must be") as caught:
         build_options(headers={"x-key": value})
+    assert str(caught.value).endswith(
+        "must be a str of visible ASCII characters, with spaces and tabs inside only"
+    )
     assert "hunter2" not in str(caught.value)
 
 
@@ -587,6 +608,19 @@ def test_the_token_of_a_view_replaces_that_of_the_client() -> None:
     assert options.with_token(Secret("other")) == options._replace(token=Secret("other"))
     with pytest.raises(ConfigurationError, match=r"^token: it is empty"):
         options.with_token(Secret(""))
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: Timeout(stall=0), "pass None for no limit"),
+        (lambda: build_options(retry=3), "Retry(attempts=1) disables retries"),
+    ],
+)
+def test_an_error_says_what_to_do_instead(make: Any, hint: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make()
+    assert caught.value.hint == hint
 
 
 def test_an_option_that_is_not_given_shows_its_name() -> None:

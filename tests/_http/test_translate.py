@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import h11
 import httpcore
+import httpcore2
 import httpx
 import httpx2
 import pytest
@@ -70,7 +71,7 @@ NETWORK_ERRORS: list[Exception] = [
     ssl.SSLEOFError(8, "EOF occurred"),
     *(
         getattr(module, name)("it broke")
-        for module in (httpcore, httpx, httpx2)
+        for module in (httpcore, httpcore2, httpx, httpx2)
         for name in (
             *("ConnectError", "ReadError", "WriteError"),
             *("RemoteProtocolError", "LocalProtocolError", "UnsupportedProtocol"),
@@ -97,7 +98,7 @@ def test_errors_of_the_network(error: Exception) -> None:
     assert str(made) == (
         f"{what} from {URL}: {detail}. Check that the server runs and that base_url is right."
     )
-    assert not made.is_final
+    assert (made.option, made.is_final) == ("base_url", False)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,7 @@ def test_errors_of_the_network(error: Exception) -> None:
     [
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
         (httpx.ReadError("it broke. "), "it broke"),
+        (httpx.ReadError("no route to host X"), "no route to host X"),
         (httpx.ReadError(""), "ReadError"),
         (caused(httpx.ReadError(""), ConnectionResetError(104, "Reset by peer")), "Reset by peer"),
         (
@@ -136,7 +138,7 @@ def test_a_certificate_that_does_not_verify(error: Exception) -> None:
         f"The certificate of {URL} cannot be verified: self-signed certificate. "
         "For a private certificate authority, pass verify=ssl_context."
     )
-    assert made.is_final
+    assert (made.option, made.is_final) == ("verify", True)
 
 
 def test_a_certificate_error_that_python_code_raised() -> None:
@@ -144,6 +146,7 @@ def test_a_certificate_error_that_python_code_raised() -> None:
     made = translate(verification_error(None))
     assert made is not None
     assert made.is_final
+    assert "CERTIFICATE_VERIFY_FAILED" in made.detail
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_a_host_that_is_no_name(error: Exception) -> None:
     assert str(made) == (
         f"The host of {URL} is not a valid name in DNS: label too long. Check base_url."
     )
-    assert made.is_final
+    assert (made.option, made.is_final) == ("base_url", True)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_a_proxy_that_failed(error: Exception) -> None:
         f"The proxy on the way to {URL} failed: 502 no. "
         "Check the option proxy, or the proxy variables of the environment."
     )
-    assert not made.is_final
+    assert (made.option, made.is_final) == ("proxy", False)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +220,15 @@ def test_an_error_of_tls_that_no_retry_changes(reason: str, option: str, advice:
     assert isinstance(made, APIConnectionError)
     assert (made.is_final, made.option) == (True, option)
     assert advice in made.hint
+
+
+def test_the_reason_of_another_error_is_none_of_tls() -> None:
+    cause = ValueError("x")
+    cause.reason = ["WRONG_VERSION_NUMBER"]  # type: ignore[attr-defined]
+    made = translate(caused(httpx.ReadError("it broke"), cause))
+    assert isinstance(made, APIConnectionError)
+    assert made.option == "base_url"
+    assert not made.is_final
 
 
 def test_a_process_with_too_many_open_files_is_not_the_server() -> None:
@@ -320,6 +332,16 @@ def test_timeouts(error: Exception, waits_for: Any, total: float, phase: str) ->
     assert f" within {seconds:g} s." in str(made)
     assert str(made).count(".") >= 3
     assert "{" not in str(made)
+
+
+def test_a_client_of_ones_own_may_have_a_limit_where_there_is_none() -> None:
+    timeouts = CallTimeouts.for_call(Timeout(first_byte=None), now=time.monotonic())
+    timeouts.enter("first_byte", time.monotonic())
+    made = translate(httpx.ReadTimeout("x"), timeouts)
+    assert str(made) == (
+        f"{URL} did not respond in time. "
+        "Raise timeout.first_byte if the server is known to be slow."
+    )
 
 
 # What the program was doing when it called
