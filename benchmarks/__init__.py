@@ -1,1 +1,1 @@
-"""What the SDK costs beside what its users would take instead: `python -m benchmarks`."""
+"""Comparisons of the SDK with the libraries that it replaces: `python -m benchmarks`."""

@@ -1,7 +1,7 @@
-"""Run the benchmarks and print each ratio beside its bound.
+"""Run the benchmarks, and print each ratio and its bound.
 
-Without a NAME all scenarios are run, which takes some ten minutes. A machine that does nothing else
-gives better results: costs are compared within a round, but not between runs.
+Without a NAME, all scenarios run, which takes about ten minutes. An idle machine gives better
+results: costs are compared within a round, but not between runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the scenarios that the arguments name. A bound that is missed is not an error."""
+    """Run the named scenarios. A missed bound is not an error."""
     options = _parse(arguments)
     allow_many_files()
     _print(", ".join(f"{name} {version}" for name, version in list_versions().items()) + "\n\n")
@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one short round of each scenario, to see that it works",
+        help="run one short round of each scenario, to check that it works",
     )
     options = parser.parse_args(arguments)
     for name in options.names:

@@ -1,4 +1,4 @@
-"""The bounds: the most that the SDK may cost relative to something else."""
+"""The bounds: the maximum costs of the SDK relative to other cases."""
 
 from __future__ import annotations
 

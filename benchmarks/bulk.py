@@ -1,4 +1,4 @@
-"""What bulk work costs beside bare calls, and how it treats a server that is busy."""
+"""The cost of bulk work compared to single calls, and its speed with a busy server."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PATIENT: Final = "5 at once, 5 patient callers"
 _PROMPTS = 10_000
 _LIMIT = 32
 
-# The echo waits before the second word. All of them take 10 s with 5 at a time.
+# The echo waits before the second word, so all prompts take 10 s if 5 are sent at a time.
 _BUSY_SECONDS = 0.1
 _BUSY_PROMPTS = 500
 _BUSY = ("--max-concurrent", "5", "--max-waiting", "0", "--delay", str(_BUSY_SECONDS))
 
 
 def get_memory_bound(settings: Settings) -> Sample:
-    """A constant, since this bound is a size and not a ratio."""
+    """Return a constant, because this bound is a size and not a ratio."""
     return Sample(memory=50e6)
 
 
 @contextmanager
 def _serve(*options: str) -> Iterator[str]:
-    """Run `cromicle serve`, an echo, in a process of its own, and give its base URL."""
+    """Run `cromicle serve` as an echo in its own process, and yield its base URL."""
     command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", "0", "--no-access-log"]
     command += ["--token", "abc", *options]
     with subprocess.Popen(  # noqa: S603 - the command of this package
@@ -59,7 +59,7 @@ def _build_prompts(count: int) -> Iterator[str]:
 
 
 def _chat(base_url: str, count: int, *, limit: int) -> Iterator[str]:
-    """The baseline: tasks that call an `AsyncClient`, one prompt after the other."""
+    """The baseline: tasks that call `AsyncClient.chat` for one prompt after the other."""
     import anyio
 
     from cromicle_sdk import AsyncClient
@@ -131,10 +131,10 @@ _Run = Callable[..., Iterator[str]]
 
 
 def _measure(run: _Run, settings: Settings) -> Sample:
-    """The CPU and wall time of a prompt, and the memory that all of them add."""
+    """Measure the CPU and wall time per prompt, and the increase of the peak memory."""
     count = settings.scale(_PROMPTS)
     with _serve() as base_url:
-        # What is imported and cached does not count.
+        # Imports and caches do not count.
         _check(run(base_url, 100, limit=_LIMIT), 100)
         before = peak_memory()
         with Stopwatch() as watch:
@@ -144,7 +144,7 @@ def _measure(run: _Run, settings: Settings) -> Sample:
 
 
 def _measure_busy(run: _Run, limit: int, settings: Settings) -> Sample:
-    """The time of a prompt of many at a server that takes 5 at once, and rejects the others."""
+    """Measure the time per prompt with a server that serves 5 at a time and rejects others."""
     count = settings.scale(_BUSY_PROMPTS)
     with _serve(*_BUSY) as base_url, Stopwatch() as watch:
         _check(run(base_url, count, limit=limit), count)
@@ -152,12 +152,12 @@ def _measure_busy(run: _Run, limit: int, settings: Settings) -> Sample:
 
 
 def _check(texts: Iterator[str], count: int) -> None:
-    """Raise `RuntimeError` if a reply is missing, or there twice."""
+    """Raise `RuntimeError` if a reply is missing or a duplicate."""
     seen: set[int] = set()
     for text in texts:
         word, _, number = text.partition(" ")
         if word != "Number" or int(number) in seen:
-            raise RuntimeError(f"an error, or a reply that was there before: {text}")
+            raise RuntimeError(f"an error or a duplicate reply: {text}")
         seen.add(int(number))
     if len(seen) != count:
         raise RuntimeError(f"{len(seen)} replies instead of {count}")

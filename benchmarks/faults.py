@@ -1,7 +1,7 @@
-"""Which client takes which wrong reply for a whole one: `python -m benchmarks.faults`.
+"""Which clients accept incomplete or wrong replies: `python -m benchmarks.faults`.
 
 Each client streams from a server that fails in nine ways known from networks and proxies. A reply
-counts as taken if the client raised nothing, although the text is not that of the server's backend.
+counts as accepted if the client raises nothing, although the text is not that of the backend.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cromicle_sdk.testing import FaultyServer
 from .libraries import ASYNC, BLOCKING
 from .runtimes import run
 
-__all__ = ["CLIENTS", "FAULTS", "main", "takes_for_whole"]
+__all__ = ["CLIENTS", "FAULTS", "accepts", "main"]
 
 _TEXT = "The light went out at three. It was 5 °C and nobody saw it. "
 _CUT = _TEXT[:28]
@@ -30,8 +30,10 @@ FAULTS: dict[str, Fault] = {
     "closed before the length": lambda server: server.cut(_CUT, framing="length"),
     "closed, with neither length nor chunks": lambda server: server.cut(_CUT, framing="none"),
     "the same, within a character": lambda server: server.cut(_SPLIT, framing="none"),
-    "nothing at all": lambda server: server.reply(""),
-    "a page of a proxy, as 200": lambda server: server.reply(_PAGE, content_type="text/html"),
+    "an empty body": lambda server: server.reply(""),
+    "an error page of a proxy, as 200": lambda server: server.reply(
+        _PAGE, content_type="text/html"
+    ),
     "an error in JSON, as 200": lambda server: server.reply(
         '{"error": "overloaded"}', content_type="application/json"
     ),
@@ -47,23 +49,23 @@ CLIENTS = {
 
 
 def main() -> None:
-    """Print a line for each fault, and each client's share at the end."""
+    """Print a line for each fault, and the share of accepted replies at the end."""
     width = max(map(len, FAULTS))
-    _print(f"{'taken for a whole reply':{width}}  {'  '.join(CLIENTS)}")
+    _print(f"{'accepted without an error':{width}}  {'  '.join(CLIENTS)}")
     counts = dict.fromkeys(CLIENTS, 0)
     for fault in FAULTS:
         cells: list[str] = []
         for client in CLIENTS:
-            is_taken = takes_for_whole(client, fault)
-            counts[client] += is_taken
-            cells.append(f"{'yes' if is_taken else '-':{len(client)}}")
+            is_accepted = accepts(client, fault)
+            counts[client] += is_accepted
+            cells.append(f"{'yes' if is_accepted else '-':{len(client)}}")
         _print(f"{fault:{width}}  {'  '.join(cells)}".rstrip())
     shares = (f"{f'{count / len(FAULTS):.0%}':{len(name)}}" for name, count in counts.items())
     _print(f"{'of all':{width}}  {'  '.join(shares)}".rstrip())
 
 
-def takes_for_whole(client: str, fault: str) -> bool:
-    """Whether a client raises none of its errors for a reply with this fault."""
+def accepts(client: str, fault: str) -> bool:
+    """Whether a client accepts a reply with this fault without raising an error."""
     with FaultyServer() as server:
         FAULTS[fault](server)
         try:
@@ -74,7 +76,7 @@ def takes_for_whole(client: str, fault: str) -> bool:
 
 
 def _find_errors(client: str) -> tuple[type[Exception], ...]:
-    """What a client raises for a reply that is not whole."""
+    """Return the errors that a client raises for an invalid reply."""
     if client == "cromicle":
         return (CromicleError,)
     if client == "httpx":
@@ -88,7 +90,7 @@ def _find_errors(client: str) -> tuple[type[Exception], ...]:
 
 
 def _call(client: str, url: str) -> int:
-    """The number of characters that a client has received."""
+    """Return the number of characters that a client receives."""
     kind, name = CLIENTS[client]
     if kind == "blocking":
         with BLOCKING[name](url) as call:

@@ -1,4 +1,4 @@
-"""How much the gateway adds to the time to the first text of a model server."""
+"""The time that the gateway adds to the first text of a model server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Part = Literal["directly", "through the gateway", "added by the gateway"]
 
 
 def _measure(part: _Part, settings: Settings) -> Sample:
-    """The median of alternating calls by one client, on connections that are kept alive."""
+    """Return the median of alternating calls by one client, on keep-alive connections."""
     import httpx
 
     upstream = f"{settings.base_url}{_SPEC.path}/v1"
@@ -53,7 +53,7 @@ def _measure(part: _Part, settings: Settings) -> Sample:
 
 @contextmanager
 def _serve_gateway(upstream: str) -> Iterator[str]:
-    """Run `cromicle serve` in a process of its own, and give its base URL."""
+    """Run `cromicle serve` in its own process, and yield its base URL."""
     command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", "0", "--no-access-log"]
     command += ["--upstream", upstream, "--model", "m", "--token", "abc"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - the command of this package
@@ -61,14 +61,14 @@ def _serve_gateway(upstream: str) -> Iterator[str]:
         try:
             line = process.stderr.readline()
             if not line.startswith("Serving at "):
-                raise RuntimeError(f"the gateway does not start: {line.strip()}")
+                raise RuntimeError(f"the gateway failed to start: {line.strip()}")
             yield line.split()[-1]
         finally:
             process.kill()
 
 
 def _first_bytes(client: httpx.Client, url: str, content: object) -> float:
-    """Seconds from a call to the first bytes of its response, which is read to its end."""
+    """Return the seconds to the first bytes of a response, which is read to its end."""
     first = 0.0
     started = perf_counter()
     with client.stream("POST", url, json=content) as response:
@@ -79,7 +79,7 @@ def _first_bytes(client: httpx.Client, url: str, content: object) -> float:
 
 
 def _get_bound(settings: Settings) -> Sample:
-    """A constant, since this bound is a time and not a ratio."""
+    """Return a constant, because this bound is a time and not a ratio."""
     return Sample(wall=0.005)
 
 

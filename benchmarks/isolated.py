@@ -1,4 +1,4 @@
-"""Measurements in a new interpreter: imports, clients, memory, the time limit of a flood.
+"""Measurements in a new interpreter: imports, clients, memory, and time limits.
 
 `python -m benchmarks.isolated SCENARIO CASE URL full|quick` measures one case in its own process
 and prints the sample as JSON.
@@ -44,7 +44,7 @@ __all__ = [
     "measure_isolated",
 ]
 
-# `cromicle_sdk` and `httpx` import a part of their modules at first use.
+# `cromicle_sdk` and `httpx` import some of their modules at first use.
 IMPORTS = (
     "import httpx",
     "from cromicle_sdk import Client",
@@ -58,16 +58,16 @@ IMPORTS = (
     "import ollama",
 )
 
-# By how much a call may exceed `timeout.total`, in seconds.
+# The maximum time by which a call may exceed `timeout.total`, in seconds.
 TOTAL_BOUND = 0.25
 
 _IDLE_STREAMS = 1000
-# Long enough for the first text to arrive on a busy machine, with `--quick` too.
+# Long enough for the first text to arrive on a busy machine, even with `--quick`.
 _FLOOD_SECONDS = 2.0
 _ENDLESS = ReplySpec(tokens=0, size=64 * 1024)
 
-# httpx, httpcore and anyio import these if they are installed, which they are beside benchmarks and
-# tests, but not in a plain installation.
+# httpx, httpcore and anyio import these if they are installed. Benchmarks and tests install them,
+# but users do not.
 _OPTIONAL = ("brotli", "brotlicffi", "click", "h2", "pygments", "rich", "socksio", "trio", "uvloop")
 
 _IMPORT = """
@@ -80,17 +80,17 @@ print(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def long_reply(settings: Settings) -> ReplySpec:
-    """50 MiB in chunks of 64 KiB; 5 MiB in a quick run."""
+    """Return a spec of 50 MiB in chunks of 64 KiB; 5 MiB in a quick run."""
     return ReplySpec(tokens=settings.scale(800), size=64 * 1024)
 
 
 def iterated_reply(settings: Settings, *, dashes: bool = False) -> ReplySpec:
-    """48 MiB in chunks of 64 KiB; 5 MiB in a quick run."""
+    """Return a spec of 48 MiB in chunks of 64 KiB; 5 MiB in a quick run."""
     return ReplySpec(tokens=settings.scale(768), size=64 * 1024, dashes=dashes)
 
 
 def measure_import(statement: str, settings: Settings) -> Sample:
-    """The cost of one of `IMPORTS` with cached bytecode, as in a plain installation."""
+    """Measure one of `IMPORTS` with cached bytecode, as in a plain installation."""
     module = statement.split()[1].rstrip(";")
     if find_spec(module) is None:
         raise Unavailable(f"{module} is not installed")
@@ -118,7 +118,7 @@ def _make_cache_folder() -> str:
 
 
 def measure_isolated(scenario: str, case: str, settings: Settings) -> Sample:
-    """One case of `ISOLATED`."""
+    """Measure one case of `ISOLATED`."""
     quick = "quick" if settings.quick else "full"
     output = _run_python("-m", __name__, scenario, case, settings.base_url, quick)
     sample = json.loads(output)
@@ -128,7 +128,6 @@ def measure_isolated(scenario: str, case: str, settings: Settings) -> Sample:
 
 
 def _run_python(*arguments: str, **variables: str) -> str:
-
     return subprocess.run(  # noqa: S603 - this interpreter, and code of this file
         [sys.executable, *arguments],
         cwd=Path(__file__).parents[1],
@@ -140,7 +139,7 @@ def _run_python(*arguments: str, **variables: str) -> str:
 
 
 def _construct(load: Callable[[], Callable[[], Any]], settings: Settings) -> Sample:
-    """The median of the second client of a process and those after it."""
+    """Measure the construction of a client: the median, without the first in the process."""
     build = load()
     kept = [build()]
     samples: list[Sample] = []
@@ -274,7 +273,7 @@ def _count_characters_async(url: str) -> int:
 
 
 def _flood(settings: Settings) -> Sample:
-    """The time by which a call exceeds `timeout.total` while a reply arrives without end."""
+    """Measure by how much a call exceeds `timeout.total` while an endless reply arrives."""
     from cromicle_sdk import APITimeoutError, Client, Timeout
 
     with Client(
@@ -311,14 +310,14 @@ def _flood_async(runtime: Runtime, settings: Settings) -> Sample:
 
 def _check_overrun(seconds: float, error: Any) -> Sample:
     if error.phase != "total":
-        raise RuntimeError(f"another limit has run out: {error.phase}")
+        raise RuntimeError(f"another timeout has expired: {error.phase}")
     if not error.partial_text:
-        raise RuntimeError("the endless reply has not begun within the limit")
+        raise RuntimeError("no text of the endless reply arrived within the limit")
     return Sample(wall=max(seconds, 0.0))
 
 
 def _hold_idle(library: str, runtime: Runtime, settings: Settings) -> Sample:
-    """Concurrent streams that have received their first text and wait for the second."""
+    """Measure the memory of concurrent streams that wait for their second chunk."""
     streams = settings.scale(_IDLE_STREAMS)
     spec = ReplySpec(tokens=2, gap=500 if settings.quick else 4000)
 

@@ -1,7 +1,8 @@
-"""One call with each library that is compared, as a careful user would write it.
+"""One call with each compared library, in idiomatic code.
 
-Each is a context manager that takes a base URL and gives a function that makes one call and reads
-the reply to its end. The packages are imported where they are used: not all need be installed.
+Each is a context manager that takes a base URL and yields a function that makes one call and reads
+the reply to its end. The packages are imported where they are used, so not all of them need to be
+installed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ AsyncCall = Callable[[], Awaitable[Received]]
 BlockingLibrary = Callable[[str], AbstractContextManager[Call]]
 AsyncLibrary = Callable[[str], AbstractAsyncContextManager[AsyncCall]]
 
-_TOKEN = "abc"  # noqa: S105 - the protocol's default, no secret
+_TOKEN = "abc"  # noqa: S105 - the protocol's default, not a secret
 _MODEL = "benchmark"
 
 
@@ -227,7 +228,7 @@ async def _aiohttp(url: str) -> AsyncIterator[AsyncCall]:
 
 @asynccontextmanager
 async def _first_provider(url: str) -> AsyncIterator[AsyncCall]:
-    """gpt4free's Cromicle provider: a session for each call."""
+    """The Cromicle provider of gpt4free, which opens a session for each call."""
     import aiohttp
 
     async def call() -> Received:
@@ -324,7 +325,7 @@ async def _async_ollama(url: str) -> AsyncIterator[AsyncCall]:
 
 @contextmanager
 def _raw_socket(url: str) -> Iterator[Call]:
-    """The least possible: a request built before, and a search for the end of the response."""
+    """The minimum: a prebuilt request, and a search for the end of the response."""
     parts = urlsplit(url)
     body = json.dumps(_payload()).encode()
     request = (
@@ -345,7 +346,7 @@ def _raw_socket(url: str) -> Iterator[Call]:
                 if not end:
                     data = data.partition(b"\r\n\r\n")[2]
                 end = (end + data)[-7:]
-                # Without the framing of the chunks, the text is left.
+                # Removes the framing of the chunks.
                 characters += len(data.translate(None, b"0123456789abcdef\r\n"))
             return Received(characters, first)
 

@@ -1,4 +1,4 @@
-"""Measuring: interleaved rounds, CPU and wall time of this process, paired ratios."""
+"""Measuring in interleaved rounds: CPU time, wall time and memory, and paired ratios."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Measure = Literal["cpu", "wall", "memory"]
 
 
 class Unavailable(Exception):  # noqa: N818 - not an error: the table reports it
-    """A case cannot run here, because a package is not installed."""
+    """A case cannot run, because a package is not installed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Settings:
     quick: bool
 
     def scale(self, count: int) -> int:
-        """The number of repetitions: `count` in a full run, a tenth of it in a quick one."""
+        """Return the number of repetitions: `count`, or a tenth of it in a quick run."""
         return max(1, count // 10) if self.quick else count
 
 
@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure in a scenario. `rounds` limits a case that takes very long."""
+    """A case of a scenario. `rounds` limits a case that takes very long."""
 
     name: str
     measure: Callable[[Settings], Sample]
@@ -69,7 +69,7 @@ class Case:
 
 @dataclass
 class Samples:
-    """The samples of each case, one a round, and why a case could not run."""
+    """The samples of each case, one per round, or the reason why a case cannot run."""
 
     taken: dict[str, list[Sample]] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median, lowest and highest of the ratios of all rounds, and their number."""
+    """The median, minimum and maximum of the ratios of all rounds, and their number."""
 
     median: float
     low: float
@@ -86,7 +86,7 @@ class Ratio:
 
 
 class Stopwatch:
-    """CPU and wall time of this process from the start of a block to its end."""
+    """The CPU and wall time of this process during a block."""
 
     def __enter__(self) -> Self:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
@@ -101,14 +101,14 @@ class Stopwatch:
 
 
 def run_rounds(cases: Sequence[Case], settings: Settings, *, rounds: int) -> Samples:
-    """Run each case once a round, so that a slow phase of the machine affects all of them."""
+    """Run each case once per round, so that a slow phase of the machine affects all of them."""
     samples = Samples()
     for number in range(rounds):
         for case in _rotate(cases, number):
             is_done = case.rounds is not None and number >= case.rounds
             if is_done or case.name in samples.unavailable:
                 continue
-            # So that no case collects the garbage of the one before.
+            # Otherwise a case would collect the garbage of the previous one.
             gc.collect()
             try:
                 sample = case.measure(settings)
@@ -124,7 +124,7 @@ def run_rounds(cases: Sequence[Case], settings: Settings, *, rounds: int) -> Sam
 def compare(
     samples: Mapping[str, Sequence[Sample]], subject: str, baseline: str, measure: Measure
 ) -> Ratio:
-    """The cost of the subject divided by that of the baseline, in each round."""
+    """Return the cost of the subject divided by that of the baseline, over all rounds."""
     ratios = [
         getattr(one, measure) / getattr(other, measure)
         for one, other in zip(samples[subject], samples[baseline], strict=False)
@@ -133,10 +133,10 @@ def compare(
 
 
 def peak_memory() -> int:
-    """The peak resident memory of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not ru_maxrss, which a child inherits from its parent.
+        # Not ru_maxrss, which a child process inherits.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -147,19 +147,19 @@ def peak_memory() -> int:
 
 
 def allow_many_files() -> None:
-    """Raise the limit of open files to what 2,000 streams need, if the system permits it."""
+    """Raise the limit of open files for 2,000 streams, if the system permits it."""
     if sys.platform == "win32":
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    raised = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    if soft != resource.RLIM_INFINITY and soft < raised:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 def _rotate(cases: Sequence[Case], by: int) -> Iterator[Case]:
-    # So that no case always runs first.
+    # Otherwise the same case would always run first.
     start = by % len(cases)
     yield from cases[start:]
     yield from cases[:start]

@@ -1,4 +1,4 @@
-"""Plots: bars for each scenario, and lines for costs by the number of streams."""
+"""Plots: bars for each scenario, and lines for costs that depend on the number of streams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plot(samples_by_scenario: Mapping[str, Samples], folder: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    # So that the same samples give the same file.
+    # Makes the output reproducible.
     mpl.rcParams.update({"svg.hashsalt": "cromicle", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
@@ -55,7 +55,7 @@ def _draw_bars(axes: Axes, scenario: Scenario, samples: Samples) -> None:
     colours = [_OURS if "cromicle" in name else _THEIRS for name in names]
     bars = axes.barh(names, [costs[name] for name in names], color=colours)
     axes.bar_label(bars, fmt=_format_number, padding=3)
-    # One cost is often a hundred times another.
+    # Costs often differ by a factor of a hundred.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.margins(x=0.12)
@@ -64,7 +64,7 @@ def _draw_bars(axes: Axes, scenario: Scenario, samples: Samples) -> None:
 
 
 def _draw_lines(axes: Axes, scenario: Scenario, samples: Samples) -> None:
-    """The name of a case ends in its number of streams."""
+    """Draw a line for each library and runtime. Names of cases end with the number of streams."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, taken in samples.taken.items():
         label, _, streams = name.rpartition(" ")

@@ -1,4 +1,4 @@
-"""The results as tables and as JSON."""
+"""Formatting the results as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ABSENT = "-"
 
 @dataclass(frozen=True)
 class Result:
-    """A bound and the measured ratio, or the reason why there is none."""
+    """A bound, and the measured ratio or the reason why it is missing."""
 
     bound: Bound
     ratio: Ratio | None
@@ -47,7 +47,7 @@ class Result:
 
 
 def check_bounds(samples_by_scenario: Mapping[str, Samples]) -> list[Result]:
-    """Compare the samples with the bounds of all scenarios that were run."""
+    """Compare the samples with the bounds of the scenarios that were run."""
     results: list[Result] = []
     for bound in BOUNDS:
         samples = samples_by_scenario.get(bound.scenario)
@@ -67,7 +67,7 @@ def check_bounds(samples_by_scenario: Mapping[str, Samples]) -> list[Result]:
 
 
 def format_scenario(scenario: Scenario, samples: Samples) -> str:
-    """The table of a scenario: medians, with the lowest and the highest in parentheses."""
+    """Format the table of a scenario: medians, with minimum and maximum in parentheses."""
     rows = [["", *scenario.columns.values(), "rounds"]]
     for case in scenario.cases:
         if case.name not in samples.taken:
@@ -83,7 +83,7 @@ def format_scenario(scenario: Scenario, samples: Samples) -> str:
 
 
 def format_bounds(results: Sequence[Result]) -> str:
-    """The table of all measured ratios and their bounds."""
+    """Format the table of all measured ratios and their bounds."""
     rows = [["scenario", "of", "against", "", "measured", "spread", "at most", ""]]
     for result in results:
         bound, ratio = result.bound, result.ratio
@@ -101,7 +101,7 @@ def format_bounds(results: Sequence[Result]) -> str:
 
 
 def list_versions() -> dict[str, str]:
-    """The system, and the version of each package that is compared."""
+    """Return the system and the versions of the compared packages."""
     versions = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} on {platform.machine()}, {cpu_count()} cores",
@@ -117,7 +117,7 @@ def list_versions() -> dict[str, str]:
 def build_json(
     samples_by_scenario: Mapping[str, Samples], results: Sequence[Result]
 ) -> dict[str, Any]:
-    """All samples and ratios, in seconds and bytes."""
+    """Build the JSON of all samples and ratios, in seconds and bytes."""
     return {
         "versions": list_versions(),
         "scenarios": {

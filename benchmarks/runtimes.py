@@ -1,4 +1,4 @@
-"""The event loops that async cases run on."""
+"""The event loops of async cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scenarios: what is measured, with which libraries, in how many rounds."""
+"""The scenarios: their cases, libraries and numbers of rounds."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = ["FAN_OUT_SIZES", "SCENARIOS", "Scenario"]
 FAN_OUT_SIZES = (100, 500, 1000, 2000)
 _THREADS = 32
 
-# `http_client=` is only measured by the call and by the token.
+# `http_client=` is measured only in the scenarios call, burst and paced.
 _LIBRARIES = [name for name in BLOCKING if name != "cromicle http_client"]
 _ASYNC_LIBRARIES = [name for name in ASYNC if name != "cromicle http_client"]
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A list of cases. `columns` are the headings for the measures that their samples have."""
+    """A list of cases. `columns` are the headings of the measures in their samples."""
 
     name: str
     description: str
@@ -54,7 +54,7 @@ class Scenario:
 
 
 def _call_repeatedly(library: str, full: ReplySpec, count: int, settings: Settings) -> Sample:
-    """The cost of a token in `count` successive calls on a connection that is kept alive."""
+    """Measure the cost per token in `count` successive calls on a keep-alive connection."""
     count, spec = settings.scale(count), _scale(full, settings)
     with BLOCKING[library](settings.base_url + spec.path) as call:
         _check(call(), spec)
@@ -82,7 +82,7 @@ def _call_repeatedly_async(
 
 
 def _all_libraries(spec: ReplySpec, count: int) -> list[Case]:
-    """A blocking, an asyncio and a trio case of each library, as far as it has them."""
+    """Return a blocking, an asyncio and a trio case of each library that supports them."""
     cases = [
         Case(f"{library} blocking", partial(_call_repeatedly, library, spec, count))
         for library in BLOCKING
@@ -101,7 +101,7 @@ def _all_libraries(spec: ReplySpec, count: int) -> list[Case]:
 
 
 def _fan_out(library: str, runtime: Runtime, streams: int, settings: Settings) -> Sample:
-    """Concurrent streams: the CPU time of one and the wall time of all."""
+    """Measure concurrent streams: the CPU time per stream and the wall time of all."""
     spec = _scale(ReplySpec(tokens=50, gap=20), settings)
     streams = settings.scale(streams)
 
@@ -126,7 +126,7 @@ def _fan_outs() -> list[Case]:
         for streams in FAN_OUT_SIZES
         for library, runtime in variants
     ]
-    # Its time is quadratic: some 23 s with 1,000 streams, a minute and a half with 2,000.
+    # httpx takes quadratic time: about 23 s with 1,000 streams, 90 s with 2,000.
     quadratic: list[Runtime] = ["asyncio", "trio"]
     cases += [
         Case(f"httpx {runtime} {streams}", partial(_fan_out, "httpx", runtime, streams), 1)
@@ -137,7 +137,7 @@ def _fan_outs() -> list[Case]:
 
 
 def _call_in_threads(library: str, settings: Settings) -> Sample:
-    """The cost of a call in 32 threads that share one client."""
+    """Measure the cost per call in 32 threads that share one client."""
     spec, count = ReplySpec(tokens=20), settings.scale(20)
     barrier = threading.Barrier(_THREADS + 1)
 
@@ -159,7 +159,7 @@ def _call_in_threads(library: str, settings: Settings) -> Sample:
 
 
 def _first_text(library: str, settings: Settings) -> Sample:
-    """The median time from a call to its first text."""
+    """Measure the median time from a call to its first text."""
     spec = ReplySpec(tokens=2, gap=1)
     with BLOCKING[library](settings.base_url + spec.path) as call:
         call()
@@ -186,7 +186,7 @@ def _async_first_text(library: str, settings: Settings) -> Sample:
 
 
 def _build_conversation() -> list[dict[str, str]]:
-    """10 MB. Every other message has characters that are not ASCII."""
+    """Build a conversation of 10 MB, in which every second message has non-ASCII characters."""
     texts = ("All the lights are on. " * 440, "Où est la clé du phare ? " * 400)
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": texts[i % 2]} for i in range(1000)]
@@ -202,11 +202,11 @@ def _prompt_cromicle(settings: Settings) -> Sample:
 
 
 def _prompt_bare(settings: Settings) -> Sample:
-    """The necessary part: join, hash, JSON."""
+    """Measure only the necessary operations: join, hash, JSON."""
     conversation = _build_conversation()
 
     def build() -> bytes:
-        lines = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in conversation]
+        lines = [f"{each['role'].capitalize()}: {each['content']}" for each in conversation]
         prompt = "\n".join([*lines, "Assistant:"])
         digest = hashlib.sha256(("abc" + prompt).encode()).hexdigest()
         content = {"message": prompt, "token": "abc", "hash": digest}
@@ -229,7 +229,7 @@ def _get_reply_size(get_spec: Callable[[Settings], ReplySpec], settings: Setting
 
 
 def _get_total_bound(settings: Settings) -> Sample:
-    """A constant, since this bound is a time and not a ratio."""
+    """Return a constant, because this bound is a time and not a ratio."""
     return Sample(wall=TOTAL_BOUND)
 
 
@@ -254,29 +254,29 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         Scenario(
             "call",
-            "a reply of one chunk, on a connection that is kept alive",
-            {"cpu": "CPU a call", "wall": "wall a call"},
+            "a reply of one chunk, on a keep-alive connection",
+            {"cpu": "CPU per call", "wall": "wall per call"},
             _all_libraries(ReplySpec(tokens=1), 150),
             rounds=11,
         ),
         Scenario(
             "burst",
             "2,000 tokens, all sent in one write",
-            {"cpu": "CPU a token", "wall": "wall a token"},
+            {"cpu": "CPU per token", "wall": "wall per token"},
             _all_libraries(ReplySpec(tokens=2000), 3),
             rounds=11,
         ),
         Scenario(
             "paced",
             "200 tokens, one write each, 1 ms apart",
-            {"cpu": "CPU a token"},
+            {"cpu": "CPU per token"},
             _all_libraries(ReplySpec(tokens=200, gap=1), 2),
             rounds=3,
         ),
         Scenario(
             "paced-streams",
             "1,000 concurrent streams of 50 tokens, 20 ms apart",
-            {"cpu": "CPU a stream", "wall": "wall of all"},
+            {"cpu": "CPU per stream", "wall": "wall of all"},
             [
                 Case(f"{library} asyncio", partial(_fan_out, library, "asyncio", 1000))
                 for library in ("cromicle", "aiohttp")
@@ -286,14 +286,14 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             "fan-out",
             "100 to 2,000 concurrent streams of 50 tokens, 20 ms apart",
-            {"cpu": "CPU a stream", "wall": "wall of all"},
+            {"cpu": "CPU per stream", "wall": "wall of all"},
             _fan_outs(),
             rounds=3,
         ),
         Scenario(
             "threads",
             f"replies of 20 tokens to {_THREADS} threads that share one client",
-            {"cpu": "CPU a call", "wall": "wall a call"},
+            {"cpu": "CPU per call", "wall": "wall per call"},
             [
                 Case(library, partial(_call_in_threads, library))
                 for library in _LIBRARIES
@@ -303,7 +303,7 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         Scenario(
             "first-text",
-            "from the call to the first text, on a connection that is kept alive",
+            "from the call to the first text, on a keep-alive connection",
             {"wall": "latency"},
             [
                 *(Case(f"{name} blocking", partial(_first_text, name)) for name in _LIBRARIES),
@@ -337,7 +337,7 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         Scenario(
             "memory",
-            "what a reply of 50 MB, or each of 1,000 idle streams, adds to the peak",
+            "peak memory of a reply of 50 MB, and of each of 1,000 idle streams",
             {"memory": "peak"},
             [
                 *_isolated("memory"),
@@ -348,21 +348,21 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         Scenario(
             "flood",
-            "how long a call exceeds timeout.total while a reply arrives without end",
+            "the time by which a call exceeds timeout.total while an endless reply arrives",
             {"wall": "excess"},
             [*_isolated("flood"), Case("250 ms", _get_total_bound)],
             rounds=3,
         ),
         Scenario(
             "bulk",
-            "10,000 prompts, 32 at a time; and 500 at a server that takes 5 at once",
-            {"cpu": "CPU a prompt", "wall": "wall a prompt", "memory": "added to the peak"},
+            "10,000 prompts, 32 at a time; and 500 to a server that serves 5 at a time",
+            {"cpu": "CPU per prompt", "wall": "wall per prompt", "memory": "added to the peak"},
             [*_isolated("bulk"), Case(MEMORY_BOUND, get_memory_bound)],
             rounds=5,
         ),
         Scenario(
             "gateway",
-            "from the call to the first text, from a model server and through the gateway",
+            "from the call to the first text, directly and through the gateway",
             {"wall": "latency"},
             GATEWAY,
             rounds=5,

@@ -1,10 +1,14 @@
-"""The server of all benchmarks: raw bytes on asyncio, in a process of its own.
+"""The server of all benchmarks: raw bytes on asyncio, in its own process.
 
-The path of a request defines the reply: `/{tokens}/{size}/{gap}/…`, a number of tokens (0: without
-end, as fast as the client reads), of a number of characters, and a number of milliseconds apart (0:
-all in one write). Its last part is the protocol: `chat` is Cromicle's, `v1/chat/completions`
-OpenAI's, `api/chat` Ollama's. A token is one HTTP chunk in each. `dashes/chat` is Cromicle's, with
-tokens that begin with a dash.
+The path of a request defines the reply, as `/{tokens}/{size}/{gap}/{protocol}`:
+
+- `tokens` is the number of tokens, each of which is one HTTP chunk. 0 means that the reply never
+  ends, and is sent as fast as the client reads.
+- `size` is the number of characters of a token.
+- `gap` is the time between two tokens, in milliseconds. 0 means that all of them are sent in one
+  write.
+- `protocol` is `chat` for Cromicle's, `v1/chat/completions` for OpenAI's, or `api/chat` for
+  Ollama's. `dashes/chat` is Cromicle's with tokens that begin with a dash.
 """
 
 from __future__ import annotations
@@ -26,9 +30,9 @@ from .measure import allow_many_files
 
 __all__ = ["TOKEN", "ReplySpec", "run_server"]
 
-# A typical token, without hexadecimal digits: the raw socket distinguishes it by that from the
-# sizes of the chunks.
-TOKEN = " story"  # noqa: S105 - a word of a text, no secret
+# A typical token without hexadecimal digits, by which the raw socket distinguishes text from chunk
+# sizes.
+TOKEN = " story"  # noqa: S105 - a word, not a secret
 
 _LENGTH = re.compile(rb"content-length: *([0-9]+)", re.IGNORECASE)
 _MODEL = "benchmark"
@@ -36,9 +40,9 @@ _MODEL = "benchmark"
 
 @dataclass(frozen=True)
 class ReplySpec:
-    """One reply: the number of tokens, their characters, and the milliseconds between them.
+    """One reply: the number of tokens, their size in characters, and the gap in milliseconds.
 
-    With `dashes` each token begins with a dash, so that a `str` takes two bytes a character.
+    With `dashes`, each token begins with a dash, so that a `str` takes two bytes per character.
     """
 
     tokens: int
@@ -57,7 +61,7 @@ class ReplySpec:
 
 @contextmanager
 def run_server() -> Iterator[str]:
-    """Run the server in a process of its own during the block, and give its base URL."""
+    """Run the server in its own process, and yield its base URL."""
     command = [sys.executable, "-m", __name__]
     root = Path(__file__).parents[1]
     with subprocess.Popen(  # noqa: S603 - this file, in this interpreter
@@ -78,7 +82,7 @@ class _Connection(asyncio.Protocol):
         self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's has all methods of an asyncio.Transport, but not its base class.
+        # uvloop's transport has all methods of an asyncio.Transport, but not its base class.
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -125,7 +129,7 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class _Response:
-    """The bytes of each write, `gap` seconds apart, and those that follow without end."""
+    """The bytes of each write, `gap` seconds apart, and the bytes that repeat after them."""
 
     writes: list[bytes]
     gap: float = 0.0
@@ -203,7 +207,7 @@ async def _serve() -> None:
 def _main() -> None:
     allow_many_files()
     if find_spec("uvloop") is not None:
-        # The faster the server, the larger the share of the client in the wall time.
+        # A faster server increases the share of the client in the wall time.
         import uvloop
 
         uvloop.install()

@@ -1,6 +1,6 @@
-"""A real browser for the tests of the page: Debian's Chromium, driven by Playwright.
+"""A browser for the tests of the page: Debian's Chromium, driven by Playwright.
 
-`.ci/run` installs it. Where it is missing, its tests are skipped; in CI that is an error.
+`.ci/run` installs it. If it is missing, its tests are skipped; in CI, they fail.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["INSECURE_HOST", "launch"]
 
-# A name of this machine that a browser takes for that of another one: it has no `crypto.subtle`.
+# A name of this machine that a browser regards as remote, so that `crypto.subtle` is not available.
 INSECURE_HOST = "chat.example"
 
 _COMMANDS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 _OPTIONS = (
-    # Its sandbox needs privileges that containers and root do not have. The pages are our own.
+    # The sandbox needs privileges that containers and root lack. The pages are trusted.
     "--no-sandbox",
     "--disable-dev-shm-usage",
     f"--host-resolver-rules=MAP {INSECURE_HOST} 127.0.0.1",
@@ -32,7 +32,7 @@ _OPTIONS = (
 
 @contextlib.contextmanager
 def launch() -> Generator[Browser]:
-    """A headless browser; skips the test where there is none, unless `$CI` is set."""
+    """Yield a headless browser. Without one, skip the test, or fail it if `$CI` is set."""
     command = next(filter(None, map(shutil.which, _COMMANDS)), None)
     try:
         from playwright.sync_api import sync_playwright

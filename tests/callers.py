@@ -16,14 +16,14 @@ from cromicle_sdk import CromicleError, Reply, Retry
 
 PROMPT = "Hello, how are you?"
 
-# In the environment and never an option here: a tool that records the local variables of frames
-# would find it in those of the tests.
+# Passed in the environment, never as an option: a tool that records the local variables of frames
+# would find it in the frames of the tests.
 TOKEN = "canary-token-4711"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """One kind of client on one runtime. Each call has a client of its own."""
+    """One kind of client on one runtime. Each call has its own client."""
 
     runtime: Runtime
     brings_http_client: bool = False
@@ -32,7 +32,7 @@ class Caller:
         return f"{self.runtime.name}, {'http_client' if self.brings_http_client else 'default'}"
 
     def chat(self, base_url: str, *prompts: str, **options: Any) -> list[Reply]:
-        """The replies to the prompts, sent one after the other."""
+        """Send the prompts one after the other, and return the replies."""
         replies: list[Reply] = []
 
         async def scenario() -> None:
@@ -43,7 +43,7 @@ class Caller:
         return replies
 
     def stream(self, base_url: str, **options: Any) -> list[str]:
-        """The chunks of one streamed reply."""
+        """Return the chunks of one streamed reply."""
         chunks: list[str] = []
 
         async def scenario() -> None:
@@ -54,7 +54,7 @@ class Caller:
         return chunks
 
     def fail(self, base_url: str, **options: Any) -> CromicleError:
-        """The error that a call raises."""
+        """Return the error that a call raises."""
         with pytest.raises(CromicleError) as caught:
             self.chat(base_url, **options)
         return caught.value
@@ -75,7 +75,7 @@ class Caller:
                     yield client
 
 
-# What the tools hook into is the same on asyncio and on uvloop.
+# Without uvloop: the tools hook into the same functions as on asyncio.
 DEFAULT_CALLERS = [Caller(runtime) for runtime in RUNTIMES if runtime.name != "uvloop"]
 CALLERS = DEFAULT_CALLERS + [
     Caller(caller.runtime, brings_http_client=True) for caller in DEFAULT_CALLERS
@@ -83,7 +83,7 @@ CALLERS = DEFAULT_CALLERS + [
 
 
 def has_secret(text: str | bytes) -> bool:
-    """Whether the token, or the hash of `PROMPT`, is in a text that a tool has recorded."""
+    """Whether a text contains the token or the hash of `PROMPT`."""
     secrets = (TOKEN, hashlib.sha256((TOKEN + PROMPT).encode()).hexdigest())
     haystack = text if isinstance(text, str) else text.decode("utf-8", "replace")
     return any(secret in haystack for secret in secrets)

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the runtimes, the two servers, an environment without surprises."""
+"""Fixtures for all tests: the runtimes, the two servers, and a clean environment."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def faults() -> Iterator[FaultyServer]:
 
 @pytest.fixture(autouse=True)
 def _default_signal_handlers() -> Iterator[None]:
-    """Let signals end the test and its child processes.
+    """Restore the default handlers of SIGINT and SIGHUP.
 
-    A shell script ignores SIGINT in commands that it starts with `&`, `nohup` ignores SIGHUP, and
-    children inherit that.
+    Shell scripts ignore SIGINT in commands that are started with `&`, `nohup` ignores SIGHUP, and
+    child processes inherit this.
     """
     defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
     if hasattr(signal, "SIGHUP"):
@@ -55,10 +55,10 @@ def _default_signal_handlers() -> Iterator[None]:
 
 @pytest.fixture
 def interrupt() -> Callable[[], None]:
-    """Interrupts the main thread once, as Ctrl-C does; for any thread.
+    """A function that interrupts the main thread once, like Ctrl-C. Callable from any thread.
 
-    A signal that comes just before a system call does not end it, and Python runs the handler when
-    it returns. So the signal is repeated until the handler has run.
+    A signal that arrives just before a system call does not interrupt it, and Python runs the
+    handler only when the call returns. Therefore the signal is repeated until the handler has run.
     """
     raised = threading.Event()
 
@@ -67,7 +67,7 @@ def interrupt() -> Callable[[], None]:
             raised.set()
             raise KeyboardInterrupt
 
-    # `_default_signal_handlers` restores the handler that was there before.
+    # `_default_signal_handlers` restores the previous handler.
     signal.signal(signal.SIGINT, handle)
 
     def interrupt() -> None:
@@ -82,7 +82,7 @@ def interrupt() -> Callable[[], None]:
 def config_folder(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The folder of the command's `config.toml`, not there yet; the user's own is out of reach."""
+    """The folder of the command's `config.toml`, which does not exist, in place of the user's."""
     home = tmp_path_factory.getbasetemp() / f"config-{uuid4().hex}"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     return home / "cromicle"

@@ -1,4 +1,4 @@
-"""README and the pages, and the blocks of code in them."""
+"""README and the pages, and their blocks of code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCUMENTS = {
     for path in (ROOT / "README.md", *sorted(FOLDER.glob("*.md")))
 }
 
-# What is in the environments of tests/integrations/packages.
+# The packages in the environments of tests/integrations/packages.
 _PACKAGES = re.compile(
     r"^(?:from|import) (?:g4f|langchain\w*|llama_index|llm|pydantic_ai"
     r"|cromicle_sdk\.integrations\.(?:langchain|llama_index|llm|pydantic_ai))\b",
@@ -24,7 +24,7 @@ _PACKAGES = re.compile(
 
 
 def find_blocks(language: str) -> list[tuple[str, str]]:
-    """Each fenced block in this language, with a name for its test."""
+    """Return each fenced block in this language, with a name for its test."""
     return [
         (f"{Path(name).stem} {number}", block)
         for name, text in DOCUMENTS.items()
@@ -35,5 +35,5 @@ def find_blocks(language: str) -> list[tuple[str, str]]:
 
 
 def needs_packages(block: str) -> bool:
-    """Whether a block of Python imports one of the packages that the tests install elsewhere."""
+    """Whether a Python block imports a package that is installed in another environment."""
     return bool(_PACKAGES.search(block))

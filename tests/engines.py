@@ -1,4 +1,4 @@
-"""llama.cpp as a process, for a model of tiny_model."""
+"""Running llama.cpp as a process, with a model of `tiny_model`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model_servers import run, wait_for_status
 __all__ = ["CONTEXT", "MODEL", "NEEDS_WHEEL", "SLOTS", "Engine", "run_engine"]
 
 XLLAMACPP = "xllamacpp==2026.10.11549"
-# The platforms of its wheels. They have the stable ABI of CPython 3.10.
+# The platforms of its wheels, which use the stable ABI of CPython 3.10.
 WHEELS = {
     "macosx_13_0_arm64",
     "macosx_13_0_x86_64",
@@ -34,12 +34,12 @@ NEEDS_WHEEL = pytest.mark.skipif(
     reason=f"{XLLAMACPP} has no wheel for {next(packaging.tags.platform_tags())}",
 )
 
-# llama.cpp takes any name for its only model.
+# llama.cpp accepts any name for its only model.
 MODEL = ("--model", "tiny")
 
 SERVER = Path(__file__).with_name("llama_cpp.py")
 SLOTS = 8
-# Tokens of a slot. A token of a prompt is a byte.
+# The number of tokens of a slot. Each byte of a prompt is a token.
 CONTEXT = 2048
 
 
@@ -59,7 +59,7 @@ class Engine:
         return slots
 
     def get_last_slot(self) -> dict[str, Any]:
-        """The slot of the last call that has begun: its prompt, and its options as `params`."""
+        """Return the slot of the last started call, with its prompt and its options (`params`)."""
         return max(self.get_slots(), key=lambda slot: slot.get("id_task", -1))
 
     def count_busy_slots(self) -> int:
@@ -68,20 +68,20 @@ class Engine:
     def wait_until_idle(self) -> None:
         deadline = time.monotonic() + 20
         while self.count_busy_slots():
-            assert time.monotonic() < deadline, "the engine goes on"
+            assert time.monotonic() < deadline, "the engine is still busy"
             time.sleep(0.01)
 
 
 @contextlib.contextmanager
 def run_engine(model: Path, folder: Path, *, port: int, status: int = 200) -> Generator[Engine]:
-    """Serve a model. `status` is that of its health to wait for: 503 while it is loading."""
+    """Serve a model, and wait until its health has this status (503 while it is loading)."""
     python = install("llama-cpp", "--only-binary", ":all:", XLLAMACPP) / "python"
     settings = {
         "model.path": str(model),
         "port": port,
         "n_parallel": SLOTS,
         "n_ctx": SLOTS * CONTEXT,
-        # A reply may be longer than the context, and so without an end.
+        # Allows replies longer than the context, including endless ones.
         "ctx_shift": True,
         "cpuparams.n_threads": 1,
         "endpoint_metrics": True,
@@ -90,7 +90,7 @@ def run_engine(model: Path, folder: Path, *, port: int, status: int = 200) -> Ge
     }
     log = folder / "log"
     command = [str(python), str(SERVER), json.dumps(settings)]
-    # With its debugging, a slot shows its prompt.
+    # In debug mode, a slot includes its prompt.
     with run(command, log, stop=signal.SIGKILL, LLAMA_SERVER_SLOTS_DEBUG="1") as process:
         url = f"http://127.0.0.1:{port}"
         wait_for_status(f"{url}/health", process, log, status=status)

@@ -1,7 +1,7 @@
-"""Virtual environments beside that of the tests, `.venv-NAME` in the repository, made on demand.
+"""Additional virtual environments, `.venv-NAME` in the repository, created on demand.
 
-They are for packages whose dependencies conflict with those of the tests, or are many. An
-installation that fails is an error of the tests that need it.
+They are for packages with many dependencies, or with dependencies that conflict with those of the
+tests. If an installation fails, the tests that need it fail.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ ROOT = Path(__file__).parents[1]
 
 
 def install(name: str, *arguments: str) -> Path:
-    """The folder of the commands that `pip install` with these arguments has installed."""
-    return _install(name, arguments, wanted=" ".join(arguments))
+    """Run `pip install` with these arguments, and return the folder of the commands."""
+    return _install(name, arguments, key=" ".join(arguments))
 
 
 def install_with_project(name: str, extras: str, *arguments: str) -> Path:
-    """The same, with this project and its extras, whose own versions may change."""
+    """Like `install`, with this project and its extras. Reinstall if pyproject.toml has changed."""
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     arguments = ("--editable", f"{ROOT}[{extras}]", *arguments)
-    return _install(name, arguments, wanted=f"{project} {' '.join(arguments)}")
+    return _install(name, arguments, key=f"{project} {' '.join(arguments)}")
 
 
-def _install(name: str, arguments: tuple[str, ...], wanted: str) -> Path:
+def _install(name: str, arguments: tuple[str, ...], key: str) -> Path:
     environment = ROOT / f".venv-{name}"
     installed = environment / "installed"
-    if not installed.exists() or installed.read_text() != wanted:
+    if not installed.exists() or installed.read_text() != key:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
         pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
         done = subprocess.run(
@@ -42,5 +42,5 @@ def _install(name: str, arguments: tuple[str, ...], wanted: str) -> Path:
         )
         if done.returncode != 0:
             raise RuntimeError(done.stdout)
-        installed.write_text(wanted)
+        installed.write_text(key)
     return environment / "bin"

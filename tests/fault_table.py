@@ -1,4 +1,4 @@
-"""What networks do, and what each call owes for it: the table of the tests of faults."""
+"""The table of faults: behaviours of servers and networks, and the expected results of calls."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ BYTES = TEXT.encode()
 
 @dataclass(frozen=True)
 class Fault:
-    """A server's behaviour and what a call owes for it.
+    """A behaviour of the server, and the expected result of a `chat` with two attempts.
 
-    `owed` is a text or an error class, `partial` what of the text had arrived, `facts` further
-    attributes of the error, `requests` how many the server saw of a `chat` with two attempts.
+    `expected` is the text of the reply or the class of the error, `partial` the text so far,
+    `facts` are further attributes of the error, and `requests` is the number of requests.
     """
 
     name: str
     script: Callable[[FaultyServer], object]
-    owed: Any
+    expected: Any
     partial: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     requests: int = 1
@@ -49,22 +49,22 @@ class Fault:
 
 
 def broken(name: str, script: Callable[[FaultyServer], object], partial: str = "Hello") -> Fault:
-    """The reply breaks off: asked for again, then reported with the text so far."""
+    """The reply breaks off. The call is retried, then raises with the text so far."""
     return Fault(name, script, IncompleteReplyError, partial, requests=2)
 
 
-def refused(name: str, script: Callable[[FaultyServer], object], **facts: Any) -> Fault:
-    """An answer that is no reply: asking again would not help."""
+def rejected(name: str, script: Callable[[FaultyServer], object], **facts: Any) -> Fault:
+    """The response is not a reply. The call raises without a retry."""
     return Fault(name, script, UnexpectedContentError, facts=facts)
 
 
 def unanswered(name: str, script: Callable[[FaultyServer], object]) -> Fault:
-    """No answer: asked for again, then reported."""
+    """There is no response. The call is retried, then raises."""
     return Fault(name, script, APIConnectionError, requests=2)
 
 
 def slow(name: str, script: Callable[[FaultyServer], object], phase: str, **more: Any) -> Fault:
-    """A limit runs out."""
+    """A timeout expires."""
     limits = {"first_byte": 0.2, "stall": 0.2, "total": 30.0}
     if phase == "total":
         limits = {"first_byte": 30.0, "stall": 30.0, "total": 0.4}
@@ -128,7 +128,7 @@ FAULTS = [
     broken("closed right after the head", lambda s: s.cut(after=""), partial=""),
     broken("closed inside a character", lambda s: s.cut(after=b"Hello\xf0\x9f")),
     broken(
-        "a chunk size that is none",
+        "an invalid chunk size",
         lambda s: s.raw(CHUNKED + build_chunk("Hello") + b"zz\r\nx\r\n" + LAST),
     ),
     broken(
@@ -136,7 +136,7 @@ FAULTS = [
         lambda s: s.raw(CHUNKED + build_chunk("Hello") + b"f" * 30 + b"\r\nx\r\n", end="close"),
     ),
     broken(
-        "a chunk longer than it says",
+        "a chunk longer than its size",
         lambda s: s.raw(CHUNKED + build_chunk("Hello") + b"2\r\nxyz\r\n" + LAST, end="close"),
         partial="Helloxy",
     ),
@@ -161,35 +161,35 @@ FAULTS = [
     slow("stalled body", lambda s: s.stall(after="Hello"), "stall", partial="Hello", requests=2),
     slow("dripped head", lambda s: s.drip(where="head", forever=True), "total"),
     slow("endless 1xx", lambda s: s.drip(where="informational", forever=True), "total"),
-    slow("no answer at all", lambda s: s.stall(), "total"),
-    # What is no reply.
-    refused(
+    slow("no response at all", lambda s: s.stall(), "total"),
+    # Responses that are not replies.
+    rejected(
         "HTML",
         lambda s: s.reply("<html>Log in</html>", content_type="text/html; charset=utf-8"),
         body="<html>Log in</html>",
     ),
-    refused(
+    rejected(
         "JSON", lambda s: s.reply('{"a": 1}', content_type="application/json"), body='{"a": 1}'
     ),
-    refused(
+    rejected(
         "problem JSON", lambda s: s.reply("{}", content_type="application/problem+json"), body="{}"
     ),
-    refused("server-sent events", lambda s: s.reply("data: x", content_type="text/event-stream")),
-    refused("a picture", lambda s: s.reply(b"\x89PNG", content_type="image/png")),
-    refused("nothing, chunked", lambda s: s.reply("")),
-    refused("nothing, with a length", lambda s: s.reply("", length="exact")),
-    refused("nothing but a mark", lambda s: s.reply("", bom=True)),
-    refused("201", lambda s: s.reply(TEXT, status=201)),
-    refused("204", lambda s: s.raw(head(status="204 No Content"))),
-    refused("205", lambda s: s.raw(head("content-length: 0", status="205 Reset Content"))),
-    refused("206", lambda s: s.reply(TEXT, status=206)),
-    refused("neither length nor chunks", lambda s: s.reply(TEXT, length="none")),
-    refused("gzip", lambda s: s.encoded(TEXT)),
-    refused("gzip twice", lambda s: s.encoded(TEXT, coding="gzip, gzip")),
-    refused("a gzip bomb", lambda s: s.encoded("x", size=100_000_000)),
-    refused("an unknown coding", lambda s: s.encoded(TEXT, coding="sdch")),
-    refused("endless HTML", lambda s: s.reply(b"x" * 200_000, content_type="text/html")),
-    # What is an error of the server's.
+    rejected("server-sent events", lambda s: s.reply("data: x", content_type="text/event-stream")),
+    rejected("a picture", lambda s: s.reply(b"\x89PNG", content_type="image/png")),
+    rejected("nothing, chunked", lambda s: s.reply("")),
+    rejected("nothing, with a length", lambda s: s.reply("", length="exact")),
+    rejected("only a byte order mark", lambda s: s.reply("", bom=True)),
+    rejected("201", lambda s: s.reply(TEXT, status=201)),
+    rejected("204", lambda s: s.raw(head(status="204 No Content"))),
+    rejected("205", lambda s: s.raw(head("content-length: 0", status="205 Reset Content"))),
+    rejected("206", lambda s: s.reply(TEXT, status=206)),
+    rejected("neither length nor chunks", lambda s: s.reply(TEXT, length="none")),
+    rejected("gzip", lambda s: s.encoded(TEXT)),
+    rejected("gzip twice", lambda s: s.encoded(TEXT, coding="gzip, gzip")),
+    rejected("a gzip bomb", lambda s: s.encoded("x", size=100_000_000)),
+    rejected("an unknown coding", lambda s: s.encoded(TEXT, coding="sdch")),
+    rejected("endless HTML", lambda s: s.reply(b"x" * 200_000, content_type="text/html")),
+    # Error statuses.
     Fault("503", lambda s: s.fail(), InternalServerError, requests=2),
     Fault(
         "a 503 that is cut",
@@ -267,7 +267,7 @@ FAULTS = [
     fine("two byte order marks", lambda s: s.reply("\ufeff" + TEXT, bom=True), "\ufeff" + TEXT),
     fine("a dripped head that ends", lambda s: s.drip(TEXT, interval=0.0, where="head")),
     fine(
-        "informational answers first",
+        "informational responses first",
         lambda s: s.drip(TEXT, interval=0.0, where="informational"),
     ),
     fine("no content type", lambda s: s.reply(TEXT, content_type="")),
@@ -282,7 +282,7 @@ FAULTS = [
         "Hello",
     ),
     fine("a length too short", lambda s: s.reply(TEXT, length=5), "Hello"),
-    fine("a second answer", lambda s: s.trailing(TEXT)),
+    fine("a second response", lambda s: s.trailing(TEXT)),
     fine("close announced", lambda s: s.reply(TEXT, close=True)),
     fine("close not announced", lambda s: s.close_idle(TEXT)),
     fine("HTTP/1.0 with a length", lambda s: s.raw(
@@ -296,7 +296,7 @@ FAULTS = [
     ),
     # Lenient.
     *(
-        Fault(f"lenient: {fault.name}", fault.script, fault.owed, options={"strict": False})
+        Fault(f"lenient: {fault.name}", fault.script, fault.expected, options={"strict": False})
         for fault in [
             fine("HTML", lambda s: s.reply("<html>", content_type="text/html"), "<html>"),
             fine("JSON", lambda s: s.reply("{}", content_type="application/json"), "{}"),
@@ -315,13 +315,13 @@ FAULTS = [
 
 
 def check(fault: Fault, result: Any) -> None:
-    if isinstance(fault.owed, str):
+    if isinstance(fault.expected, str):
         if not isinstance(result, Reply):
             raise result
-        assert result.text == fault.owed
+        assert result.text == fault.expected
         return
-    assert type(result) is fault.owed or (
-        fault.owed is APIStatusError and isinstance(result, APIStatusError)
+    assert type(result) is fault.expected or (
+        fault.expected is APIStatusError and isinstance(result, APIStatusError)
     ), repr(result)
     assert isinstance(result, CromicleError)
     assert result.partial_text == fault.partial

@@ -1,4 +1,4 @@
-"""A plugin of pytest: the clients of the scenarios drive an httpx2 client with our transport."""
+"""A pytest plugin that runs scenarios with httpx2 clients over the transports of this package."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cromicle_sdk import AsyncTransport, Transport
 
 __all__ = ["pytest_configure"]
 
-# A client leaves them to its `http_client`.
-OF_THE_HTTP_CLIENT = {"http_client", "max_connections", "proxy", "verify"}
+# Options that cannot be combined with `http_client`.
+CONNECTION_OPTIONS = {"http_client", "max_connections", "proxy", "verify"}
 
 make_client = Runtime.client
 
 
 def make_client_over_httpx2(runtime: Runtime, **options: Any) -> Any:
-    if not OF_THE_HTTP_CLIENT & options.keys():
+    if not CONNECTION_OPTIONS & options.keys():
         transport: Any = Transport() if runtime.is_blocking else AsyncTransport()
         kind: Any = httpx2.Client if runtime.is_blocking else httpx2.AsyncClient
         options["http_client"] = kind(transport=transport)

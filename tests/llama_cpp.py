@@ -1,8 +1,8 @@
 """Serve a model with llama.cpp: `python llama_cpp.py SETTINGS`, in an environment with xllamacpp.
 
 SETTINGS is a JSON object of attributes of its `CommonParams`, such as `{"model.path": "a.gguf"}`.
-The server responds with 503 until the model is loaded. It ends by SIGKILL, which nothing delays, or
-at the end of its standard input, and so with the process that started it.
+The server responds with a 503 until the model is loaded. It ends on SIGKILL, or at the end of its
+standard input, that is, when its parent process ends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Print the lowest versions that pyproject.toml declares for users, as constraints for pip.
+"""Print the lowest versions that pyproject.toml declares, as constraints for pip.
 
-The extras for development are left out: what they install is not what users have.
+The extras for development are omitted, because users do not install them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ __all__ = ["find_lowest_versions"]
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
-# A name, possibly extras, and a lower bound. Python 3.10 has no TOML parser to read them with.
+# A name, optional extras, and a lower bound. A regular expression, because Python 3.10 has no TOML
+# parser.
 REQUIREMENT = re.compile(r'"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)')
 
 
 def find_lowest_versions(text: str) -> dict[str, str]:
-    """Each package that users install, and the lowest version that the project accepts."""
+    """Return the lowest accepted version of each package that users install."""
     return dict(REQUIREMENT.findall(text.partition("\nbench = [")[0]))
 
 

@@ -1,8 +1,4 @@
-"""Model servers of others: installed on demand, started as processes, behind `cromicle serve`.
-
-Each is installed into a virtual environment of its own, because its dependencies conflict with
-those of the tests.
-"""
+"""Running model servers as processes, with `cromicle serve` in front of them."""
 
 from __future__ import annotations
 
@@ -29,10 +25,10 @@ __all__ = [
     "wait_for_status",
 ]
 
-# Seconds. A start takes up to ten.
+# The time limit for a start, in seconds. A start takes up to ten.
 PATIENCE = 300.0
 
-NEEDS_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="it stops by signals")
+NEEDS_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="requires POSIX signals")
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Gateway:
     log: Path
 
     def count_calls(self, status: int) -> int:
-        """How many calls with this status the access log has."""
+        """Return the number of calls with this status in the access log."""
         return self.log.read_text(errors="replace").count(f"path=/chat status={status}")
 
 
@@ -51,7 +47,10 @@ class Gateway:
 def run(
     command: list[str], log: Path, *, stop: signal.Signals = signal.SIGTERM, **environment: str
 ) -> Generator[subprocess.Popen[bytes]]:
-    """Run a command in the folder of its log. Its standard input is open until it is stopped."""
+    """Run a command in the folder of its log, and stop it at exit with the signal `stop`.
+
+    Its standard input stays open until then.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -77,7 +76,7 @@ def find_port() -> int:
 def wait_for_status(
     url: str, process: subprocess.Popen[bytes], log: Path, *, status: int = 200
 ) -> None:
-    """Wait until the URL responds with this status; fail with the log if the process ends."""
+    """Wait until the URL responds with this status. Fail with the log if the process ends."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
@@ -89,7 +88,7 @@ def wait_for_status(
 
 @contextlib.contextmanager
 def serve_gateway(upstream: str, folder: Path, *options: str, key: str = "") -> Generator[Gateway]:
-    """`cromicle serve` with these options; its log must not hold the key."""
+    """Run `cromicle serve` with these options, and check that its log does not contain the key."""
     port, log = find_port(), folder / "log"
     command = [sys.executable, "-m", "cromicle_sdk", "serve", "--port", str(port)]
     command += ["--upstream", upstream, *options]

@@ -1,12 +1,12 @@
-"""Does a test fail for each small mistake in the code? `python tests/mutation.py [MODULE...]`.
+"""Mutation testing: `python tests/mutation.py [MODULE...]`.
 
-Each mutant of a module (`mutants.py`) runs the tests that execute the changed line, until one fails
-or takes much longer than without the change: then the mutant is killed. mypy kills others. The
-command fails if less than 90 % are killed, or if one survives that `mutants_accepted.toml` does not
-explain.
+Each mutant of a module (`mutants.py`) runs the tests that execute the changed line. It is killed if
+a test fails or takes much longer than without the change, or if mypy rejects the change. The
+command fails if less than 90 % of the mutants are killed, or if a mutant survives that
+`mutants_accepted.toml` does not list.
 
-No mutant is written to a file. The tests are collected once, and each mutant runs in a fork, in
-which the changed function has the changed code. So it costs little more than the tests.
+Mutants are not written to files. The tests are collected once, and each mutant runs in a fork in
+which the function has the changed code. A mutant costs little more than its tests.
 """
 
 from __future__ import annotations
@@ -45,34 +45,33 @@ PACKAGE = TESTS.parent / "cromicle_sdk"
 ACCEPTED = TESTS / "mutants_accepted.toml"
 LOWEST_RATE = 0.9
 
-# The async side is the source of the other one, and has the more to test: cancellation is empty
-# calls on the blocking side. One of its event loops runs the tests.
+# The async side is the source of the blocking one, where the calls for cancellation are empty, so
+# that their mutants cannot be killed. The tests run on one event loop.
 NOT_RUN = "not slow"
 NOT_SELECTED = "not blocking and not uvloop and not trio"
 
-_CORE = ("_core",)
 _NETWORK = ("_async", "_http")
 
 # The tests that may kill the mutants of a module.
 MODULES = {
-    "_core/compat.py": _CORE,
-    "_core/deadline.py": _CORE,
-    "_core/endpoint.py": _CORE,
-    "_core/errors.py": _CORE,
-    "_core/fields.py": _CORE,
-    "_core/messages.py": _CORE,
-    "_core/observers.py": (*_CORE, "_async/test_extensions.py"),
-    "_core/options.py": _CORE,
-    "_core/redaction.py": _CORE,
-    "_core/request.py": _CORE,
-    "_core/response.py": _CORE,
-    "_core/retry.py": _CORE,
-    "_core/secrets.py": _CORE,
+    "_core/compat.py": ("_core/test_messages.py",),
+    "_core/deadline.py": ("_core/test_deadline.py",),
+    "_core/endpoint.py": ("_core/test_endpoint.py",),
+    "_core/errors.py": ("_core/test_errors.py", "_core/test_response.py"),
+    "_core/fields.py": ("_core/test_fields.py",),
+    "_core/messages.py": ("_core/test_messages.py",),
+    "_core/observers.py": ("_async/test_extensions.py",),
+    "_core/options.py": ("_core/test_options.py",),
+    "_core/redaction.py": ("_core/test_redaction.py",),
+    "_core/request.py": ("_core/test_request.py",),
+    "_core/response.py": ("_core/test_response.py",),
+    "_core/retry.py": ("_core/test_retry.py",),
+    "_core/secrets.py": ("_core/test_secrets.py",),
     "_http/callers.py": _NETWORK,
-    "_http/framing.py": _NETWORK,
-    "_http/no_proxy.py": _NETWORK,
-    "_http/slots.py": _NETWORK,
-    "_http/translate.py": _NETWORK,
+    "_http/framing.py": ("_http/test_framing.py",),
+    "_http/no_proxy.py": ("_http/test_no_proxy.py",),
+    "_http/slots.py": ("_http/test_slots.py",),
+    "_http/translate.py": ("_http/test_translate.py",),
     "_async/connection.py": _NETWORK,
     "_async/network.py": _NETWORK,
     "_async/pool.py": _NETWORK,
@@ -116,6 +115,7 @@ class Mutation:
         self._sample = sample
         self._random = random.Random(seed)
         self._folder = folder
+        self._checks = 0
         self.fine = True
         self._failed: list[str] = []
         self._functions: dict[tuple[str, str, int], list[FunctionType]] = {}
@@ -133,14 +133,14 @@ class Mutation:
         imported = Path(str(sys.modules["cromicle_sdk"].__file__)).parent
         if imported != PACKAGE:
             raise session.Interrupted(f"the tests import {imported}")
+        until = time.monotonic() + (math.inf if self._sample is None else self._sample)
+        self._find_functions()
         baseline = self._measure(session.items)
         for name in baseline.failed:
             print(f"{name} fails without a mutant, and is left out")
-        self._find_functions()
         # The forks share what the collector does not touch.
         gc.collect()
         gc.freeze()
-        until = time.monotonic() + (math.inf if self._sample is None else self._sample)
         for module in self._modules:
             result = self._test_module(module, session.items, baseline, until)
             self.results.append(result)
@@ -200,8 +200,7 @@ class Mutation:
         except (KeyError, ValueError):
             # No such function is left, or it has other free variables.
             return NOT_MADE
-        for clear_cache in self._caches:
-            clear_cache()
+        self._clear_caches()
         for test, following, limit in zip(tests, [*tests[1:], None], limits, strict=True):
             signal.alarm(limit)
             test.ihook.pytest_runtest_protocol(item=test, nextitem=following)
@@ -210,8 +209,10 @@ class Mutation:
         return SURVIVED
 
     def _passes_mypy(self, path: Path, source: str) -> bool:
+        # mypy takes a file of the same size for the one that it has seen last.
+        self._checks += 1
         changed = self._folder / path.name
-        changed.write_text(source, "utf-8")
+        changed.write_text(source + f"#{'.' * 1000 * self._checks}\n", "utf-8")
         mypy = [sys.executable, "-m", "mypy", "--cache-dir", ".mypy_cache/mutants"]
         command = [*mypy, "--shadow-file", str(path), str(changed), str(path)]
         done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True)
@@ -229,6 +230,10 @@ class Mutation:
             elif isinstance(found, functools._lru_cache_wrapper):
                 self._caches.append(found.cache_clear)
 
+    def _clear_caches(self) -> None:
+        for clear in self._caches:
+            clear()
+
     def _measure(self, items: Sequence[pytest.Item]) -> Baseline:
         report = self._folder / "baseline.json"
         data = self._folder / "coverage"
@@ -240,6 +245,7 @@ class Mutation:
             measured.start()
             durations: dict[str, float] = {}
             for test, following in zip(items, [*items[1:], None], strict=True):
+                self._clear_caches()
                 measured.switch_context(test.nodeid)
                 start = time.monotonic()
                 test.ihook.pytest_runtest_protocol(item=test, nextitem=following)
@@ -334,7 +340,7 @@ def parse_arguments() -> argparse.Namespace:
         "--sample",
         type=float,
         metavar="SECONDS",
-        help="test random mutants of one module, another one after each commit",
+        help="test random mutants of one module for so long, of another one after each commit",
     )
     arguments = parser.parse_args()
     for module in arguments.modules:

@@ -1,4 +1,4 @@
-"""OpenAI's API in front of a Cromicle endpoint, and clients for it."""
+"""Apps that serve OpenAI's API from a Cromicle endpoint, and OpenAI clients for them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from starlette.applications import Starlette
 from cromicle_sdk import AsyncClient, Retry
 from cromicle_sdk.server import LocalServer, create_openai_app
 
-# Of the server, and of the endpoint behind it.
+# The token of the app, and that of the endpoint behind it.
 TOKEN = "a-token-of-the-server"
 KEY = "a-key-of-the-endpoint"
 
-_OF_CLIENT = ("http_client", "max_reply_bytes", "retry", "strict", "timeout")
+_CLIENT_OPTIONS = ("http_client", "max_reply_bytes", "retry", "strict", "timeout")
 
 
 def build_openai_app(endpoint: str, **options: Any) -> Starlette:
-    """The app in front of an endpoint, with options of its client and of its own."""
-    of_client = {name: options.pop(name) for name in _OF_CLIENT if name in options}
-    of_client.setdefault("retry", Retry(attempts=1))
-    client = AsyncClient(base_url=endpoint, token=KEY, **of_client)
+    """Build the app for an endpoint. `options` are those of the app and of its client."""
+    client_options = {name: options.pop(name) for name in _CLIENT_OPTIONS if name in options}
+    client_options.setdefault("retry", Retry(attempts=1))
+    client = AsyncClient(base_url=endpoint, token=KEY, **client_options)
     return create_openai_app(client, **{"token": TOKEN, **options})
 
 
@@ -34,7 +34,7 @@ def serve_openai(endpoint: str, **options: Any) -> Generator[LocalServer]:
 
 
 def connect(server: LocalServer, **options: Any) -> openai.OpenAI:
-    """A client of OpenAI's package that does not retry."""
+    """Return a client of OpenAI's package that does not retry."""
     return openai.OpenAI(**_build_options(server, options))
 
 

@@ -1,7 +1,7 @@
-"""The picture of chat in README: `python tests/pictures_chat.py` writes it anew.
+"""Draw the picture of `cromicle chat` in the documentation: `python tests/pictures_chat.py`.
 
-It runs `cromicle chat` on a pseudo terminal, with a server whose reply is scripted, and draws what
-an emulator shows. With `--check` it only compares.
+It runs `cromicle chat` on a pseudo terminal with a scripted reply, and draws the screen of a
+terminal emulator. With `--check`, it only compares the picture.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def gcd(a: int, b: int) -> int:
 | 12 | 6 | 0 |
 """
 
-# What differs each time, and what stands in the picture.
+# Texts that differ between runs, and the text in the picture.
 FIGURES = "first text 0.4 s · 1.9 s · 163 characters/s · 2 attempts"
 _FIGURES = re.compile(r"first text .* attempts")
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
-# The emulator does not know this style.
+# The emulator does not support this style.
 _DIM = re.compile(r"(Chat with|retrying|first text|  /) ?.*")
 
 
 def draw_chat() -> str:
-    """The picture, as SVG."""
+    """Draw the picture as SVG."""
     chunks = [ANSWER[start : start + 4] for start in range(0, len(ANSWER), 4)]
     with FaultyServer() as server, tempfile.TemporaryDirectory() as folder:
         server.fail(503, retry_after=0).reply(chunks=chunks)
@@ -77,7 +77,7 @@ def draw_chat() -> str:
 
 
 def read_text(svg: str) -> str:
-    """The text in a picture, which versions of rich draw differently."""
+    """Return the text in a picture, because versions of rich draw it differently."""
     return "\n".join(re.findall(r"<text[^>]*>(.*?)</text>", html.unescape(svg)))
 
 
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     if "--check" not in sys.argv:
         PICTURE.write_text(drawn, encoding="utf-8")
     elif read_text(drawn) != read_text(PICTURE.read_text(encoding="utf-8")):
-        sys.exit(f"{PICTURE} is not what chat shows: run python tests/pictures_chat.py")
+        sys.exit(f"{PICTURE} is outdated: run python tests/pictures_chat.py")

@@ -1,6 +1,6 @@
-"""The pictures of the page in README: `python tests/pictures_page.py` writes them anew.
+"""Take the pictures of the page in the documentation: `python tests/pictures_page.py`.
 
-It serves the page with a scripted reply, asks for it in a real browser, and takes a screenshot.
+It serves the page with a scripted reply, opens it in a browser, and takes screenshots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["IMAGES", "take_pictures"]
 
 IMAGES = Path(cromicle_sdk.__file__).parent / "docs" / "images"
 
-# Such pictures stay below 80 kB.
+# At this size, a picture has less than 80 kB.
 WIDTH, HEIGHT = 800, 640
 
 QUESTION = "How do I stream a reply in Python?"
@@ -49,7 +49,7 @@ async def answer(prompt: str) -> AsyncIterator[str]:
 
 
 def take_pictures(browser: Browser, folder: Path, port: int = 0) -> list[Path]:
-    """Write `page-light.png` and `page-dark.png`; returns their paths."""
+    """Write `page-light.png` and `page-dark.png`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     paths = [folder / f"page-{scheme}.png" for scheme in schemes]
@@ -68,6 +68,6 @@ def take_pictures(browser: Browser, folder: Path, port: int = 0) -> list[Path]:
 
 if __name__ == "__main__":
     with launch() as browser:
-        # The port of `cromicle serve`, which the line for curl shows.
+        # The default port of `cromicle serve`, because the page shows it in its curl command.
         for written in take_pictures(browser, IMAGES, port=8000):
             print(written, written.stat().st_size)

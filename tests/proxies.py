@@ -1,4 +1,4 @@
-"""A proxy for tests: forwards, tunnels, speaks SOCKS5, refuses on demand, and keeps a record."""
+"""A proxy for tests, which supports HTTP, CONNECT and SOCKS5 and records its requests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 class Proxy:
-    """`seen` has the first line of each HTTP request, or the target of each SOCKS one.
+    """A proxy on a free port of 127.0.0.1.
 
-    `answer`, where given, is all that it says before it closes, but for what it says to one more
-    packet (`then`). `hosts` are addresses by name, in place of the resolver's.
+    `seen` lists the request line of each HTTP request, and the target of each SOCKS request.
+    `heads` lists the heads of HTTP requests, and the user and password of SOCKS requests. With
+    `answer`, the proxy only sends that, then `then` after the next packet, and closes. With
+    `context`, it uses TLS. `hosts` maps names to addresses, instead of the resolver.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The recipes of docs/relaying.md, as files; and environments to run them in."""
+"""The recipes of docs/relaying.md as files, and environments in which they run."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = [
 _PAGE = Path(cromicle_sdk.__file__).parent / "docs" / "relaying.md"
 _RECIPE = re.compile(r"^```py\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# What this package needs itself.
+# The dependencies of this package.
 _OWN = ("httpx>=0.28.1,<1", "anyio>=4.10,<5")
 
 
 def install_frameworks() -> Path:
-    """The commands of an environment with the frameworks that serve."""
+    """Install the server frameworks, and return the folder of the commands."""
     frameworks = ("fastapi", "uvicorn", "django", "flask", "quart-trio", "hypercorn[trio]")
     return install("frameworks", *_OWN, *frameworks, "gunicorn", "celery", "nbclient", "ipykernel")
 
 
 def install_chat_apps() -> Path:
-    """The commands of an environment with the frameworks for chats in a browser."""
+    """Install the frameworks for chats in a browser, and return the folder of the commands."""
     return install("chat-apps", *_OWN, "streamlit", "gradio")
 
 
 def write_recipes(folder: Path) -> dict[str, str]:
-    """Write each recipe into a file; returns them by name."""
+    """Write each recipe to a file, and return the recipes by name."""
     recipes = dict(_RECIPE.findall(_PAGE.read_text(encoding="utf-8")))
     for name, text in recipes.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -47,7 +47,7 @@ def write_recipes(folder: Path) -> dict[str, str]:
 
 
 def build_environment(folder: Path, base_url: str) -> dict[str, str]:
-    """The variables of a process that runs a recipe."""
+    """Return the environment variables of a process that runs a recipe."""
     return {
         "CROMICLE_BASE_URL": base_url,
         "CROMICLE_TOKEN": "abc",
@@ -60,7 +60,7 @@ def build_environment(folder: Path, base_url: str) -> dict[str, str]:
 
 
 def run_script(commands: Path, script: str, folder: Path, base_url: str) -> list[str]:
-    """The lines that a script prints in the folder of the recipes."""
+    """Run a script in the folder of the recipes, and return the lines that it prints."""
     done = subprocess.run(
         [str(commands / "python"), "-c", script],
         capture_output=True,

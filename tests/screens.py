@@ -1,4 +1,4 @@
-"""Terminals for tests: an emulator that shows what was written, and a process on a real one."""
+"""Terminals for tests: an emulator, and a process on a pseudo terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pexpect  # type: ignore[import-untyped]  # it has no types
+import pexpect  # type: ignore[import-untyped]  # not annotated
 import pyte
 from rich.style import Style
 from rich.text import Text
@@ -20,11 +20,10 @@ PATIENCE = 30.0
 
 
 class Screen:
-    """What a terminal shows after some bytes, with the lines that have scrolled off."""
+    """A terminal emulator, including the lines that have scrolled off the screen."""
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self._screen = pyte.HistoryScreen(columns, lines, history=100_000, ratio=0.5)
-        # As a terminal does for what a program writes.
         self._stream = pyte.ByteStream(self._screen)
 
     def feed(self, data: bytes) -> None:
@@ -32,12 +31,12 @@ class Screen:
 
     @property
     def visible(self) -> list[str]:
-        """The lines that the screen shows, without what is empty at their ends."""
+        """The lines on the screen, without trailing spaces and empty lines at the end."""
         return _trim([line.rstrip() for line in self._screen.display])
 
     @property
     def lines(self) -> list[str]:
-        """All lines, those that have scrolled off first."""
+        """All lines, including those that have scrolled off the screen."""
         columns = range(self._screen.columns)
         gone = [
             "".join(line[column].data for column in columns).rstrip()
@@ -55,7 +54,7 @@ class Screen:
         return self._screen.cursor.y, self._screen.cursor.x
 
     def find_styles(self, text: str) -> set[str]:
-        """The styles of the first place at which the screen shows a text."""
+        """Return the styles of a text at its first occurrence on the screen."""
         for row, line in enumerate(self._screen.display):
             column = line.find(text)
             if column >= 0:
@@ -67,7 +66,7 @@ class Screen:
 
     @property
     def styled(self) -> list[Text]:
-        """The visible lines with their styles, for rich."""
+        """The visible lines with their styles, as texts of rich."""
         lines = []
         for row in range(len(self.visible)):
             line = Text()
@@ -94,7 +93,7 @@ class Process:
         plain = {
             "TERM": "xterm-256color",
             "PYTHONUTF8": "1",
-            # The emulator does not say where its cursor is.
+            # The emulator does not report its cursor position.
             "PROMPT_TOOLKIT_NO_CPR": "1",
         }
         self.screen = Screen(columns, lines)
@@ -106,11 +105,11 @@ class Process:
             dimensions=(lines, columns),
             timeout=PATIENCE,
         )
-        # It waits for each key otherwise, as long as somebody would who types.
+        # By default, pexpect simulates the delay of a person who types.
         self._process.delaybeforesend = None
 
     def wait_for(self, text: str) -> None:
-        """Until the terminal shows a text."""
+        """Wait until the terminal shows a text."""
         self.wait_until(lambda screen: text in screen.text, text)
 
     def wait_until(self, condition: Callable[[Screen], bool], name: object = "") -> None:
@@ -121,7 +120,7 @@ class Process:
                 raise AssertionError(f"{name!r} is not in:\n{self.screen.text}") from error
 
     def wait_for_prompt(self) -> None:
-        """Until it waits for a line."""
+        """Wait until the terminal shows the prompt."""
         self.wait_until(lambda screen: screen.visible[-1:] == [">"], "prompt")
 
     def type(self, text: str) -> None:
@@ -138,7 +137,7 @@ class Process:
         self._process.setwinsize(lines, columns)
 
     def wait(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait until the process ends, and return its exit code."""
         try:
             while True:
                 self._receive()
@@ -161,7 +160,7 @@ class Process:
 
 
 def isolate(folder: Path) -> dict[str, str]:
-    """The environment of a process that keeps its files in a folder."""
+    """Return environment variables that make a process keep its files in a folder."""
     return {
         "HOME": str(folder),
         "XDG_DATA_HOME": str(folder / "data"),
@@ -181,7 +180,7 @@ def _build_style(cell: Any) -> Style:
 
 
 def _name_color(color: str) -> str | None:
-    """A colour of the emulator, which has those of 256 as hexadecimal digits, for rich."""
+    """Convert a color of the emulator for rich. One of 256 colors is six hexadecimal digits."""
     if color == "default":
         return None
     if len(color) == 6 and set(color) <= set("0123456789abcdef"):

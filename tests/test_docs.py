@@ -1,4 +1,4 @@
-"""What README and the pages say is true: every Python block runs, every fact agrees."""
+"""README and the pages are correct: Python blocks run, and tables match the code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from cromicle_sdk.cli.commands import cromicle, serve
 from cromicle_sdk.cli.serve import check_combination
 from cromicle_sdk.server import LocalServer
 
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-
 README = DOCUMENTS["README.md"]
 PAGES = {Path(name).stem: text for name, text in DOCUMENTS.items()}
 
@@ -29,7 +27,7 @@ def is_suite(block: str) -> bool:
     return "def test_" in block
 
 
-# Of the others, tests/integrations/packages/test_page.py and tests/bulk/test_ray.py.
+# tests/integrations/packages/test_page.py and tests/bulk/test_ray.py test the other blocks.
 PYTHON = [
     (name, block)
     for name, block in find_blocks("python")
@@ -38,7 +36,7 @@ PYTHON = [
 SCRIPTS = [pytest.param(block, id=name) for name, block in PYTHON if not is_suite(block)]
 SUITES = [pytest.param(block, id=name) for name, block in PYTHON if is_suite(block)]
 
-# Each command line of `cromicle` in a block for the shell, or in a unit of systemd.
+# Each command line of `cromicle` in a shell block or a systemd unit.
 COMMAND_LINES = [
     pytest.param(line, id=f"{name}: {line[:40]}")
     for name, block in find_blocks("sh") + find_blocks("ini")
@@ -57,7 +55,7 @@ def test_a_python_block_runs(
     monkeypatch.setenv("CROMICLE_TOKEN", token)
     with LocalServer(page=True) as echo:
         monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
-        # What `cromicle serve` listens on.
+        # The default address of `cromicle serve`.
         here = block.replace("http://127.0.0.1:8000", echo.base_url)
         exec(compile(here, "README.md", "exec"), {"__name__": "__main__"})
     if "print(" in block:
@@ -87,7 +85,7 @@ def test_type_checkers_find_nothing_in_the_programs_of_the_readme(tmp_path: Path
 def test_a_command_line_is_right(line: str) -> None:
     name, *arguments = shlex.split(line)
     command = cromicle.commands[name]
-    # click keeps what it finds out of the first context, such as how the option for help is called.
+    # click caches properties of the first context, such as the name of the help option.
     parent = cromicle.make_context("cromicle", [name])
     context = command.make_context(name, arguments, parent=parent)
     if command is serve:
@@ -116,7 +114,7 @@ def test_a_batch_of_the_documents_is_sent(
     assert json.loads(Path(target).read_text())["text"] == "One"
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="it needs curl")
+@pytest.mark.skipif(not shutil.which("curl"), reason="requires curl")
 def test_the_lines_for_curl_get_a_reply() -> None:
     (block,) = (block for _, block in find_blocks("sh") if "curl " in block)
     with LocalServer() as echo:
@@ -128,7 +126,7 @@ def test_the_lines_for_curl_get_a_reply() -> None:
 
 
 def find_headings(path: Path) -> set[str]:
-    """The anchors of a page."""
+    """Return the anchors of a page."""
     return {
         re.sub(r"[^\w -]", "", line.strip("# ").lower()).replace(" ", "-")
         for line in path.read_text(encoding="utf-8").splitlines()
@@ -137,7 +135,7 @@ def find_headings(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_it_links_to_is_there(name: str) -> None:
+def test_links_have_a_target(name: str) -> None:
     page = ROOT / name
     targets = re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name])
     for target in (target for target in targets if "://" not in target):
@@ -151,12 +149,6 @@ def test_the_readme_is_short_and_links_to_every_page() -> None:
     assert len(README.splitlines()) <= 150
     for page in FOLDER.glob("*.md"):
         assert f"](cromicle_sdk/docs/{page.name})" in README
-
-
-def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
-    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)
-    assert versions[0] == cromicle_sdk.__version__
-    assert len(versions) == len(set(versions))
 
 
 def test_the_tree_of_errors_names_every_error() -> None:
@@ -183,13 +175,13 @@ def test_the_table_of_the_gateway_names_every_flag() -> None:
         for parameter in serve.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
-    # Of a pair, the one that changes something; the delay is the echo's.
+    # Flags that are on by default, and --delay, which does not apply to a gateway.
     named = flags - {"--metrics", "--access-log", "--page", "--delay"}
     assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))
 
 
 def test_an_example_for_trio_names_the_package_to_install() -> None:
-    # No extra for users installs it.
+    # No extra installs trio.
     for name, text in DOCUMENTS.items():
         for before in re.findall(r"([^\n]+)\n\n```python\nimport trio\n", text):
             assert "`pip install trio`" in before, name
@@ -198,6 +190,6 @@ def test_an_example_for_trio_names_the_package_to_install() -> None:
 def test_the_readme_has_one_way_to_call_the_command() -> None:
     quick_start, *others = (block for name, block in find_blocks("sh") if "README" in name)
     assert ".venv/bin/cromicle" in quick_start
-    # From then on, the environment is activated.
+    # The environment is activated in the blocks that follow.
     assert ". .venv/bin/activate" in README
     assert not any(".venv/bin/cromicle" in block for block in others)

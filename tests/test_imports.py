@@ -1,7 +1,6 @@
-"""Which module may import what: the architecture, held against the files.
+"""The architecture: the modules that each module may import.
 
-`MODULES` is the whole table, so that a new module or a new import is a decision that shows in
-this file.
+`MODULES` lists all modules, so a new module or a new import requires a change of this file.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import cromicle_sdk
 
 PACKAGE = Path(cromicle_sdk.__file__).parent
 
-# What each module imports from the package. An arrow that leads up this list is a cycle.
+# The imports of each module from the package. A module may only import modules above it.
 MODULES: dict[str, set[str]] = {
-    # The pure core: values and bytes in, values out. No I/O, no clock, no HTTP client.
+    # The core, without I/O, clock and HTTP client.
     "_version": set(),
     "_core.compat": set(),
     "_core.errors": set(),
@@ -41,9 +40,9 @@ MODULES: dict[str, set[str]] = {
     "_core.retry": {"_core.errors", "_core.options"},
     "_core.deadline": {"_core.errors", "_core.options"},
     "_core.observers": {"_core.options", "_core.request", "_core.response"},
-    # What both sides know of the network.
+    # Network code shared by the async and the blocking side.
     "_http.sockets": set(),
-    "_http.slots": {"_http.sockets"},
+    "_http.slots": {"_core.compat", "_http.sockets"},
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
     "_http.libraries": set(),
@@ -55,8 +54,9 @@ MODULES: dict[str, set[str]] = {
         *("_core.deadline", "_core.errors", "_core.options", "_core.request", "_core.response"),
         "_http.logs",
     },
+    "_http.tracebacks": set(),
     "_http.translate": {"_core.deadline", "_core.errors", "_http.clients", "_http.sockets"},
-    # The async side, which waits in the first three alone. A call goes through it from below.
+    # The async side. Only the first three modules wait. A call passes through it from the bottom.
     "_async.concurrency": {"_http.resolver", "_http.slots", "_http.sockets"},
     "_async.iterators": {"_async.concurrency", "_http.sockets"},
     "_async.socket_reader": {"_async.concurrency", "_http.sockets"},
@@ -65,7 +65,7 @@ MODULES: dict[str, set[str]] = {
         *("_core.deadline", "_http.framing", "_http.sockets"),
     },
     "_async.connection": {
-        *("_async.concurrency", "_async.network", "_core.deadline"),
+        *("_async.concurrency", "_async.network", "_core.compat", "_core.deadline"),
         *("_http.framing", "_http.proxies", "_http.sockets"),
     },
     "_async.upgrade": {"_async.connection", "_http.libraries", "_http.sockets"},
@@ -84,7 +84,7 @@ MODULES: dict[str, set[str]] = {
         *("_async.session", "_core.compat", "_core.errors", "_core.observers"),
         *("_core.options", "_core.request"),
         *("_core.response", "_core.retry"),
-        *("_http.callers", "_http.sockets", "_http.translate"),
+        *("_http.callers", "_http.sockets", "_http.tracebacks", "_http.translate"),
     },
     "_async.client": {
         *("_async.session", "_async.stream", "_core.compat"),
@@ -100,10 +100,10 @@ MODULES |= {
     if name.startswith("_async.")
 }
 
-# A handwritten one, which needs less.
+# A handwritten module with fewer imports.
 MODULES["_sync.iterators"] = {"_sync.concurrency"}
 
-# What users see.
+# The public names.
 MODULES["__init__"] = {
     *("_async.client", "_async.stream", "_async.transport"),
     *("_core.errors", "_core.messages", "_core.options", "_core.response"),
@@ -112,24 +112,24 @@ MODULES["__init__"] = {
 
 CORE = [name for name in MODULES if name.startswith("_core.") and name != "_core.compat"]
 
-# What the core may import from elsewhere, all of it without I/O and without a clock.
-# `os` is for `os.environ` alone, `sys` for the version in the user agent.
+# The modules of the standard library that the core may import, which do no I/O and have no clock.
+# `os` is only for `os.environ`, `sys` for the version in the user agent.
 CORE_STDLIB = {
     *("base64", "bisect", "codecs", "collections.abc", "contextlib", "dataclasses", "datetime"),
-    "email.utils",
+    *("email.utils", "enum"),
     *("functools", "hashlib", "http", "io", "ipaddress", "itertools", "json", "json.encoder"),
     *("math", "operator", "os"),
     *("random", "re", "sys", "typing", "urllib.parse"),
 }
 
-# Nothing of this may be reached from the core: I/O, clocks, threads, HTTP clients.
+# Modules that the core must not import: I/O, clocks, threads, HTTP clients.
 NOT_IN_CORE = {
     *("socket", "ssl", "select", "selectors", "subprocess", "asyncio", "threading", "time"),
     *("http.client", "urllib.request", "multiprocessing", "concurrent", "queue", "signal"),
     *("httpx", "httpx2", "httpcore", "h11", "anyio", "trio", "sniffio", "requests", "certifi"),
 }
 
-# Which modules know a package from elsewhere.
+# The modules that may import each third-party package.
 THIRD_PARTY: dict[str, set[str]] = {
     "httpx": {
         *("_http.clients", "_http.proxies"),
@@ -150,10 +150,10 @@ THIRD_PARTY: dict[str, set[str]] = {
     "typing_extensions": {"_core.compat"},
 }
 
-# Folders and files with extras and jobs of their own; the clients know nothing of them.
+# Packages that the clients do not import. Most of them require extras.
 OTHERS = {"__main__", "bulk", "cli", "integrations", "server", "testing"}
 
-# Event loops have names only where uvicorn, the command or bulk need one of their own.
+# Only these may import a specific event loop.
 LOOPS_ALLOWED = {"bulk", "cli", "server", "testing"}
 
 
@@ -162,7 +162,7 @@ def read(module: str) -> ast.Module:
 
 
 def imports(tree: ast.AST, folder: str = "") -> set[str]:
-    """The modules that a file imports, anywhere in it; `folder` is where its own dot leads."""
+    """Return all modules that a file imports. `folder` is the package of relative imports."""
     found: set[str] = set()
     prefix = f"cromicle_sdk.{folder}".rstrip(".")
     for node in ast.walk(tree):
@@ -239,22 +239,22 @@ def test_the_core_calls_nothing_that_waits_or_tells_the_time(module: str) -> Non
 
 
 @pytest.mark.parametrize("name", THIRD_PARTY)
-def test_which_modules_know_a_package_from_elsewhere(name: str) -> None:
-    knows = {
+def test_only_these_modules_import_a_third_party_package(name: str) -> None:
+    importing = {
         module
         for module in MODULES
         if name in {other.partition(".")[0] for other in third_party(module)}
     }
-    assert knows == THIRD_PARTY[name]
+    assert importing == THIRD_PARTY[name]
 
 
-def test_no_other_package_is_known() -> None:
+def test_no_other_package_is_imported() -> None:
     for module in MODULES:
         for name in {other.partition(".")[0] for other in third_party(module)}:
             assert name in sys.stdlib_module_names or name in THIRD_PARTY, (module, name)
 
 
-def test_no_event_loop_is_named() -> None:
+def test_no_specific_event_loop_is_imported() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in LOOPS_ALLOWED:
             tree = ast.parse(path.read_text("utf-8"))
@@ -264,7 +264,7 @@ def test_no_event_loop_is_named() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_but_definitions_happens_at_import(module: str) -> None:
+def test_a_module_has_only_definitions(module: str) -> None:
     allowed = (
         *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
         *(ast.Assign, ast.AnnAssign),
@@ -279,8 +279,8 @@ def test_nothing_but_definitions_happens_at_import(module: str) -> None:
             assert isinstance(statement, allowed), ast.unparse(statement)
 
 
-# The import itself, in a fresh interpreter. httpx's own optional imports (rich, click where they
-# are installed; httpcore's of trio) are not this package's, so they come first and don't count.
+# The import in a new interpreter. The dependencies are imported first, so that their own imports,
+# including optional ones such as rich and trio, do not count.
 PROBE = """
 import json, ssl, sys
 import httpx, httpcore, anyio, anyio.lowlevel

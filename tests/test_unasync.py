@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from unasync import HANDWRITTEN, PACKAGE, RULES, find_differences, generate, main
 
-# What only other handwritten modules of `_async` use.
+# Names that only other handwritten modules of `_async` use.
 ASYNC_ONLY = {"current_loop", "CancelHandle.set_interrupt", "CancelHandle.suspend"}
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of both folders, in which a test changes a file."""
+    """A copy of both folders that a test may change."""
     for folder in ("_async", "_sync"):
         shutil.copytree(PACKAGE / folder, tmp_path / "cromicle_sdk" / folder)
     return tmp_path / "cromicle_sdk"
@@ -33,7 +33,7 @@ def test_a_generated_module_names_its_source_in_its_first_line() -> None:
         assert ast.get_docstring(ast.parse(text))
 
 
-def test_a_generated_module_has_nothing_async() -> None:
+def test_a_generated_module_has_no_async_code() -> None:
     for text in generate().values():
         nodes = ast.walk(ast.parse(text))
         assert not any(isinstance(node, (ast.AsyncFunctionDef, ast.Await)) for node in nodes)
@@ -55,7 +55,7 @@ def test_check_names_the_files_that_differ_and_writes_nothing(
     assert not missing.exists()
 
 
-def test_a_run_mends_the_files_that_differ(
+def test_a_run_rewrites_the_files_that_differ(
     package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (package / "_sync/client.py").write_text("", encoding="utf-8")
@@ -82,13 +82,13 @@ def read_exports(tree: ast.Module) -> list[str]:
 
 
 def read_functions(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str]]:
-    """The parameters of public functions and methods, in order, with kind and default."""
+    """Return the parameters of public functions and methods, with their kind and default."""
     found: dict[str, list[str]] = {}
     for statement in body:
         if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
             found |= read_functions(statement.body, f"{statement.name}.")
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            # Annotations differ (`AsyncIterator`), the rest does not.
+            # Annotations may differ, as in `AsyncIterator`.
             for argument in ast.walk(statement.args):
                 if isinstance(argument, ast.arg):
                     argument.annotation = None

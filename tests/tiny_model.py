@@ -1,12 +1,12 @@
-"""Language models that give known replies, in files for llama.cpp.
+"""Language models with known replies, as files for llama.cpp.
 
-The last character of the prompt selects a script; the model says it, one piece to a token. Each
-piece says which one follows, so a piece has its place in one script only. A piece may be any bytes,
-half a character included.
+The last character of the prompt selects a script, which the model replies with, one piece per
+token. A piece determines the next one, so it may occur only once in all scripts. A piece may be any
+bytes, including a part of a character.
 
-The model is a Llama of one block whose attention and feed-forward are zero: what is known of the
-prompt at its end is the embedding of its last token. Embeddings are one-hot, and the output matrix
-has, in the column of each token, the weights of those that may follow.
+The model is a Llama with one block whose attention and feed-forward layers are zero, so the output
+depends only on the embedding of the last token. Embeddings are one-hot, and the column of a token
+in the output matrix has the weights of the tokens that may follow it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["Script", "build_model", "cut", "say"]
 
-# The weights of the pieces that may follow each piece, END among them.
+# The weights of the pieces that may follow each piece, which may include END.
 Script = Mapping[bytes, Mapping[bytes, float]]
 
 END = b""
 
-# It ends in the last character of the last message, and shows llama.cpp where reasoning is.
+# Ends with the last character of the last message, and marks reasoning for llama.cpp.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>"
     "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
@@ -31,10 +31,10 @@ CHAT_TEMPLATE = (
 )
 
 CONTEXT_LENGTH = 1 << 20
-# The width of the attention and of the feed-forward, which do nothing.
+# The width of the attention and feed-forward layers, which are zero.
 WIDTH = 32
 
-# The numbers of types in the format.
+# The numbers of types in the file format.
 INT32, UINT32, FLOAT32, BOOL, STRING, ARRAY = 5, 4, 6, 7, 8, 9
 F32_TENSOR, F16_TENSOR = 0, 1
 NORMAL_TOKEN, CONTROL_TOKEN = 1, 3
@@ -45,25 +45,25 @@ Tensor = tuple[str, tuple[int, ...], int, bytes]
 
 
 def say(selector: str, *pieces: bytes, endless: bool = False) -> Script:
-    """The script of a prompt that ends in `selector`: these pieces, over and over if endless."""
+    """Build the script of a prompt that ends with `selector`. If `endless`, it repeats."""
     steps = [selector.encode(), *pieces, pieces[0] if endless else END]
     script = {piece: {following: 1.0} for piece, following in itertools.pairwise(steps)}
     if len(script) <= len(pieces):
-        raise ValueError(f"a piece is twice in the script {selector!r}")
+        raise ValueError(f"a piece occurs twice in the script {selector!r}")
     return script
 
 
 def cut(text: str, size: int) -> list[bytes]:
-    """The text in pieces of so many bytes, which split characters."""
+    """Split a text into pieces of `size` bytes, which may split characters."""
     data = text.encode()
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def build_model(*scripts: Script, merges: int = 0) -> bytes:
-    """A file in the format GGUF, version 3.
+    """Build a file in the format GGUF, version 3.
 
-    Each of the `merges` is a rule of the tokenizer for characters that no prompt has. Half a
-    million of them take llama.cpp a second or two to load.
+    `merges` is the number of tokenizer rules, for characters that no prompt has. They make the
+    model slow to load: half a million rules take one or two seconds.
     """
     script = _join(scripts)
     pieces = [bytes([byte]) for byte in range(256)]
@@ -77,13 +77,13 @@ def _join(scripts: Sequence[Script]) -> Script:
     joined: dict[bytes, Mapping[bytes, float]] = {}
     for script in scripts:
         if not joined.keys().isdisjoint(script):
-            raise ValueError(f"in two scripts: {joined.keys() & script.keys()}")
+            raise ValueError(f"pieces occur in two scripts: {joined.keys() & script.keys()}")
         joined.update(script)
     return joined
 
 
 def _describe(tokens: list[bytes], merges: int) -> dict[str, Value]:
-    """The metadata. The vocabulary is that of GPT-2: a prompt is a token for each byte."""
+    """Build the metadata. With the byte vocabulary of GPT-2, each byte of a prompt is a token."""
     letters = _name_bytes()
     return {
         "general.architecture": "llama",
@@ -104,7 +104,7 @@ def _describe(tokens: list[bytes], merges: int) -> dict[str, Value]:
         "tokenizer.ggml.token_type": [
             CONTROL_TOKEN if token == END else NORMAL_TOKEN for token in tokens
         ],
-        # There must be one.
+        # At least one is required.
         "tokenizer.ggml.merges": [f"\u4e00{number} \u4e00" for number in range(merges + 1)],
         "tokenizer.ggml.eos_token_id": tokens.index(END),
         "tokenizer.ggml.add_bos_token": False,
@@ -113,7 +113,7 @@ def _describe(tokens: list[bytes], merges: int) -> dict[str, Value]:
 
 
 def _name_bytes() -> list[str]:
-    """The character that stands for each byte in a vocabulary like that of GPT-2."""
+    """Return the character that represents each byte in the vocabulary of GPT-2."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = itertools.count(0x100)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -123,7 +123,7 @@ def _build_tensors(tokens: list[bytes], script: Script) -> list[Tensor]:
     size = len(tokens)
     numbers = {token: number for number, token in enumerate(tokens)}
     embeddings = {(number, number): 1.0 for number in range(size)}
-    # After a token that no script has, the reply ends.
+    # The reply ends after a token that is in no script.
     output = {
         (numbers[following], number): weight
         for token, number in numbers.items()
@@ -149,7 +149,7 @@ def _build_tensors(tokens: list[bytes], script: Script) -> list[Tensor]:
 
 
 def _build_matrix(size: int, values: Mapping[tuple[int, int], float]) -> bytes:
-    """A square matrix with these values at (row, column) and zeros elsewhere."""
+    """Build a square matrix with these values at (row, column) and zeros elsewhere."""
     matrix = bytearray(2 * size * size)
     for (row, column), value in values.items():
         struct.pack_into("<e", matrix, 2 * (row * size + column), value)

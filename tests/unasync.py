@@ -1,6 +1,6 @@
 """Generate the modules of `cromicle_sdk/_sync` from those of `cromicle_sdk/_async`.
 
-`python tests/unasync.py` writes them. With `--check` it writes nothing, names the files that
+`python tests/unasync.py` writes them. With `--check`, it writes nothing, prints the files that
 differ, and exits with 1 if there are any.
 """
 
@@ -18,11 +18,11 @@ __all__ = ["HANDWRITTEN", "PACKAGE", "RULES", "find_differences", "generate", "m
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cromicle_sdk"
 
-# Each side has its own.
+# Not generated: these modules are written by hand for each side.
 HANDWRITTEN = {"__init__.py", "concurrency.py", "iterators.py", "socket_reader.py"}
 
-# Substitutions in this order: a regular expression, and what replaces its matches. First the
-# phrases that describe only one side, as they are.
+# Regular expressions and their replacements, applied in this order. First the phrases that describe
+# only one side, which are matched literally.
 RULES = [
     (re.escape(phrase), replacement)
     for phrase, replacement in (
@@ -53,7 +53,7 @@ RULES = [
         ("The connections of one event loop:", "The connections of one process:"),
     )
 ]
-# Then the words.
+# Then the names and keywords.
 RULES += [
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
@@ -72,10 +72,10 @@ RULES += [
 def generate(
     package: Path = PACKAGE, rules: Sequence[tuple[str, str]] = tuple(RULES)
 ) -> dict[Path, str]:
-    """The path and text of each generated module.
+    """Return the path and text of each generated module.
 
-    Raises `ValueError` for a rule that matches nothing in any of the sources: it is left over
-    from code that has changed, or has an error of its own.
+    Raises `ValueError` for a rule that matches nothing in any of the sources, because it is
+    outdated or wrong.
     """
     counts = dict.fromkeys((pattern for pattern, _ in rules), 0)
     generated: dict[Path, str] = {}
@@ -92,7 +92,7 @@ def generate(
 
 
 def find_differences(generated: dict[Path, str], package: Path = PACKAGE) -> list[Path]:
-    """The files of `_sync` that differ, are missing, or have no source any more."""
+    """Return the files of `_sync` that differ, are missing, or no longer have a source."""
     present = {path: path.read_text(encoding="utf-8") for path in _find_modules(package / "_sync")}
     return sorted(
         path for path in {*generated, *present} if generated.get(path) != present.get(path)
@@ -100,9 +100,9 @@ def find_differences(generated: dict[Path, str], package: Path = PACKAGE) -> lis
 
 
 def main(arguments: Sequence[str] | None = None, package: Path = PACKAGE) -> int:
-    """Write the generated modules, or check them. Returns the exit status."""
+    """Write or check the generated modules. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, name what differs")
+    parser.add_argument("--check", action="store_true", help="only print the files that differ")
     options = parser.parse_args(arguments)
     generated = generate(package)
     differences = find_differences(generated, package)
@@ -121,7 +121,7 @@ def _find_modules(folder: Path) -> list[Path]:
 
 
 def _format(source: str) -> str:
-    """Sort the names and wrap the lines again: names have become shorter, or unused."""
+    """Format a module, and remove unused imports: names have become shorter, or unused."""
     config = str(ROOT / "pyproject.toml")
     for command in (["check", "--select", "F401,I,RUF022", "--fix"], ["format"]):
         source = subprocess.run(

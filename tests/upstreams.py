@@ -1,4 +1,4 @@
-"""An OpenAI-compatible model server built from `FaultyServer`, and a gateway in front of it."""
+"""An OpenAI-compatible model server scripted with `FaultyServer`, and a gateway to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "sk-a-very-private-key"
 
 
 def event(data: Any) -> str:
-    """An event with this JSON; non-ASCII characters are not escaped."""
+    """Build an event with this JSON. Non-ASCII characters are not escaped."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
@@ -23,7 +23,7 @@ def choice(delta: Any, reason: str | None = None, **more: Any) -> dict[str, Any]
 
 
 def say(*texts: str) -> list[str]:
-    """An event for each text."""
+    """Build an event for each text."""
     return [event(choice({"content": text})) for text in texts]
 
 
@@ -49,6 +49,6 @@ def answer_texts(upstream: FaultyServer, *texts: str, **options: Any) -> None:
 def serve_gateway(
     upstream: FaultyServer, model: str | list[str] | None = "a-model", **options: Any
 ) -> LocalServer:
-    """A gateway in front of the upstream, with the well-known token."""
+    """Return a gateway to the upstream, with the well-known token."""
     backend = openai_backend(f"{upstream.base_url}/v1", model, **options)
     return LocalServer(app=create_app(backend))

@@ -11,7 +11,7 @@ old, its socket is open, and nothing has arrived there since.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import httpcore
 
+from cromicle_sdk._core.compat import build_ordered_dict
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.framing import Trailers, find_h11
 from cromicle_sdk._http.proxies import Route, default_ssl_context
@@ -193,7 +194,7 @@ class AsyncLoopPool:
         self._max_idle = max_connections
         self.limiter = concurrency.ConnectionLimiter(max_connections)
         # From the least to the most recently used. To remove a connection is to own it.
-        self._idle: OrderedDict[AsyncConnection, None] = OrderedDict()
+        self._idle: dict[AsyncConnection, None] = build_ordered_dict()
         # Where to look for them. One that is missing here is not used again, and closed in time.
         self._idle_by_origin: dict[_OriginKey, deque[AsyncConnection]] = {}
         self._is_closed = False

@@ -16,7 +16,7 @@ from cromicle_sdk._core.response import Head, Headers, Reply, ResponseDecoder
 from cromicle_sdk._core.retry import Attempts
 from cromicle_sdk._http.callers import find_callers_error
 from cromicle_sdk._http.sockets import LATE_SECONDS, TimeLimitReached
-from cromicle_sdk._http.translate import strip_frames, strip_library_frames, translate_error
+from cromicle_sdk._http.tracebacks import strip_frames, strip_library_frames
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -268,6 +268,8 @@ class AsyncStream:
         return text
 
     def _translate(self, error: Exception) -> CromicleError | None:
+        from cromicle_sdk._http.translate import translate_error  # loaded with the session
+
         assert self._call is not None, "nothing fails before a call has started"
         head = None if self._attempt is None else self._attempt.last_head
         translated = translate_error(

@@ -1,4 +1,4 @@
-"""The timeouts of one call: what it waits for now, and how long it still may."""
+"""The timeouts of one call: its current phase, and the time left in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .options import LONGEST_WAIT, Timeout
 
 __all__ = ["CallTimeouts", "Phase"]
 
-# The phases of an attempt. "send" is a part of `first_byte` for the caller.
+# The phases of an attempt. To the caller, "send" is part of `first_byte`.
 Phase = Literal["pool", "connect", "send", "first_byte", "stall"]
 
-# Event loops round their timers, uvloop to a millisecond, and may wake a little early: seconds.
+# In seconds. Event loops round their timers, uvloop to a millisecond, and may wake slightly early.
 _TIMER_SLACK = 0.005
 
 
@@ -61,13 +61,13 @@ class CallTimeouts:
 
     @classmethod
     def for_call(cls, timeout: Timeout, *, now: float) -> CallTimeouts:
-        """The timeouts of a call of this package."""
+        """Return the timeouts of a call of this package."""
         limits = _find_limits(timeout)
         return cls(limits, total=timeout.total, restarting=_RESTARTING_IN_CALL, now=now)
 
     @classmethod
     def for_request(cls, timeouts: Mapping[str, float | None], *, now: float) -> CallTimeouts:
-        """The timeouts of a plain httpx request: its extension `timeout`, each read by itself."""
+        """Return the timeouts of a plain httpx request: those of its extension `timeout`."""
         limits: dict[Phase, float] = {
             "pool": _or_infinite(timeouts.get("pool")),
             "connect": _or_infinite(timeouts.get("connect")),
@@ -78,11 +78,11 @@ class CallTimeouts:
         return cls(limits, total=None, restarting=_RESTARTING_IN_REQUEST, now=now)
 
     def enter(self, phase: Phase, now: float) -> None:
-        """The call waits for something else from now on."""
+        """Enter another phase."""
         if phase == "pool":
             self._pool_entered = now
         elif self.phase == "pool":
-            # Waiting for a slot is not charged to `total`.
+            # Waiting for a slot does not count for `total`.
             waited = now - self._pool_entered
             self._deadline = (
                 now + self._total if self._deadline is None else self._deadline + waited
@@ -92,7 +92,7 @@ class CallTimeouts:
         self._until = now + self._limits[phase]
 
     def begin_wait(self, now: float) -> None:
-        """A wait for bytes begins, after the caller may have taken its time with the last ones."""
+        """Start a wait for bytes. The caller may have had control since the previous one."""
         if self.phase in self._restarting:
             self._until = now + self._limits[self.phase]
         elif self._held is not None:
@@ -100,46 +100,49 @@ class CallTimeouts:
             self._held = None
 
     def progress(self, now: float) -> None:
-        """Bytes moved: a limit from one to the next starts again."""
+        """Record that bytes were sent or received, which restarts the timeout of the phase."""
         if self.phase in self._restarting:
             self._until = now + self._limits[self.phase]
 
     def hold(self, now: float) -> None:
-        """The caller has control; its time counts for `total` alone."""
+        """Return control to the caller, whose time counts only for `total`."""
         self._held = self._until - now
 
     def left(self, now: float) -> float | None:
-        """Seconds that the next wait may take, None for no limit; 0 or less once it has run out."""
+        """Return the seconds that the next wait may take; None for no limit, <= 0 if expired."""
         until = self._until
         if self._deadline is not None and self.phase != "pool" and self._deadline < until:
             until = self._deadline
         return None if until == math.inf else min(until - now, LONGEST_WAIT)
 
     def total_left(self, now: float) -> float:
-        """Seconds until `total` runs out; infinite where it is None."""
+        """Return the seconds until `total` expires; infinity if it is None."""
         if self.phase == "pool":
             now = self._pool_entered
         return self._total if self._deadline is None else self._deadline - now
 
     def late_for(self, now: float) -> float:
-        """Seconds since this was first called in this phase: with nothing left, for what waits."""
+        """Return the seconds since the first call of this method in this phase.
+
+        It measures how long bytes that have already arrived are read after the timeout.
+        """
         if self._late_since is None:
             self._late_since = now
         return now - self._late_since
 
     def limit(self, phase: TimeoutPhase) -> float | None:
-        """The limit of a phase, or of the whole call, in seconds."""
+        """Return the timeout of a phase, or of the whole call, in seconds; None for no limit."""
         limit = self._total if phase == "total" else self._limits[phase]
         return None if limit == math.inf else limit
 
     def expired_phase(self, now: float) -> TimeoutPhase:
-        """Which limit it was, once a wait has run out of time."""
+        """Return the timeout that has expired, after a wait has timed out."""
         if self.phase != "pool" and self.total_left(now) <= _TIMER_SLACK:
             return "total"
         return "first_byte" if self.phase == "send" else self.phase
 
 
-# The same for each call of a client.
+# Cached, because all calls of a client have the same timeouts.
 @lru_cache(maxsize=64)
 def _find_limits(timeout: Timeout) -> Mapping[Phase, float]:
     return {
@@ -155,6 +158,7 @@ def _or_infinite(limit: float | None) -> float:
     return math.inf if limit is None else limit
 
 
-# `first_byte` spans the wait for the head and what comes before the first byte of the body.
+# The phases whose timeout restarts whenever bytes move. `first_byte` spans the wait for the head
+# and for the first byte of the body.
 _RESTARTING_IN_CALL: frozenset[Phase] = frozenset({"send", "stall"})
 _RESTARTING_IN_REQUEST: frozenset[Phase] = frozenset({"send", "first_byte", "stall"})

@@ -15,19 +15,19 @@ __all__ = ["Endpoint", "is_local_destination", "is_loopback"]
 
 _URL_FORM = "expected https://HOST[:PORT][/PATH]"
 
-_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z")
+_HOST_AND_PORT = r"(?:\[[0-9A-Za-z:.%_~-]+\]|[^\[\]:%/?#@]+)(?::[0-9]*)?\Z"
 
-# RFC 1035, 2.3.4.
-_LONGEST_HOST = 253
+# RFC 1035, section 2.3.4.
+_MAX_HOST_LENGTH = 253
 
 # WHATWG URL, "ends-in-a-number checker": such a host must be an IPv4 address.
-_ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z")
+_ENDS_IN_NUMBER = r"(?:\A|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?\Z"
 
-# IDNA 2003, which Python implements, maps these to other letters, and IDNA 2008 does not: one
-# name is two hosts.
+# IDNA 2003, which Python implements, maps these to other letters, and IDNA 2008 does not, so such a
+# name refers to two different hosts.
 _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 
-_NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+_NOT_IN_URL = r"[\x00-\x20\x7f\"<>\\^`{|}]"
 
 
 class Endpoint(NamedTuple):
@@ -45,7 +45,7 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def parse(cls, name: str, base_url: object) -> Endpoint:
-        """The endpoint for a base URL. Raises `ConfigurationError` for the option `name`."""
+        """Parse a base URL. Raises `ConfigurationError` for the option `name`."""
         parts, port = _split_url(name, base_url)
         return cls(
             scheme=parts.scheme,
@@ -72,16 +72,16 @@ class Endpoint(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether a connection to it stays on this machine."""
+        """Whether a connection to the endpoint stays on this machine."""
         return is_local_destination(self.host)
 
 
 def is_loopback(host: str) -> bool:
     """Whether a server that listens on `host` is reachable from this machine only.
 
-    True for `localhost` and the names below it (RFC 6761, 6.3), 127.0.0.0/8 and ::1, also mapped
-    to IPv6 and with a trailing dot. False for 0.0.0.0 and ::, which are all interfaces, and for
-    any other name, which may resolve to any address.
+    True for `localhost` and its subdomains (RFC 6761, section 6.3), 127.0.0.0/8 and ::1, including
+    IPv4-mapped IPv6 addresses and a trailing dot. False for 0.0.0.0 and ::, which are all
+    interfaces, and for any other name, which may resolve to any address.
     """
     name = _normalize(host)
     if name == "localhost" or name.endswith(".localhost"):
@@ -93,8 +93,7 @@ def is_loopback(host: str) -> bool:
 def is_local_destination(host: str) -> bool:
     """Whether a connection to `host` stays on this machine.
 
-    True for what `is_loopback` accepts, and for 0.0.0.0 and ::, to which systems connect as to
-    the loopback address.
+    True if `is_loopback` is, and for 0.0.0.0 and ::, which systems connect to the loopback address.
     """
     address = _parse_unmapped_ip(_normalize(host))
     return is_loopback(host) or (address is not None and address.is_unspecified)
@@ -105,17 +104,17 @@ def _normalize(host: str) -> str:
 
 
 def _parse_unmapped_ip(host: str) -> IPv4Address | IPv6Address | None:
-    """The address, the IPv4 one where IPv6 maps it (::ffff:127.0.0.1); None for a name."""
+    """Return an IP address, as IPv4 if it is mapped (::ffff:127.0.0.1); None for a name."""
     address = _parse_ip(host)
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
-    """The parts and the port of an http or https URL without a query or fragment."""
+    """Split an http or https URL without a query or fragment into its parts and its port."""
     if not isinstance(base_url, str):
         kind = type(base_url).__name__
         raise ConfigurationError(f"expected a URL as a str, not {kind}", option=name)
-    if _NOT_IN_URL.search(base_url):
+    if re.search(_NOT_IN_URL, base_url):
         raise ConfigurationError(
             "it contains a character that is not allowed in a URL (a space, a quote, a control)",
             option=name,
@@ -125,7 +124,7 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
         parts = urlsplit(base_url)
         port = parts.port
     except ValueError:
-        # The error of urllib quotes the URL, which may hold a password.
+        # The error of urllib quotes the URL, which may contain a password.
         raise ConfigurationError("not a URL", option=name, hint=_URL_FORM) from None
     if parts.scheme not in ("http", "https"):
         raise ConfigurationError("it must begin with http:// or https://", option=name)
@@ -137,19 +136,21 @@ def _split_url(name: str, base_url: object) -> tuple[SplitResult, int | None]:
 
 
 def _check_host(name: str, parts: SplitResult) -> str:
-    """The host in ASCII; an IPv6 address has no brackets."""
+    """Return the host in ASCII. An IPv6 address has no brackets."""
     if not parts.hostname:
         raise ConfigurationError("it has no host", option=name, hint=_URL_FORM)
     userinfo, _, host_and_port = parts.netloc.rpartition("@")
     # Python 3.10 accepts brackets that later versions reject.
-    is_valid = _HOST_AND_PORT.match(host_and_port) and not {"[", "]"} & set(userinfo)
+    is_valid = re.match(_HOST_AND_PORT, host_and_port) and not {"[", "]"} & set(userinfo)
     is_literal = host_and_port.startswith("[")
     if not is_valid or is_literal is not isinstance(_parse_ip(parts.hostname), IPv6Address):
         raise ConfigurationError("its host or port is not valid", option=name, hint=_URL_FORM)
     host = _ascii_host(name, parts.hostname)
-    if len(host) > _LONGEST_HOST:
-        raise ConfigurationError(f"its host is longer than {_LONGEST_HOST} characters", option=name)
-    if _ENDS_IN_NUMBER.search(host) and _parse_ip(host.removesuffix(".")) is None:
+    if len(host) > _MAX_HOST_LENGTH:
+        raise ConfigurationError(
+            f"its host is longer than {_MAX_HOST_LENGTH} characters", option=name
+        )
+    if re.search(_ENDS_IN_NUMBER, host) and _parse_ip(host.removesuffix(".")) is None:
         # Resolvers that accept 127.1 or 0x7f.1 disagree on the address.
         raise ConfigurationError(
             "its host is not a valid IPv4 address",
@@ -179,8 +180,9 @@ def _ascii_host(name: str, host: str) -> str:
         encoded = host.encode("idna").decode("ascii")
     except UnicodeError:
         encoded = ""
-    # IDNA maps some characters to others that are not allowed in a host: a space, a slash.
-    if not encoded or _NOT_IN_URL.search(encoded) or not _HOST_AND_PORT.match(encoded):
+    # IDNA maps some characters to others that are not allowed in a host, such as a space or a
+    # slash.
+    if not encoded or re.search(_NOT_IN_URL, encoded) or not re.match(_HOST_AND_PORT, encoded):
         raise ConfigurationError("its host is not a valid DNS name", option=name)
     return encoded
 

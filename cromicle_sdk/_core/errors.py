@@ -58,7 +58,7 @@ __all__ = [
     "status_error_class",
 ]
 
-# The longest quote of a server in a message, which is one line.
+# The maximum length of a quote of the server in a message, which is one line.
 _MAX_QUOTED = 200
 
 TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
@@ -67,12 +67,12 @@ TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
 class CromicleError(Exception):
     """The base class of every error of this package.
 
-    `str(error)` is `problem` followed by `hint`, the advice what to do next, "" if there is none.
-    `option` is the name of the option that the hint is about, None if there is no such option.
-    `partial_text` is the part of the reply that arrived before the error, "" if none did: always
-    an exact beginning of the reply. `attempts` is the number of requests begun, 0 if the call
-    itself was invalid. Errors can be pickled and copied; two errors of one type with the same
-    facts are equal.
+    `str(error)` is `problem` followed by `hint`, which says what to do next, or is "".
+    `option` is the name of the option that the hint is about, or None.
+    `partial_text` is the text that arrived before the error, "" if none did. It is always an exact
+    beginning of the reply. `attempts` is the number of requests that were started, 0 if the call
+    itself was invalid. Errors can be pickled and copied. Two errors of the same type and with the
+    same attributes are equal.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class CromicleError(Exception):
     @property
     def partial_text(self) -> str:
         """The part of the reply that arrived before the error."""
-        # A reply of a gigabyte takes longer to decode than a call may exceed its deadline, so
-        # the bytes of a reply are decoded when this attribute is first read.
+        # Decoded at the first access: decoding a gigabyte would take longer than a call may exceed
+        # its deadline.
         if not isinstance(self._partial_text, str):
             self._partial_text = self._partial_text.decode(errors="replace")
         return self._partial_text
@@ -115,11 +115,11 @@ class CromicleError(Exception):
         return f"{self.problem}{separator}{self.hint}"
 
     def __copy__(self) -> CromicleError:
-        # Unlike a pickle, a copy need not decode the partial text.
+        # Unlike pickling, copying does not decode the partial text.
         return _rebuild(type(self), self.args, self.__dict__.copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default would call the class with `args` alone, which drops keyword-only facts.
+        # The default calls the class with `args` only, which drops keyword-only arguments.
         return _rebuild, (type(self), self.args, _facts(self) | _notes(self))
 
     def __eq__(self, other: object) -> bool:
@@ -146,7 +146,7 @@ def _facts(error: CromicleError) -> dict[str, Any]:
 
 
 def _notes(error: CromicleError) -> dict[str, Any]:
-    # Notes (PEP 678) describe where an error was caught; they belong to a copy, not to the facts.
+    # Notes (PEP 678) are copied, but errors with different notes are equal.
     notes = error.__dict__.get("__notes__")
     return {} if notes is None else {"__notes__": notes}
 
@@ -232,9 +232,9 @@ class APIStatusError(CromicleError):
     """The server responded with a status that is not a success.
 
     `status_code`, `headers`, `body` (its first 64 KiB, as text) and `request_id` (the header
-    `x-request-id`, or None) are those of the response. `retry_after` is the number of seconds
-    that the header `retry-after` asks to wait before the next request, None if there is none.
-    `code` is the server's own word for the error, None if there is none.
+    `x-request-id`, or None) are those of the response. `retry_after` is the wait before the next
+    request in seconds, from the header `retry-after`, or None. `code` is the server's code for the
+    error, or None.
     """
 
     def __init__(
@@ -261,15 +261,15 @@ class APIStatusError(CromicleError):
 
     @property
     def code(self) -> str | None:
-        """The code in the body, `{"error": {"code": …}}`, as the servers of this package send it.
+        """The code in the body, `{"error": {"code": …}}`, which servers of this package send.
 
-        For example "context_length_exceeded" or "upstream_denied"; None for any other body.
+        For example "context_length_exceeded" or "upstream_denied". None for any other body.
         """
         return find_text(self.body, "error", "code")
 
 
 def find_text(body: str, *names: str) -> str | None:
-    """The text in JSON objects within each other, by the names of its fields; None for no text."""
+    """Return the text in nested JSON objects, by the names of the fields, or None."""
     try:
         content: object = json.loads(body)
     except (ValueError, RecursionError):
@@ -306,11 +306,11 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests; `retry_after` is the time to wait, where the server sends it."""
+    """429: too many requests. `retry_after` is the time to wait, if the server sends it."""
 
 
 class RedirectError(APIStatusError):
-    """3xx. Redirects are not followed, because the body of the request holds the token."""
+    """3xx. Redirects are not followed, because the body of the request contains the token."""
 
     @property
     def location(self) -> str | None:
@@ -323,7 +323,7 @@ class InternalServerError(APIStatusError):
 
 
 class ReplyError(CromicleError):
-    """The response failed after it had started; `partial_text` is what had arrived."""
+    """The response failed after it had started. `partial_text` is the text so far."""
 
 
 class IncompleteReplyError(ReplyError):
@@ -374,13 +374,13 @@ class UnexpectedContentError(ReplyError):
 
 
 def add_sentence(error: CromicleError, sentence: str) -> CromicleError:
-    """A copy of the error with a sentence at the end of its problem."""
+    """Return a copy of the error with a sentence appended to its problem."""
     problem = error.problem if error.problem.endswith(".") else f"{error.problem}."
     return _rebuild(type(error), (f"{problem} {sentence}",), error.__dict__.copy())
 
 
 def shorten(text: str) -> str:
-    """A text of a server as part of one line: short, and without control characters."""
+    """Shorten a text of the server to a part of one line, without control characters."""
     line = " ".join(text[: 4 * _MAX_QUOTED].split())
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return printable if len(printable) <= _MAX_QUOTED else printable[:_MAX_QUOTED] + "…"
@@ -398,7 +398,7 @@ _STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 
 
 def status_error_class(status_code: int) -> type[APIStatusError]:
-    """The error class for a status that is not a success."""
+    """Return the error class for a status that is not a success."""
     if 300 <= status_code < 400:
         return RedirectError
     if 500 <= status_code < 600:
@@ -407,7 +407,7 @@ def status_error_class(status_code: int) -> type[APIStatusError]:
 
 
 def describe(error: CromicleError) -> str:
-    """An error in a few words for a log line; of what the server wrote, its request id alone."""
+    """Describe an error for a log line. Of the server's text, it contains only the request ID."""
     if isinstance(error, APIStatusError):
         return describe_status(error.status_code, error.request_id)
     if isinstance(error, APITimeoutError):
@@ -416,5 +416,5 @@ def describe(error: CromicleError) -> str:
 
 
 def describe_status(status_code: int | None, request_id: str | None) -> str:
-    """A status for a log line, with the request id where there is one."""
+    """Describe a status for a log line, with the request ID if there is one."""
     return f"status {status_code}" + (f", request id {shorten(request_id)}" if request_id else "")

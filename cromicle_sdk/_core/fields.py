@@ -1,4 +1,4 @@
-"""JSON fields that callers add to a request: their bounds on either side of the protocol."""
+"""JSON fields that callers add to a request, and their limits for clients and servers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["PROTOCOL_FIELDS", "ExtraBody", "find_json_problem"]
 # The names of the fields that the protocol itself defines.
 PROTOCOL_FIELDS = frozenset({"message", "token", "hash", "messages"})
 
-# How deep a value may be nested: more than the JSON schema of any structured output, and far less
-# than what exhausts the stack of a JSON library.
+# The maximum nesting: deeper than the JSON schema of any structured output, and far below the depth
+# that exhausts the stack of a JSON library.
 _MAX_DEPTH = 64
 
-# The longest whole number: Python reads and writes 4,300 digits at most.
+# The maximum length of a whole number: Python reads and writes at most 4,300 digits.
 _MAX_DIGITS = 4000
 
 
 def find_json_problem(value: object) -> str | None:
-    """Why the value, written as JSON, could not be read back by any JSON parser, or None.
+    """Describe why a JSON parser could not read the value back from its JSON, or return None.
 
-    The answer never quotes the value.
+    The description never quotes the value.
     """
     pending: list[tuple[object, int]] = [(value, 1)]
     while pending:
@@ -64,19 +64,18 @@ _TOO_LONG = 10**_MAX_DIGITS
 
 
 class ExtraBody(NamedTuple):
-    """The checked option `extra_body`: each field's JSON by its name.
+    """The checked option `extra_body`: the JSON of each field by its name.
 
-    The values may be private: its repr shows the names alone.
+    The values may be private, so the repr shows only the names.
     """
 
     json_by_name: Mapping[str, str]
 
     @classmethod
     def build(cls, value: object) -> ExtraBody:
-        """The fields of a mapping; of None, no field.
+        """Copy the fields of a mapping; None means no fields.
 
-        They are copied. Raises `ConfigurationError`, which names the field and never quotes its
-        value.
+        Raises `ConfigurationError`, which names the field and never quotes its value.
         """
         if value is None:
             return cls({})
@@ -86,7 +85,7 @@ class ExtraBody(NamedTuple):
         return cls({_check_name(name): _write(name, field) for name, field in fields.items()})
 
     def merge(self, other: ExtraBody) -> ExtraBody:
-        """These fields and those of `other`, which replace fields of the same name."""
+        """Return these fields and those of `other`, which replace fields of the same name."""
         return ExtraBody({**self.json_by_name, **other.json_by_name})
 
     def __repr__(self) -> str:

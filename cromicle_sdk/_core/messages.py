@@ -1,4 +1,4 @@
-"""Messages: their types, their checks, and the prompt that the protocol sends for them."""
+"""Messages: their types, their checks, and the formatting of prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPT_END = "\nAssistant:"
 
 _MISSING = object()
 
-_ROLE = re.compile(r"[\w-]+\Z")
+_ROLE = r"[\w-]+\Z"
 
 
 @accept_in_pydantic
@@ -47,14 +47,14 @@ class Message(TypedDict):
     content: str | Sequence[TextPart]
 
 
-# `Any` stands for an object with `.role` and `.content`; a Protocol would reject frozen
-# dataclasses, named tuples and pydantic models whose fields have narrower types than `object`.
+# `Any` is an object with `.role` and `.content`. A Protocol would reject frozen dataclasses, named
+# tuples and pydantic models whose fields have narrower types than `object`.
 MessageLike = Message | Mapping[str, Any] | Any
 Messages = str | Iterable[MessageLike]
 
 
 class Conversation:  # noqa: PLW1641 - it is mutable, so it has no hash
-    """A list of messages to append to; pure data, for the sync and the async client.
+    """A list of messages to append to. It is pure data, for the blocking and the async client.
 
     ```python
     conversation = Conversation(system="Answer in one sentence.")
@@ -62,8 +62,8 @@ class Conversation:  # noqa: PLW1641 - it is mutable, so it has no hash
     conversation.assistant(client.chat(conversation).text)
     ```
 
-    `system`, if it is given, becomes the first message. `messages` are the messages so far, in
-    the form that `format_prompt` accepts.
+    `system`, if not None, becomes the first message. `messages` are the messages so far, in the
+    form that `format_prompt` accepts.
 
     The constructor and the methods raise `InvalidMessageError` with the index of an invalid
     message.
@@ -94,12 +94,12 @@ class Conversation:  # noqa: PLW1641 - it is mutable, so it has no hash
         return self._append("assistant", text)
 
     def to_json(self) -> str:
-        """The messages as a JSON array of objects with `role` and `content`."""
+        """Return the messages as a JSON array of objects with `role` and `content`."""
         return json.dumps(self._messages, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Conversation:
-        """The conversation in the JSON of `to_json`.
+        """Create a conversation from the JSON of `to_json`.
 
         Raises `InvalidMessageError` if `text` is not such an array.
         """
@@ -134,25 +134,25 @@ class Conversation:  # noqa: PLW1641 - it is mutable, so it has no hash
 
 
 def format_prompt(messages: Messages) -> str:
-    """The prompt for a text, or for an iterable of messages, which is read once.
+    """Return the prompt for a text, or for an iterable of messages, which is read once.
 
     The prompt of a text is the text, that of one message is its content, and that of several
-    messages is a line `Role: content` for each, followed by `Assistant:`. Source: `format_prompt`
-    of gpt4free, byte for byte, which the Cromicle provider sent.
+    messages is a line `Role: content` for each, followed by `Assistant:`. It is the same, byte for
+    byte, as that of `format_prompt` of gpt4free, which the Cromicle provider sent.
 
     A message is a mapping with `role` and `content`, or an object with these attributes. A
     content is a text or a sequence of OpenAI text parts, which are joined without a separator; a
     part is a mapping with `type` and `text`, or an object with these attributes. A role is a word
     of letters, digits, `_` and `-`.
 
-    Raises `InvalidMessageError` with the index of the message, and never quotes its text: there
-    is no message, a role or a content is invalid, or UTF-8 cannot encode a text.
+    Raises `InvalidMessageError` if there is no message, if a role or a content is invalid, or if
+    UTF-8 cannot encode a text. The error has the index of the message and never quotes its text.
     """
     return join_messages(check_messages(messages))
 
 
 def check_messages(messages: Messages) -> list[Message]:
-    """The messages with their roles and contents as str; a text is one message of the user.
+    """Return messages whose role and content are `str`. A text becomes one user message.
 
     Raises `InvalidMessageError`, as `format_prompt` does.
     """
@@ -170,7 +170,7 @@ def check_messages(messages: Messages) -> list[Message]:
 
 
 def join_messages(messages: list[Message]) -> str:
-    """The prompt of checked messages, as `format_prompt` defines it."""
+    """Return the prompt of checked messages, as `format_prompt` defines it."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
@@ -186,7 +186,7 @@ def _check_iterable(messages: object) -> Iterable[object]:
 
 
 def _split(message: object, index: int) -> tuple[object, object]:
-    """The unchecked role and content of a message, which is a mapping or an object."""
+    """Return the unchecked role and content of a message, which is a mapping or an object."""
     role, content = _get(message, "role"), _get(message, "content")
     if role is not _MISSING and content is not _MISSING:
         return role, content
@@ -199,7 +199,7 @@ def _split(message: object, index: int) -> tuple[object, object]:
 
 
 def _get(value: object, name: str) -> object:
-    """The item of a mapping or the attribute of an object, or `_MISSING`."""
+    """Return the item of a mapping or the attribute of an object, or `_MISSING`."""
     if isinstance(value, Mapping):
         fields = cast("Mapping[str, object]", value)
         return fields[name] if name in fields else _MISSING  # noqa: SIM401 - may have no `get`
@@ -209,11 +209,11 @@ def _get(value: object, name: str) -> object:
 def _check_role(role: object, index: int) -> str:
     if not isinstance(role, str):
         raise InvalidMessageError(f"its role must be a str, not {_kind(role)}", index=index)
-    if not _ROLE.match(role):
+    if not re.match(_ROLE, role):
         raise InvalidMessageError(
             "its role must be one word of letters, digits, '_' and '-'", index=index
         )
-    # A subclass of str, such as an enum, may have another `__str__` or `__format__`.
+    # A subclass of str, such as an enum, may override `__str__` or `__format__`.
     return str.__str__(role)
 
 
@@ -238,8 +238,8 @@ def _join_content(content: object, index: int) -> str:
 
 
 def find_lone_surrogate(text: str) -> int | None:
-    """The position of the first character that UTF-8 cannot encode, or None."""
-    # `isascii` takes constant time: a long ASCII prompt is not encoded twice.
+    """Return the position of the first character that UTF-8 cannot encode, or None."""
+    # `isascii` takes constant time, so a long ASCII prompt is not encoded twice.
     if text.isascii():
         return None
     try:

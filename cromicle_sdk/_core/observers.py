@@ -1,4 +1,4 @@
-"""What may observe calls and requests, for traces and metrics: nothing, until it is set."""
+"""The observers of calls and requests, for tracing and metrics. By default, there are none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["OBSERVERS", "CallEnd", "CallObserver", "Observers"]
 
 
 class CallEnd(NamedTuple):
-    """How a call ended: with a reply, with an error, or with neither where the caller left.
+    """The end of a call: a reply, an error, or neither if the caller closed the stream.
 
     `first_text_after` is seconds since the call began.
     """
@@ -26,24 +26,24 @@ class CallEnd(NamedTuple):
 
 
 class CallObserver(Protocol):
-    """Observes one call. No method may raise or wait."""
+    """Observes one call. Its methods must not raise or block."""
 
     def send(self, request: Request) -> AbstractContextManager[Request]:
-        """The context in which an attempt is sent, and the request to send."""
+        """Return the context in which an attempt is sent, which yields the request to send."""
         ...
 
     def end(self, end: CallEnd) -> None:
-        """The call has ended. Called once."""
+        """Observe the end of the call. Called once."""
         ...
 
 
 class Observers:
     """The observers of this process, each None by default.
 
-    `start_call` observes a call that begins: its request, its options, and whether the caller
-    receives the text as it arrives. `trace_request` is the context in which an app runs, for its
-    ASGI scope and the record of the request. `build_headers` are the headers that carry the
-    current context to another server.
+    `start_call` is called at the start of a call with its request, its options, and whether it is
+    streamed. `trace_request` returns the context in which a server's app runs, for an ASGI scope
+    and the record of the request. `build_headers` returns the headers that propagate the current
+    context to another server.
     """
 
     def __init__(self) -> None:

@@ -1,14 +1,14 @@
-"""The options of the clients: defaults, environment variables, checks."""
+"""The options of the clients: defaults, environment variables and checks."""
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypedDict, cast
+from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 
 from .endpoint import Endpoint
 from .errors import ConfigurationError
@@ -23,12 +23,14 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "LONE_SURROGATE",
     "LONGEST_WAIT",
+    "USE_CLIENT_DEFAULT",
     "CallOptions",
     "ConnectionOptions",
     "Options",
     "Retry",
     "Timeout",
     "TimeoutLike",
+    "UseClientDefault",
     "ViewOptions",
     "check_count",
     "check_flag",
@@ -49,15 +51,15 @@ LONGEST_WAIT = 2_000_000.0
 
 LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
 
-# RFC 9110, 5.6.2: token.
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-# RFC 9110, 5.5: visible ASCII, with spaces and tabs inside only. It allows other bytes as opaque
-# data, but a str has no bytes without an encoding.
-_HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z")
+# RFC 9110, section 5.6.2: token.
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z"
+# RFC 9110, section 5.5: visible ASCII, with spaces and tabs only in between. It also allows other
+# bytes as opaque data, but a str has no bytes without an encoding.
+_HEADER_VALUE = r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?\Z"
 
 
 def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
-    """A whole number in a range. Raises `ConfigurationError`, which names the option."""
+    """Check a whole number in a range. Raises `ConfigurationError`, which names the option."""
     expected = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(
@@ -71,9 +73,10 @@ def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | No
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False, hint: str = "") -> float:
-    """A finite number of seconds, 0 or more. Raises `ConfigurationError`, which names the option.
+    """Check a finite number of seconds, 0 or more.
 
-    With `above_zero`, 0 is rejected too. `hint` is the error's.
+    With `above_zero`, 0 is rejected, too. Raises `ConfigurationError`, which names the option and
+    has the `hint`.
     """
     limit = "above 0" if above_zero else "0 or more"
     expected = f"expected a finite number of seconds, {limit}"
@@ -89,14 +92,14 @@ def check_seconds(name: str, value: object, *, above_zero: bool = False, hint: s
 
 
 def check_flag(name: str, value: object) -> bool:
-    """True or False. Raises `ConfigurationError`, which names the option."""
+    """Check True or False. Raises `ConfigurationError`, which names the option."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"expected True or False, not {_kind(value)}", option=name)
     return value
 
 
 def check_text(name: str, value: object) -> str:
-    """A str with at least one character, each of which UTF-8 can encode.
+    """Check a str that is not empty and that UTF-8 can encode.
 
     Raises `ConfigurationError`, which names the option and never quotes the value.
     """
@@ -115,13 +118,13 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeout:
-    """The time limits of a call, in seconds; None disables a limit.
+    """The timeouts of a call in seconds; None for no limit.
 
-    - `connect`: until a connection is established: DNS, TCP, proxy and TLS together.
+    - `connect`: to establish a connection: DNS, TCP, proxy and TLS together.
     - `first_byte`: from the end of the request to the first byte of the response.
     - `stall`: from one chunk of the reply to the next.
-    - `total`: the whole call, with all attempts and the delays between them, from when it has
-      one of the client's `max_connections`.
+    - `total`: the complete call, with all attempts and the delays between them, but without the
+      wait for one of the client's `max_connections`.
     - `pool`: the wait for one of the client's `max_connections`.
 
     Raises `ConfigurationError` for anything but None and finite numbers above 0.
@@ -146,16 +149,16 @@ class Timeout:
 class Retry:
     """When a failed call is retried.
 
-    - `attempts`: the maximum number of requests, the first one included; 1 disables retries.
-    - `first_delay`, `max_delay`: the delay before retry n is drawn from 0 to the smaller of
-      `first_delay * 2 ** (n - 1)` and `max_delay` (seconds).
-    - `max_retry_after`: a `Retry-After` header of at most this many seconds is obeyed; with a
-      longer one the error is raised at once.
-    - `budget`: the retries of all calls of a client share this many tokens. A retry costs 5, one
-      that obeys `Retry-After` costs nothing, and a success gives 1 back. The size is that of the
-      client's own `retry`; None for no limit, also for a single call.
-    - `busy`: retry the statuses 429 and 503, by which a server says that it has too much to do.
-      False raises them at once, for a caller that slows down all of its calls together.
+    - `attempts`: the maximum number of requests, including the first one; 1 disables retries.
+    - `first_delay`, `max_delay`: the delay before retry n, in seconds, is random between 0 and the
+      smaller of `first_delay * 2 ** (n - 1)` and `max_delay`.
+    - `max_retry_after`: the longest `Retry-After` header, in seconds, that is obeyed. If the server
+      sends a longer one, the error is raised at once.
+    - `budget`: the number of tokens that the retries of all calls of a client share. A retry costs
+      5, one that obeys `Retry-After` costs nothing, and a successful call returns 1. The number is
+      that of the client's own `retry`; None is no limit, and can also be set for a single call.
+    - `busy`: whether the statuses 429 and 503 of a busy server are retried. If False, they are
+      raised at once, for callers that slow down all of their calls together.
 
     Raises `ConfigurationError` for a value out of range.
     """
@@ -177,7 +180,7 @@ class Retry:
 
 
 class TimeoutLike(Protocol):
-    """An `httpx.Timeout`, of any version of httpx: its limits in seconds, None for no limit."""
+    """An `httpx.Timeout` of any version of httpx: timeouts in seconds; None for no limit."""
 
     @property
     def connect(self) -> float | None: ...
@@ -191,6 +194,22 @@ class TimeoutLike(Protocol):
 
 DEFAULT_TIMEOUT = Timeout()
 DEFAULT_RETRY = Retry()
+
+
+class UseClientDefault(enum.Enum):
+    """The type of `USE_CLIENT_DEFAULT`, the default of the options of a call.
+
+    The default is not None, because None is a valid timeout, and as a token or a `Retry` an error.
+    """
+
+    USE_CLIENT_DEFAULT = enum.auto()
+
+    def __repr__(self) -> str:
+        # Shown in the signatures of calls.
+        return self.name
+
+
+USE_CLIENT_DEFAULT: Final = UseClientDefault.USE_CLIENT_DEFAULT
 
 
 class CallOptions(TypedDict, total=False):
@@ -212,10 +231,10 @@ class ViewOptions(CallOptions, total=False):
 
 
 class Options(NamedTuple):
-    """The checked options of a call. Its repr shows none of them.
+    """The checked options of a call. Its repr shows only the endpoint.
 
-    A named tuple, like the others that are made for each call: a frozen dataclass takes five times
-    as long to define, at import, and to make.
+    It is a named tuple, like other objects of each call, because a frozen dataclass takes five
+    times as long to define, at import, and to create.
     """
 
     endpoint: Endpoint
@@ -227,7 +246,7 @@ class Options(NamedTuple):
     headers: Mapping[str, str]
     extra_body: ExtraBody
     send_messages: bool
-    # Whether the endpoint is the default one, to which no token but the well-known one is sent.
+    # Whether the endpoint is the default one, to which only the well-known token is sent.
     is_public_service: bool = False
 
     @classmethod
@@ -244,7 +263,7 @@ class Options(NamedTuple):
         extra_body: Mapping[str, Any] | None = None,
         send_messages: bool = False,
     ) -> Options:
-        """The options of a client. None stands for the environment variable, else the default.
+        """Check the options of a client. None is the environment variable, or else the default.
 
         Raises `ConfigurationError`, which names the option or the environment variable.
         """
@@ -268,43 +287,44 @@ class Options(NamedTuple):
             send_messages=check_flag("send_messages", send_messages),
         )
 
-    def with_call_options(self, options: Mapping[str, Any]) -> Options:
-        """These options, overridden by those of a call.
+    def with_call_options(
+        self,
+        *,
+        timeout: float | Timeout | TimeoutLike | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        retry: Retry | UseClientDefault = USE_CLIENT_DEFAULT,
+        max_reply_bytes: int | UseClientDefault = USE_CLIENT_DEFAULT,
+        strict: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Options:
+        """Return these options, overridden by those of a call.
 
         Headers and the fields of `extra_body` are merged. Raises `ConfigurationError`.
         """
-        if not options:
-            return self
         changes: dict[str, Any] = {}
-        for name, value in options.items():
-            if name == "headers":
-                changes[name] = {**self.headers, **_check_headers({} if value is None else value)}
-            elif name == "extra_body":
-                changes[name] = self.extra_body.merge(ExtraBody.build(value))
-            elif name == "timeout":
-                changes[name] = check_timeout(value, base=self.timeout)
-            elif name in _CHECKS:
-                changes[name] = _CHECKS[name](value)
-            else:
-                known = ", ".join(CallOptions.__annotations__)
-                raise ConfigurationError(
-                    "a call has no such option", option=name, hint=f"the options are {known}"
-                )
-        return self._replace(**changes)
+        if timeout is not USE_CLIENT_DEFAULT:
+            changes["timeout"] = check_timeout(timeout, base=self.timeout)
+        if retry is not USE_CLIENT_DEFAULT:
+            changes["retry"] = _check_retry(retry)
+        if max_reply_bytes is not USE_CLIENT_DEFAULT:
+            changes["max_reply_bytes"] = check_count("max_reply_bytes", max_reply_bytes)
+        if strict is not USE_CLIENT_DEFAULT:
+            changes["strict"] = check_flag("strict", strict)
+        if extra_body is not None:
+            changes["extra_body"] = self.extra_body.merge(ExtraBody.build(extra_body))
+        if send_messages is not USE_CLIENT_DEFAULT:
+            changes["send_messages"] = check_flag("send_messages", send_messages)
+        if headers is not None:
+            changes["headers"] = {**self.headers, **_check_headers(headers)}
+        return self._replace(**changes) if changes else self
 
-    def with_view_options(self, options: Mapping[str, Any]) -> Options:
-        """These options, overridden by those of a view. Raises `ConfigurationError`."""
-        for name in options.keys() & _CONNECTION_OPTIONS:
-            raise ConfigurationError(
-                "it belongs to the connections, which with_options() shares",
-                option=name,
-                hint="create a new client",
-            )
-        own = dict(options)
-        token = check_token("token", own.pop("token", self.token))
+    def with_token(self, token: Secret) -> Options:
+        """Return these options with another token. Raises `ConfigurationError`."""
+        check_token("token", token)
         if self.is_public_service:
             _check_public_token(token, "the token")
-        return self._replace(token=token).with_call_options(own)
+        return self._replace(token=token)
 
     def __repr__(self) -> str:
         return f"<Options of calls to {self.endpoint.url}>"
@@ -328,7 +348,7 @@ class ConnectionOptions(NamedTuple):
         http_client: object,
         base_url: object = None,
     ) -> ConnectionOptions:
-        """The options of a client, of which `http_client` excludes the others.
+        """Check the options of a client. With `http_client`, no other option can be set.
 
         A base URL of `http_client` is rejected unless `base_url` is given. Raises
         `ConfigurationError`, which names the option.
@@ -374,17 +394,17 @@ class ConnectionOptions(NamedTuple):
 
 
 def find_token(token: Secret | None) -> Secret:
-    """The checked token: the option, else the environment variable, else the well-known token."""
+    """Return the checked token of the option, the environment variable, or the default."""
     if token is not None:
         return check_token("token", token)
-    # Shells set a variable to nothing to unset it for one command.
+    # In shells, an empty variable is the way to unset it for one command.
     if os.environ.get("CROMICLE_TOKEN"):
         return check_token("$CROMICLE_TOKEN", Secret(os.environ["CROMICLE_TOKEN"]))
     return Secret(DEFAULT_TOKEN)
 
 
 def check_token(name: str, token: Secret) -> Secret:
-    """A token that can be sent. Raises `ConfigurationError`, which never quotes it."""
+    """Check that a token can be sent. Raises `ConfigurationError`, which never quotes it."""
     problem = _token_problem(token)
     if problem is not None:
         raise ConfigurationError(problem, option=name)
@@ -392,7 +412,7 @@ def check_token(name: str, token: Secret) -> Secret:
 
 
 def _token_problem(token: Secret) -> str | None:
-    # Nothing is raised here: a traceback with locals would print `text`.
+    # Must not raise, because a traceback with locals would print `text`.
     text = cast("object", token.reveal())
     if not isinstance(text, str):
         return f"expected a str, not {_kind(text)}"
@@ -400,15 +420,15 @@ def _token_problem(token: Secret) -> str | None:
         return "it is empty; leave it out for the default"
     if find_lone_surrogate(text) is not None:
         return LONE_SURROGATE
-    # Text read from a file ends in a line break, and on Windows may begin with a byte order mark;
-    # either would be hashed.
+    # Text from a file usually ends with a line break, and on Windows may begin with a byte order
+    # mark. Both would be hashed.
     if not all(c.isprintable() and not c.isspace() for c in (text[0], text[-1])):
         return "it begins or ends with white space or an invisible character"
     return None
 
 
 def _check_public_token(token: Secret, what: str) -> None:
-    """Raise `ConfigurationError` for a token of one's own that would go to the public service."""
+    """Raise `ConfigurationError` if a private token would be sent to the public service."""
     if token != Secret(DEFAULT_TOKEN):
         raise ConfigurationError(
             f"it is not set, and {what} would go to {DEFAULT_BASE_URL}, a host that is not yours",
@@ -418,11 +438,11 @@ def _check_public_token(token: Secret, what: str) -> None:
 
 
 def check_timeout(value: object, *, base: Timeout = DEFAULT_TIMEOUT) -> Timeout:
-    """The option `timeout` as a `Timeout`. Raises `ConfigurationError`.
+    """Convert the option `timeout` to a `Timeout`. Raises `ConfigurationError`.
 
-    A number sets every limit but `total` and `pool`, which are those of `base`. The `read` of an
-    `httpx.Timeout` is both `first_byte` and `stall`, its `write` has no counterpart, and `total`
-    is that of `base`.
+    A number sets every timeout except `total` and `pool`, which are those of `base`. The `read` of
+    an `httpx.Timeout` is both `first_byte` and `stall`, its `write` is ignored, and `total` is that
+    of `base`.
     """
     if isinstance(value, Timeout):
         return value
@@ -452,7 +472,7 @@ def _check_retry(value: object) -> Retry:
 
 
 def _check_headers(value: object) -> dict[str, str]:
-    """The headers by lower-case name. Errors never quote a value, which may be a secret."""
+    """Return the headers by lower-case name. Errors never quote a value, which may be a secret."""
     if not isinstance(value, Mapping):
         raise _invalid_headers(f"expected a mapping of str to str, not {_kind(value)}")
     checked: dict[str, str] = {}
@@ -467,16 +487,17 @@ def _check_headers(value: object) -> dict[str, str]:
 
 
 def find_header_problem(name: object, value: object) -> str | None:
-    """Why a request cannot have this header, or None. The answer never quotes the value.
+    """Describe why a request cannot have this header, or return None.
 
-    Nothing is raised from here: the value may be a secret.
+    The description never quotes the value, and no error is raised, because the value may be a
+    secret.
     """
-    if not isinstance(name, str) or not _HEADER_NAME.match(name):
+    if not isinstance(name, str) or not re.match(_HEADER_NAME, name):
         return f"{name!r} is not a header name"
     lowered = name.lower()
     if lowered.startswith("content-") or lowered in _RESERVED_HEADERS:
         return f"{name} is set by the protocol and cannot be overridden"
-    if not isinstance(value, str) or not _HEADER_VALUE.match(value):
+    if not isinstance(value, str) or not re.match(_HEADER_VALUE, value):
         return (
             f"the value of {name} must be a str of visible ASCII characters, "
             "with spaces and tabs inside only"
@@ -488,14 +509,6 @@ def _invalid_headers(problem: str) -> ConfigurationError:
     return ConfigurationError(problem, option="headers")
 
 
-_CONNECTION_OPTIONS = frozenset({"base_url", "max_connections", "proxy", "verify", "http_client"})
-
-# The client sets the framing; the protocol sets `accept-encoding`, as it has no compressed replies.
+# Headers of the framing, which the client sets, and `accept-encoding`, because the protocol has no
+# compressed replies.
 _RESERVED_HEADERS = frozenset({"host", "transfer-encoding", "accept-encoding"})
-
-_CHECKS: dict[str, Callable[[object], object]] = {
-    "retry": _check_retry,
-    "max_reply_bytes": partial(check_count, "max_reply_bytes"),
-    "strict": partial(check_flag, "strict"),
-    "send_messages": partial(check_flag, "send_messages"),
-}

@@ -1,4 +1,4 @@
-"""Redaction: the search for secrets in text that a server wrote, in every usual spelling."""
+"""Redaction of secrets in the text of a server, in every usual encoding."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["redact"]
 
 _REDACTED = "[redacted]"
 
-# To locate an echo takes 2 us. A text of 72 KiB with more of them is hardly anything else.
-_MOST_ECHOES = 1000
+# Locating an echo takes 2 us. A text of 72 KiB with more echoes consists of little else.
+_MAX_ECHOES = 1000
 
-# Of a secret whose other characters were lost in a wrong decoding, the rest in ASCII is searched
-# for if it is no shorter: less may be an ordinary word.
-_SHORTEST_REST = 8
+# If a wrong decoding has lost the non-ASCII characters of a secret, the ASCII rest is searched for
+# if it has at least this length. A shorter rest may be an ordinary word.
+_MIN_REST_LENGTH = 8
 
-# What JSON and Python write after a backslash for some characters, and HTML after an ampersand.
+# The escapes of JSON and Python after a backslash, and the entities of HTML after an ampersand.
 _SHORT_ESCAPES = {
     "\n": "n",
     "\r": "r",
@@ -37,13 +37,13 @@ _ENTITIES = {"&": "amp;", "<": "lt;", ">": "gt;", '"': "quot;", "'": "apos;"}
 
 
 def redact(text: str, secrets: Iterable[Secret]) -> str:
-    """The text with `[redacted]` in place of each secret that it echoes.
+    """Replace each secret that the text echoes with `[redacted]`.
 
-    A secret is found as it is, as JSON, Python, URLs and HTML spell it, in several layers of
-    quotes, and after a wrong decoding: as UTF-8 that was decoded as Latin-1, or with the characters
-    that are not ASCII replaced or left out. It takes linear time for any text and any
-    secret: a text that spells one more than a thousand times is redacted as a whole. The
-    well-known token is not a secret, and may be part of an ordinary word: it stays.
+    A secret is found verbatim, as JSON, Python, URLs and HTML encode it, in several layers of
+    quotes, and after a wrong decoding: as UTF-8 that was decoded as Latin-1, or with its non-ASCII
+    characters replaced or omitted. The time is linear for any text and any secret: a text with more
+    than a thousand echoes is redacted completely. The well-known token is kept, because it is not a
+    secret and may be part of an ordinary word.
     """
     for secret in secrets:
         if secret.reveal() != DEFAULT_TOKEN:
@@ -53,11 +53,11 @@ def redact(text: str, secrets: Iterable[Secret]) -> str:
 
 def _redact(text: str, secret: Secret) -> str:
     text = text.replace(secret.reveal(), _REDACTED)
-    # Letters and digits have one spelling.
+    # Letters and digits have only one spelling.
     if _is_alphanumeric(secret.reveal()):
         return text
     echoes = _find_spelled(text, secret)
-    if len(echoes) > _MOST_ECHOES:
+    if len(echoes) > _MAX_ECHOES:
         return _REDACTED
     pieces: list[str] = []
     copied = 0
@@ -73,19 +73,19 @@ def _is_alphanumeric(text: str) -> bool:
 
 
 def _find_spelled(text: str, secret: Secret) -> list[tuple[int, int]]:
-    """Where a spelling of the secret begins and ends, in order; at most one too many of them.
+    """Return the spans of the spellings of the secret, in order, and at most one beyond the limit.
 
-    Text and secret are compared without backslashes: whether one is part of the secret or of its
-    spelling cannot be told.
+    Text and secret are compared without backslashes, because a backslash may be part of the secret
+    or of its spelling.
     """
     forms = {secret.reveal(), secret.reveal().encode().decode("latin-1")}
     characters = frozenset(c for form in forms for c in form if not _is_alphanumeric(c))
     found = _search(_Decoded(text, characters), [_Decoded(form, characters) for form in forms])
     rest = _Decoded(secret.reveal(), characters, only_ascii=True)
-    if not secret.reveal().isascii() and len(rest.text) >= _SHORTEST_REST:
+    if not secret.reveal().isascii() and len(rest.text) >= _MIN_REST_LENGTH:
         characters |= {"?", "\N{REPLACEMENT CHARACTER}"}
         found += _search(_Decoded(text, characters, only_ascii=True), [rest])
-    # The longest first, of those that begin at the same place.
+    # Of spans with the same start, the longest first.
     return sorted(found, key=lambda span: (span[0], -span[1]))
 
 
@@ -93,7 +93,7 @@ def _search(text: _Decoded, forms: Iterable[_Decoded]) -> list[tuple[int, int]]:
     # A secret may itself look like a spelling.
     needles = {needle for form in forms for needle in (form.text, form.undecoded)} - {""}
     spans = (span for needle in needles for span in _find_all(needle, text.text))
-    return [text.find_origin(*span) for span in islice(spans, _MOST_ECHOES + 1)]
+    return [text.find_origin(*span) for span in islice(spans, _MAX_ECHOES + 1)]
 
 
 def _find_all(needle: str, text: str) -> Iterator[tuple[int, int]]:
@@ -106,9 +106,8 @@ def _find_all(needle: str, text: str) -> Iterator[tuple[int, int]]:
 class _Decoded:
     """A text with the spellings of some characters decoded, and without backslashes.
 
-    Quotes of quotes multiply backslashes; the last one of a run belongs to a spelling. With
-    `only_ascii`, it is also without the characters that are not ASCII, and without question marks,
-    which may stand for one of them.
+    Nested quotes multiply backslashes; the last one of a run belongs to a spelling. With
+    `only_ascii`, non-ASCII characters are removed, too, and question marks, which may replace them.
     """
 
     def __init__(self, text: str, characters: frozenset[str], *, only_ascii: bool = False) -> None:
@@ -118,25 +117,25 @@ class _Decoded:
             text = text.replace("+", " ")
         pattern, by_spelling = _find_spellings(characters)
         pieces = pattern.split(text)
-        # A spelling follows each text but the last one.
+        # Each text except the last is followed by a spelling.
         self._texts, self._spellings = pieces[::2], pieces[1::2]
         pieces[1::2] = map(_Decoder(by_spelling).__getitem__, self._spellings)
         self._parts = self._split("".join(pieces))
         self.text = "".join(self._parts)
 
     def _split(self, text: str) -> list[str]:
-        """The parts between the characters that are left out, of which each is one character."""
+        """Split a text at the removed characters."""
         if self._only_ascii:
             text = text.encode("ascii", "replace").decode().replace("?", "\\")
         return text.split("\\")
 
     def find_origin(self, start: int, end: int) -> tuple[int, int]:
-        """The span in the original text, with each spelling and its backslashes as a whole."""
+        """Return the span in the original text, including complete spellings and backslashes."""
         parts, decoded, spelled = self._starts
-        # One character stands between two parts.
+        # One character was removed between two parts.
         start += max(bisect_left(parts, start) - 1, 0)
         last = end + bisect_right(parts, end - 1) - 2
-        # A character stands for the spelling between two texts.
+        # One character replaces the spelling between two texts.
         index = bisect_right(decoded, start) - 1
         new_start = spelled[index] + start - decoded[index]
         index = bisect_right(decoded, last) - 1
@@ -146,7 +145,7 @@ class _Decoded:
 
     @cached_property
     def _starts(self) -> tuple[list[int], list[int], list[int]]:
-        """Where each part begins, and each text after and before decoding."""
+        """The starts of the parts, and of the texts after and before decoding."""
         lengths = [*map(len, self._texts)]
         return (
             [0, *accumulate(map(len, self._parts))],
@@ -156,7 +155,7 @@ class _Decoded:
 
 
 class _Decoder(dict[str, str]):
-    """Characters by their spellings, each normalized once."""
+    """A cache of characters by their spellings."""
 
     def __init__(self, by_spelling: dict[str, str]) -> None:
         super().__init__()
@@ -167,8 +166,8 @@ class _Decoder(dict[str, str]):
         return character
 
 
-# The spellings of a character begin with one of these, here as in `_spell` and as a pattern. With
-# a literal first, `re` skips ordinary text fast.
+# The prefixes of spellings, as in `_spell`, and their patterns. With a literal prefix, `re` skips
+# ordinary text fast.
 _PREFIXES = {
     "U": r"\\U",
     "u": r"\\[uU]",
@@ -183,9 +182,9 @@ _PREFIXES = {
 
 @lru_cache(maxsize=16)
 def _find_spellings(characters: frozenset[str]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """A pattern for the spellings of some characters, and these by normalized spelling.
+    """Return a pattern for the spellings of some characters, and these by normalized spelling.
 
-    It takes half the time of a pattern for the spellings of all characters.
+    Matching it takes half the time of a pattern for the spellings of all characters.
     """
     by_prefix: dict[str, list[str]] = {prefix: [] for prefix in _PREFIXES}
     by_spelling: dict[str, str] = {}
@@ -200,13 +199,13 @@ def _find_spellings(characters: frozenset[str]) -> tuple[re.Pattern[str], dict[s
 
 
 def _spell(character: str) -> Iterator[tuple[str, str]]:
-    """The spellings of a character, each as a prefix and a rest, which may be in any case."""
+    """Yield the spellings of a character, as a prefix and a case-insensitive rest."""
     code = ord(character)
     yield "U", f"{code:08x}"
     if code < 0x10000:
         yield "u", f"{code:04x}"
     else:
-        # RFC 8259, 7: a pair of surrogates.
+        # RFC 8259, section 7: a pair of surrogates.
         units = character.encode("utf-16-be").hex()
         yield "u", f"{units[:4]}\\u{units[4:]}"
     if code < 0x100:
@@ -221,5 +220,5 @@ def _spell(character: str) -> Iterator[tuple[str, str]]:
 
 
 def _normalize(spelling: str) -> str:
-    """A spelling in lower case, without backslashes and without zeros that may be left out."""
+    """Return a spelling in lower case, without backslashes and optional zeros."""
     return re.sub("(&#x?)0+", r"\1", spelling.replace("\\", "").lower())

@@ -1,4 +1,4 @@
-"""Requests: headers, hash and body for a prompt."""
+"""Requests: the headers, hash and body for a prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Request", "add_headers", "build_request", "build_user_agent", "hash_
 
 
 class Request(NamedTuple):
-    """A request. Its repr shows the endpoint, and neither headers nor body."""
+    """A request. Its repr shows only the method and the endpoint."""
 
     endpoint: Endpoint
     fixed_headers: tuple[tuple[bytes, bytes], ...]
@@ -41,28 +41,28 @@ class Request(NamedTuple):
         return f"<{self.method} request to {self.endpoint.url}>"
 
     def redact(self, text: str) -> str:
-        """A text of the server without the token and the hash, which it may echo."""
+        """Redact the token and the hash, which the server may echo in a text."""
         return redact(text, self.secrets)
 
 
 def add_headers(
     headers: tuple[tuple[bytes, bytes], ...], more: Mapping[str, str]
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """The headers and those of `more` whose name is not among them."""
+    """Return the headers, and those of `more` with other names."""
     names = {name.lower() for name, _ in headers}
     added = ((name.lower().encode(), value.encode()) for name, value in more.items())
     return (*headers, *(each for each in added if each[0] not in names))
 
 
 def hash_prompt(token: str, prompt: str) -> str:
-    """The protocol's hash: lower-case hex of the SHA-256 of token and prompt, UTF-8."""
+    """Return the protocol's hash: the SHA-256 of token and prompt in UTF-8, as lower-case hex."""
     return _hash(Secret(token), prompt).reveal()
 
 
 def build_request(messages: Messages, options: Options, *, httpx_version: str) -> Request:
-    """The request for a text or messages.
+    """Build the request for a text or messages.
 
-    Raises `InvalidMessageError`, also for a prompt without any text: a model would invent one.
+    Raises `InvalidMessageError`. A blank prompt is invalid, too, because a model would invent one.
     """
     checked = check_messages(messages)
     prompt = join_messages(checked)
@@ -85,8 +85,8 @@ def build_request(messages: Messages, options: Options, *, httpx_version: str) -
     )
 
 
-# No local of these two functions and of what they call holds a secret in clear: an interrupt
-# leaves through their frames. That is why they do not use `json.dumps`.
+# The locals of these functions, and of the functions that they call, must not be secrets in plain
+# text, because an interrupt has these frames in its traceback. Hence no `json.dumps`.
 def _hash(token: Secret, prompt: str) -> Secret:
     digest = hashlib.sha256(token.reveal().encode())
     digest.update(prompt.encode())
@@ -125,7 +125,7 @@ def _build_messages(messages: list[Message]) -> bytes:
     return f',"messages":[{",".join(items)}]'.encode()
 
 
-# The same for each call of a client: they take 10 us to build.
+# Cached, because they are the same for each call of a client and take 10 us to build.
 @lru_cache(maxsize=64)
 def _build_headers(
     endpoint: Endpoint, own: tuple[tuple[str, str], ...], httpx_version: str
@@ -144,6 +144,6 @@ def _build_headers(
 
 
 def build_user_agent(httpx_version: str) -> str:
-    """The header `user-agent`: the package and the versions it runs on."""
+    """Return the header `user-agent`: the versions of this package, Python and httpx."""
     python = "{}.{}.{}".format(*sys.version_info)
     return f"cromicle-sdk/{__version__} (python/{python}; httpx/{httpx_version})"

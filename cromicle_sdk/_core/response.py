@@ -1,4 +1,4 @@
-"""Responses: status, headers and bytes are decoded to text, or to an error."""
+"""Decoding of responses: status, headers and bytes in, text or an error out."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ __all__ = [
     "parse_retry_after",
 ]
 
-# The trailer that says why a reply ended.
+# The trailer with the reason why a reply ended.
 FINISH_REASON_HEADER = "x-finish-reason"
 
 _BYTE_ORDER_MARK = "\ufeff"
-# Enough for the explanation of an error, and far less than an endless page sends.
+# Enough for the explanation of an error, and a limit for endless pages.
 _MAX_ERROR_BODY = 64 * 1024
-# How many bytes more are read, so that no secret is cut by the limit before it is searched for.
+# The number of additional bytes that are read, so that the limit cannot cut a secret before
+# redaction.
 _REDACTION_MARGIN = 8 * 1024
-# The value of a `Retry-After` too large for a float, in seconds: above every limit.
+# Replaces a `Retry-After` that is too large for a float, in seconds. It exceeds every limit.
 _FOREVER = 1e9
 
-_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
-_FINISH_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
-_LENGTH = re.compile(r"[0-9]+\Z")
-_MEDIA_TYPE = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)")
-# Names that errors look up, which stay as they are although a short token may be part of them.
+# The `re` module compiles a pattern when it is first used, and keeps it; that takes 0.1 ms each.
+_SECONDS = r"[0-9]+(?:\.[0-9]+)?\Z"
+_FINISH_REASON = r"[A-Za-z0-9_.-]{1,64}\Z"
+_MEDIA_TYPE = r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)"
+# Names that errors look up. They are not redacted, although a short token may be part of them.
 _READ_BY_NAME = frozenset({"content-encoding", "content-type", "location", "x-request-id"})
-# Parts of the subtypes of text that are no reply: text/html, text/x-json, text/event-stream.
+# Parts of subtypes of text that are not replies: text/html, text/x-json, text/event-stream.
 _NOT_PLAIN = frozenset({"html", "xml", "json", "event"})
 
 _WRONG_CREDENTIAL = "Check the token: the option token, or $CROMICLE_TOKEN."
@@ -79,7 +80,7 @@ _ADVICE = {
 _TOO_LONG = "The conversation is too long for the model: send a shorter one."
 _REJECTED = "The model server rejected the prompt or an option of it: change it."
 _ASK_OPERATOR = "A retry does not help: tell who runs the server."
-# By code, for the errors of this package's servers: more specific than the status.
+# The hints by code, for errors of this package's servers. They are more specific than the status.
 _ADVICE_BY_CODE = {
     "bad_request": "The body is not valid: check the fields of it.",
     "content_filter": "A content filter rejected the prompt: change it.",
@@ -95,7 +96,7 @@ _ADVICE_BY_CODE = {
     "wrong_host": "Check base_url: the server that answers there is not for that host.",
     "wrong_origin": "Leave the header origin out.",
 }
-# The other codes of the gateway's errors, which come from its model server.
+# The other codes of the gateway, for errors of its model server.
 _OF_GATEWAY = frozenset(
     {
         *("invalid_prompt", "invalid_request_error", "unsupported_parameter"),
@@ -111,9 +112,9 @@ _REDIRECTED = (
 
 
 class Headers(Mapping[str, str]):
-    """The headers of a response: a read-only mapping whose names are case-insensitive.
+    """The headers of a response: a read-only mapping with case-insensitive names.
 
-    A header that was sent several times is one value, joined by ", " (RFC 9110, 5.2).
+    The values of a repeated header are joined by ", " (RFC 9110, section 5.2).
     """
 
     __slots__ = ("_values",)
@@ -122,7 +123,7 @@ class Headers(Mapping[str, str]):
         self._values = _join_by_name(pairs)
 
     def __getitem__(self, name: str) -> str:
-        # A key of another type is missing, as in any mapping.
+        # As in any mapping, a key of another type is missing.
         try:
             return self._values[name.lower()]
         except AttributeError:
@@ -154,14 +155,14 @@ _NO_HEADERS = Headers()
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A whole reply; `str(reply)` is its text.
+    """A complete reply. `str(reply)` is its text.
 
     `attempts` is the number of requests, and `chunks` the number of chunks of the text.
     `first_text_after` (None for an empty reply) and `elapsed` are seconds since the call began.
 
-    `finish_reason` is the reason why the reply ended, one word: "stop", "length" if the model
+    `finish_reason` is the reason why the reply ended, as one word: "stop", "length" if the model
     reached its limit, "content_filter", …; None if the server does not send it. It is an HTTP
-    trailer, which a custom `http_client` provides only over a transport of this package.
+    trailer, which a custom `http_client` provides only with a transport of this package.
     """
 
     text: str
@@ -183,9 +184,9 @@ class Reply:
 
 
 class Head(NamedTuple):
-    """The head of a response, as it was received.
+    """The head of a response as received.
 
-    `came_over_network` is False if a transport created the response itself, as mocks do.
+    `came_over_network` is false if a transport created the response itself, as mocks do.
     """
 
     status_code: int
@@ -216,7 +217,7 @@ class ResponseDecoder:
         self._is_encoded = False
         self._rejection: Callable[[str], CromicleError] | None = None
         self._rejected_body = bytearray()
-        # As UTF-8, which takes a quarter of the memory of a `StringIO`.
+        # Kept as UTF-8, which takes a quarter of the memory of a `StringIO`.
         self._text = bytearray()
         self._tail: bytes | bytearray = b""
         self._begun = False
@@ -239,7 +240,7 @@ class ResponseDecoder:
 
     @property
     def status_code(self) -> int | None:
-        """None before the head."""
+        """The status of the response; None before the head."""
         return self._status_code
 
     @property
@@ -248,12 +249,12 @@ class ResponseDecoder:
 
     @property
     def first_text_after(self) -> float | None:
-        """Seconds from the beginning of the call to the first text; None before it."""
+        """The seconds from the start of the call to the first text; None before it."""
         return self._first_text_after
 
     @property
     def is_accepted(self) -> bool:
-        """Whether the body is a reply, and not the body of a rejected response."""
+        """Whether the body is a reply, not the body of a rejected response."""
         return self._status_code is not None and self._rejection is None
 
     def receive_head(self, head: Head, *, wall_clock: float) -> None:
@@ -263,7 +264,7 @@ class ResponseDecoder:
         An error that shows the body is raised later, by `receive_data` or `receive_eof`.
         """
         status_code = self._status_code = head.status_code
-        # Decisions are made from the headers as they were sent; errors show the redacted ones.
+        # Decisions depend on the headers as sent; errors show the redacted ones.
         pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers]
         sent = _join_by_name(pairs)
         self._headers = self._redact_headers(sent, pairs)
@@ -273,7 +274,7 @@ class ResponseDecoder:
             retry_after = parse_retry_after(sent.get("retry-after"), now=wall_clock)
             self._rejection = lambda body: self._status_error(status_code, body, retry_after)
             return
-        # Rejected even if not `strict`, since nothing here decompresses.
+        # Rejected even without `strict`, because this package does not decompress.
         if self._is_encoded:
             shown = shorten(self._headers["content-encoding"])
             raise self._unexpected(
@@ -282,11 +283,12 @@ class ResponseDecoder:
         if self._strict:
             self._check_strictly(head, sent)
         length = sent.get("content-length", "")
-        if _LENGTH.match(length) and int(length[:20]) > self._max_bytes and self.is_accepted:
+        is_length = length.isascii() and length.isdecimal()
+        if is_length and int(length[:20]) > self._max_bytes and self.is_accepted:
             raise self._too_large()
 
     def receive_data(self, data: bytes | bytearray, *, now: float) -> str:
-        """Receive bytes of the body. Returns the text that they complete, which may be ""."""
+        """Receive bytes of the body, and return the text that they complete, which may be ""."""
         if self._rejection is not None:
             self._collect_rejected(data, self._rejection)
             return ""
@@ -298,7 +300,7 @@ class ResponseDecoder:
         return self._decode(data, final=False, now=now)
 
     def receive_eof(self, *, now: float, trailers: Iterable[tuple[bytes, bytes]] = ()) -> str:
-        """Receive the end of the body. Returns the last text, nearly always ""."""
+        """Receive the end of the body, and return the rest of the text, which is usually ""."""
         if self._rejection is not None:
             raise self._reject(self._rejection)
         text = self._decode(b"", final=True, now=now)
@@ -309,9 +311,9 @@ class ResponseDecoder:
         return text
 
     def receive_failure(self, error: APIConnectionError) -> CromicleError:
-        """The error for a failure of the connection, which depends on what has been received."""
+        """Return the error for a failed connection, which depends on the data received so far."""
         if self._rejection is not None:
-            # The error of the status, with the part of the body that has arrived.
+            # The error of the status, with the body received so far.
             return self._reject(self._rejection)
         error.attempts = self._attempt
         error.partial_text = self._text
@@ -330,7 +332,7 @@ class ResponseDecoder:
 
     @property
     def reply(self) -> Reply:
-        """The whole reply, after `receive_eof`. Built on demand: its text is a copy."""
+        """The complete reply, after `receive_eof`. Built on demand, because it copies the text."""
         if self._reply is None:
             assert self._status_code is not None, "a reply follows receive_eof()"
             assert self._ended is not None, "a reply follows receive_eof()"
@@ -349,33 +351,34 @@ class ResponseDecoder:
 
     @property
     def may_end(self) -> bool:
-        """Whether the end of the body here would complete the reply, with no more text."""
+        """Whether the reply would be complete if the body ended now."""
         return self._chunks > 0 and not self._tail
 
     @property
     def summary(self) -> str:
-        """Status, sizes and times for a log line; nothing of the text."""
+        """The status, sizes and times for a log line, without text of the reply."""
         elapsed = 0.0 if self._ended is None else self._ended - self._started
         status = describe_status(self.status_code, self._headers.get("x-request-id"))
         return f"{status}, {self._received} bytes in {self._chunks} chunks, {elapsed:.3f} s"
 
     def _find_finish_reason(self, trailers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The finish reason; None where there is none, or more than one."""
-        wanted = FINISH_REASON_HEADER.encode()
-        values = [value for name, value in trailers if name.lower() == wanted]
+        """Return the finish reason, or None if there is none or more than one."""
+        expected = FINISH_REASON_HEADER.encode()
+        values = [value for name, value in trailers if name.lower() == expected]
         if len(values) != 1:
             return None
         return parse_finish_reason(self._redact(values[0].decode("latin-1")))
 
     def _redact_headers(self, sent: dict[str, str], pairs: list[tuple[str, str]]) -> Headers:
-        # One search for all names and values, of which a head may have 20,000.
+        # A single search for all names and values, because a head may have 20,000 of them.
         everything = "\n".join([text for pair in pairs for text in pair])
         redacted = self._redact(everything)
         if redacted == everything:
             return Headers(pairs)
         texts = redacted.split("\n")
         if len(texts) != 2 * len(pairs):
-            # A match spans several headers, or there were too many: keep only what errors look up.
+            # A match spans several headers, or there were too many: keep only those that errors
+            # use.
             kept = ((name, sent[name]) for name in sorted(_READ_BY_NAME) if name in sent)
             return Headers((name, self._redact(value)) for name, value in kept)
         names = (
@@ -413,7 +416,7 @@ class ResponseDecoder:
             self._tail = data[used:] if used < len(data) else b""
             if not text or not self._chunks:
                 return self._accept(text, now)
-            # The fast path, for all chunks but the first one.
+            # The fast path for all chunks except the first.
             self._chunks += 1
             self._text += text.encode()
             return text
@@ -435,7 +438,7 @@ class ResponseDecoder:
 
     def _begin(self, text: str, now: float) -> str:
         if text and not self._begun:
-            # U+FEFF is a byte order mark at the very beginning only.
+            # U+FEFF is a byte order mark only at the very beginning.
             self._begun = True
             text = text.removeprefix(_BYTE_ORDER_MARK)
         if text:
@@ -455,14 +458,14 @@ class ResponseDecoder:
             "" if self._is_encoded else self._rejected_body.decode(errors="replace")
         )
         if len(self._rejected_body) >= _MAX_ERROR_BODY + _REDACTION_MARGIN:
-            # It was cut, perhaps within a secret.
+            # The body was cut, perhaps within a secret.
             body = body[:-_REDACTION_MARGIN]
         return rejection(body.encode()[:_MAX_ERROR_BODY].decode(errors="ignore"))
 
     def _status_error(
         self, status_code: int, body: str, retry_after: float | None
     ) -> APIStatusError:
-        # The error shows its beginning only.
+        # The error shows only its beginning.
         excerpt = _excerpt(body, self._headers.get("content-type", ""))[:_REDACTION_MARGIN]
         said = shorten(self._redact(excerpt)).rstrip(".")
         problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
@@ -517,32 +520,32 @@ class ResponseDecoder:
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """The delay of a `Retry-After` header in seconds; None if it is missing or invalid.
+    """Return the delay of a `Retry-After` header in seconds, or None if it is missing or invalid.
 
-    The value is a number of seconds or an HTTP date (RFC 9110, 10.2.3). `now` is in seconds since
-    the epoch. Never raises; the result is finite and not negative.
+    The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). `now` is in seconds
+    since the epoch. Never raises; the result is finite and not negative.
     """
     if value is None:
         return None
     value = value.strip()
-    if _SECONDS.match(value):
+    if re.match(_SECONDS, value):
         return min(float(value), _FOREVER)
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    # For the zone "-0000" the parser returns a date without a zone, in UTC.
+    # For the zone "-0000", the parser returns a naive date in UTC.
     seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     return min(max(seconds, 0.0), _FOREVER)
 
 
 def parse_finish_reason(value: object) -> str | None:
-    """A finish reason that a server sent; None for anything but one short word."""
-    return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
+    """Return the finish reason that a server sent, or None unless it is one short word."""
+    return value if isinstance(value, str) and re.match(_FINISH_REASON, value) else None
 
 
 def _choose_hint(error: APIStatusError) -> str:
-    """The hint for a status that is not a success."""
+    """Return the hint for a status that is not a success."""
     status_code, code = error.status_code, error.code
     if 300 <= status_code < 400:
         return _REDIRECTED
@@ -555,7 +558,7 @@ def _choose_hint(error: APIStatusError) -> str:
     return _ADVICE.get(status_code, _SERVER_FAILED if status_code >= 500 else "")
 
 
-# Each takes 5 us to parse, and a server sends few different ones.
+# Cached, because parsing takes 5 us and servers send few different values.
 @lru_cache(maxsize=64)
 def _may_be_text(content_type: str) -> bool:
     media_type = _media_type(content_type)
@@ -566,7 +569,7 @@ def _may_be_text(content_type: str) -> bool:
 
 
 def _media_type(content_type: str) -> str:
-    match = _MEDIA_TYPE.match(content_type)
+    match = re.match(_MEDIA_TYPE, content_type)
     return (match[1] if match else content_type.partition(";")[0].strip()).lower()
 
 
@@ -578,7 +581,7 @@ def _status_line(status_code: int) -> str:
 
 
 def _excerpt(body: str, content_type: str) -> str:
-    """The explanation in a body: the message of a JSON error, or the text itself."""
+    """Return the explanation in a body: the message of a JSON error, or the text itself."""
     if "html" in content_type.lower():
         return ""
     try:

@@ -1,7 +1,8 @@
-"""Retries: after a failed attempt, the delay before the next one, or the error to raise."""
+"""Retries: the decision after a failed attempt to retry after a delay, or to raise its error."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,26 +19,26 @@ from .options import LONGEST_WAIT, Retry
 
 __all__ = ["Attempts", "Decision", "RetryBudget"]
 
-# Not Implemented and HTTP Version Not Supported do not pass; other statuses of 5xx do, also those
-# of CDNs (520 to 529).
+# Not Implemented and HTTP Version Not Supported are permanent. Other 5xx statuses are temporary,
+# including those of CDNs (520 to 529).
 _FINAL_SERVER_ERRORS = frozenset({501, 505})
 
-# Too Many Requests and Service Unavailable, which `Retry.busy` is about.
+# Too Many Requests and Service Unavailable, the statuses of `Retry.busy`.
 _BUSY = frozenset({429, 503})
 
-# The codes of a gateway whose operator has to act first: its model server does not accept it, has
-# no such model, or is elsewhere.
+# The codes of a gateway whose operator has to act first: its model server does not accept the
+# gateway, lacks the model, or has moved.
 _FINAL_CODES = frozenset({"upstream_denied", "upstream_redirected", "upstream_refused"})
 
 _OUT_OF_BUDGET = "It was not retried, because the budget of the client is used up (retry.budget)."
 
 
 class RetryBudget:
-    """Keeps the calls of a client from retrying against a server that is down.
+    """Limits the retries of all calls of a client, for when the server is down.
 
-    Source: the retry quota of the AWS SDKs' standard mode: a retry costs 5 tokens, a success
-    gives 1 back. `capacity` is the number of tokens at the start and at most, None for no limit.
-    Threads share it without a lock: an update lost to a race is one token.
+    This is the retry quota of the AWS SDKs' standard mode: a retry costs 5 tokens, and a success
+    returns 1. `capacity` is the initial and maximum number of tokens; None for no limit. Threads
+    share it without a lock: a race loses at most a token.
     """
 
     __slots__ = ("_capacity", "_tokens")
@@ -45,13 +46,11 @@ class RetryBudget:
     _COST = 5
 
     def __init__(self, capacity: int | None) -> None:
-        self._capacity = capacity
-        self._tokens = 0 if capacity is None else capacity
+        self._capacity = math.inf if capacity is None else capacity
+        self._tokens = self._capacity
 
     def take(self) -> bool:
         """Pay for one retry; False if too few tokens are left."""
-        if self._capacity is None:
-            return True
         if self._tokens < self._COST:
             return False
         self._tokens -= self._COST
@@ -59,15 +58,14 @@ class RetryBudget:
 
     def give_back(self) -> None:
         """Return the token of a successful call."""
-        if self._capacity is not None:
-            self._tokens = min(self._capacity, self._tokens + 1)
+        self._tokens = min(self._capacity, self._tokens + 1)
 
 
 class Decision(NamedTuple):
-    """What follows a failed attempt.
+    """The decision after a failed attempt.
 
-    `wait` is the delay before the next attempt in seconds, None to raise `error`, which is the
-    error of the attempt, and says so if it was not retried for lack of budget.
+    `wait` is the delay before the next attempt in seconds, or None to raise `error`: the error of
+    the attempt, with a note if the budget did not allow a retry.
     """
 
     wait: float | None
@@ -77,8 +75,8 @@ class Decision(NamedTuple):
 class Attempts:
     """The attempts of one call.
 
-    `whole` is true if nothing is yielded before the end of the reply (`chat`), so that a reply
-    that was truncated can be retried. `count` is the number of requests begun.
+    `whole` is true if no text is yielded before the end of the reply (`chat`), so that a truncated
+    reply can be retried. `count` is the number of attempts started.
     """
 
     __slots__ = ("_budget", "_random", "_retry", "count", "is_whole")
@@ -102,10 +100,10 @@ class Attempts:
         self.count += 1
 
     def decide(self, error: CromicleError, *, time_left: float) -> Decision:
-        """Whether to retry after this error.
+        """Decide whether to retry after this error.
 
-        `time_left` is the rest of the call's total in seconds: a delay that would use it up is
-        not begun.
+        `time_left` is the rest of the call's `total` in seconds. If the delay would exceed it, the
+        attempt is not retried.
         """
         if self.count >= self._retry.attempts or not self._is_retried(error):
             return Decision(None, error)
@@ -113,13 +111,13 @@ class Attempts:
         wait = self._draw_delay() if asked is None else asked
         if wait >= time_left or (asked is not None and asked > self._retry.max_retry_after):
             return Decision(None, error)
-        # A server that asks for a retry is not overloaded by it.
+        # A retry that the server requests does not overload it.
         if asked is None and self._retry.budget is not None and not self._budget.take():
             return Decision(None, add_sentence(error, _OUT_OF_BUDGET))
         return Decision(wait, error)
 
     def succeed(self) -> None:
-        """The call has succeeded."""
+        """Record that the call has succeeded."""
         self._budget.give_back()
 
     def _is_retried(self, error: CromicleError) -> bool:
@@ -142,6 +140,6 @@ class Attempts:
         return False
 
     def _draw_delay(self) -> float:
-        # Past 2 ** 1000 any delay has reached its maximum, except one of 0, which stays.
+        # At 2 ** 1000, any delay other than 0 has reached its maximum.
         longest = self._retry.first_delay * 2.0 ** min(self.count - 1, 1000)
         return self._random() * min(longest, self._retry.max_delay, LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""Secrets that no repr, log or traceback shows: the token, the hash, a password."""
+"""Secrets that are not shown in any repr, log or traceback: the token, the hash, a password."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Secret:
 
 
 def hide_token(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options with the token wrapped, in place and unchecked.
+    """Wrap the token in the options, in place and unchecked, and return them.
 
-    To be called before the options are checked: an error about another option leaves through
-    frames whose locals a traceback may print.
+    Must be called before the options are checked, because the traceback of an error about another
+    option may print the locals of its frames.
     """
     if "token" in options:
         options["token"] = Secret(options["token"])

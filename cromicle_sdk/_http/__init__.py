@@ -1,1 +1,1 @@
-"""What the sync and the async side both know of the network, without waiting."""
+"""Network code shared by the blocking and the async side. It does not wait."""

@@ -1,4 +1,4 @@
-"""Exceptions of the caller's own code that runs during a call: signal handlers and hooks."""
+"""Detecting exceptions of the caller's own code during a call: signal handlers and hooks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["find_callers_error"]
 
 
 def find_callers_error(error: Exception) -> BaseException | None:
-    """The exception of a signal handler or a hook, if `error` is one or has one as its cause.
+    """Return the exception of a signal handler or a hook that is `error` or one of its causes.
 
-    It is identified by the frames of its traceback. Its type is not enough: a handler may raise a
-    `TimeoutError`, which httpcore converts to an error of the network, and a hook may send requests
-    of its own. Only the caller's own frames are kept: those above hold the request.
+    It is identified by the frames of its traceback. The type is not sufficient: a handler may raise
+    a `TimeoutError`, which httpcore converts to a network error, and a hook may send its own
+    requests. Only the caller's own frames are kept, because those above contain the request.
     """
     for cause in _causes(error):
         for outer, inner in pairwise(_steps(cause.__traceback__)):
@@ -24,7 +24,7 @@ def find_callers_error(error: Exception) -> BaseException | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, its cause, and so on. httpcore passes the cause as an argument, unchained."""
+    """Yield the error, its cause, and so on. httpcore passes a cause as an argument, unchained."""
     while error is not None:
         yield error
         inner = error.args[0] if error.args else None
@@ -40,30 +40,30 @@ def _steps(step: TracebackType | None) -> Iterator[TracebackType]:
 def _is_handler(outer: FrameType, inner: FrameType) -> bool:
     """Whether `inner` is a signal handler that has interrupted `outer`.
 
-    Python passes it the frame that it has interrupted, which no other function gets but a debugger.
+    Python passes the interrupted frame to the handler, and to no other function except a debugger.
     """
     for value in inner.f_locals.values():
         if value is outer:
             return True
-        # As `*arguments`.
+        # In `*arguments`.
         if isinstance(value, tuple) and id(outer) in map(id, value):  # pyright: ignore[reportUnknownArgumentType]
             return True
     return False
 
 
 def _is_hook(outer: TracebackType, inner: TracebackType) -> bool:
-    """Whether `inner` is an event hook or an authentication of the caller's, called by httpx."""
+    """Whether `inner` is an event hook or an authentication of the caller that httpx has called."""
     library, _, module = _module(outer).partition(".")
     is_caller = module == "_auth" or (module == "_client" and _name(outer) in _CALLERS_OF_HOOKS)
     if library not in _LIBRARIES or not is_caller or _module(inner).partition(".")[0] in _LIBRARIES:
         return False
-    # A tool may have wrapped what httpx calls here. A hook that sends a request does it by `send`.
+    # Tools may wrap the functions that httpx calls here. A hook sends its requests with `send`.
     below = takewhile(lambda step: _name(step) != "send", _steps(inner))
     return not any(_name(step) in _SENDERS for step in below)
 
 
 _LIBRARIES = ("httpx", "httpx2")
-# Private names; where they are not found, an exception of a hook is known by its type alone.
+# Private names. If they change, exceptions of hooks are recognized only by their type.
 _CALLERS_OF_HOOKS = ("_send_handling_auth", "_send_handling_redirects")
 _SENDERS = ("_send_single_request", "handle_request", "handle_async_request")
 

@@ -1,4 +1,4 @@
-"""Requests and responses of httpx and httpx2 clients, ours or a user's; no I/O."""
+"""Requests and responses of httpx and httpx2 clients, including custom ones; no I/O."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ if TYPE_CHECKING:
 
 
 class Response(httpx.Response):
-    """A response that releases its connection at once where it is dropped, read or not.
+    """A response that releases its connection as soon as it has no references, read or not.
 
-    httpx's own refers to its stream, and that to the response: both wait for the cyclic GC.
+    A response of httpx and its stream refer to each other, so only the cyclic GC frees them.
     """
 
     @property
@@ -67,21 +67,21 @@ class Response(httpx.Response):
 
     @stream.setter
     def stream(self, stream: Any) -> None:
-        # Private: where httpx names it otherwise, the response waits for the cyclic GC again.
+        # A private attribute. If httpx renames it, the response waits for the cyclic GC again.
         if getattr(stream, "_response", None) is self:
             stream._response = _ElapsedTime(self)
         self.__dict__["stream"] = stream
 
 
 class _ElapsedTime:
-    """Passes on the attribute that httpx's streams set, if the response still exists."""
+    """Passes `elapsed`, which httpx's streams set, to the response if it still exists."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = ref(response)
 
     @property
     def elapsed(self) -> timedelta:
-        raise AttributeError("it is set alone")
+        raise AttributeError("elapsed is write-only")
 
     @elapsed.setter
     def elapsed(self, elapsed: timedelta) -> None:
@@ -91,7 +91,7 @@ class _ElapsedTime:
 
 
 def release_when_dropped(response: httpx.Response) -> httpx.Response:
-    """The same response, of the class above unless a tool has put one of its own in its place."""
+    """Make a response a `Response`, unless a tool has replaced it by its own class."""
     if type(response) is httpx.Response:
         response.__class__ = Response
     return response
@@ -99,12 +99,12 @@ def release_when_dropped(response: httpx.Response) -> httpx.Response:
 
 @lru_cache(maxsize=64)
 def parse_url(url: str) -> httpx.URL:
-    """httpx's URL, which takes 20 us to parse."""
+    """Parse a URL. Cached, because it takes 20 us."""
     return httpx.URL(url)
 
 
 class NoCookies(httpx.Cookies):
-    """A cookie jar that keeps none: httpx's own costs 45 us a request, and grows for ever."""
+    """A cookie jar that stays empty: httpx's own costs 45 us per request, and grows for ever."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
         """Ignore the response's cookies."""
@@ -114,13 +114,13 @@ class NoCookies(httpx.Cookies):
 
 
 def httpx_modules() -> list[Any]:
-    """httpx, and httpx2 where it has been imported: none of its objects can be here otherwise."""
+    """Return httpx, and httpx2 if it has been imported; otherwise none of its objects exist."""
     other = sys.modules.get("httpx2")
     return [httpx] if other is None else [httpx, other]
 
 
 def check_http_client(client: object, name: str) -> None:
-    """Raise `ConfigurationError` unless it is the class `name` of httpx or of httpx2."""
+    """Raise `ConfigurationError` unless `client` is an instance of the class `name` of httpx(2)."""
     kinds = [getattr(module, name) for module in httpx_modules()]
     if not isinstance(client, tuple(kinds)):
         raise ConfigurationError(
@@ -131,9 +131,10 @@ def check_http_client(client: object, name: str) -> None:
 
 
 def check_process(client: Any) -> None:
-    """Raise `ConfigurationError` in another process than the one that first used the client.
+    """Raise `ConfigurationError` if another process was the first to use the client.
 
-    After a fork both would read from the same connections, and get each other's responses.
+    After a fork, both processes would read from the same connections, and receive each other's
+    responses.
     """
     if _first_used_in.setdefault(client, os.getpid()) != os.getpid():
         raise ConfigurationError(
@@ -144,7 +145,7 @@ def check_process(client: Any) -> None:
         )
 
 
-# By client of a user's: the process that first used it.
+# The process that first used each custom client.
 _first_used_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
@@ -153,7 +154,7 @@ def build_http_request(
     request: Request,
     extensions: Mapping[str, Any],
 ) -> Any:
-    """The request as one of the client's: with its default headers, without its cookies."""
+    """Build the request for a client, with its default headers and without its cookies."""
     built = client.build_request(
         request.method,
         request.endpoint.url,
@@ -162,7 +163,7 @@ def build_http_request(
         extensions=extensions,
     )
     if client.cookies:
-        # httpx merges the cookies that its client has kept into the caller's own header.
+        # httpx merges the client's stored cookies into the caller's own header.
         built.headers.pop("cookie", None)
         built.headers.update({name: value for name, value in request.headers if name == b"cookie"})
     return built
@@ -172,9 +173,9 @@ _EXCHANGE_KEY = "cromicle_sdk.exchange"
 
 
 def build_extensions(exchange: object, trace: object, timeout: Timeout) -> dict[str, Any]:
-    """The extensions of a request: its limits, and where pool and httpcore find their part of it.
+    """Build the extensions of a request: its timeouts, the exchange and the trace.
 
-    The pool finds the exchange, whose own limits it keeps, and httpcore the trace.
+    The pool uses the exchange, which has its own timeouts, and httpcore the trace.
     """
     extensions: dict[str, Any] = {
         "timeout": {
@@ -183,17 +184,17 @@ def build_extensions(exchange: object, trace: object, timeout: Timeout) -> dict[
             "write": timeout.first_byte,
             "pool": timeout.pool,
         },
-        # Weak: the exchange refers to the request.
+        # Weak, because the exchange refers to the request.
         _EXCHANGE_KEY: ref(exchange),
     }
-    # Without a log, our pool sees all that the trace does, at less cost.
+    # If httpcore does not log, the pool reports everything that the trace would, at less cost.
     if _OWN_LOGGER.isEnabledFor(logging.DEBUG):
         extensions["trace"] = trace
     return extensions
 
 
 def adapt_extensions(extensions: dict[str, Any], trace: object, timeouts: CallTimeouts) -> None:
-    """Adapt them to a custom client: no wait exceeds `total`, and each head is traced."""
+    """Adapt the extensions to a custom client: no wait exceeds `total`, and heads are traced."""
     total_left = timeouts.total_left(time.monotonic())
     waits = extensions["timeout"]
     for name in ("connect", "read", "write"):
@@ -202,7 +203,7 @@ def adapt_extensions(extensions: dict[str, Any], trace: object, timeouts: CallTi
 
 
 def find_exchange(extensions: Mapping[str, Any]) -> object:
-    """The exchange that a call of ours sends along; None for a plain request."""
+    """Return the exchange of a call of this package, or None for a plain request."""
     found = extensions.get(_EXCHANGE_KEY)
     return None if found is None else found()
 
@@ -210,7 +211,7 @@ def find_exchange(extensions: Mapping[str, Any]) -> object:
 class ResponseObserver:
     """Records the head of each response, even if httpx raises an error for it.
 
-    By httpcore's extension `trace`, that may be a proxy's response to CONNECT, too.
+    With httpcore's extension `trace`, this includes a proxy's response to CONNECT.
     """
 
     def __init__(self, redact: Callable[[str], str] | None) -> None:
@@ -221,7 +222,7 @@ class ResponseObserver:
 
     @property
     def head(self) -> Head | None:
-        """The last head, None before the first one."""
+        """The last head; None before the first one."""
         if not self._status:
             return None
         return Head(self._status, self._headers, self._http_version, came_over_network=True)
@@ -229,13 +230,13 @@ class ResponseObserver:
     def receive_head(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], extensions: Mapping[str, Any]
     ) -> None:
-        """A head from our own pool."""
+        """Receive a head from the pool of this package."""
         self._status = status
         self._headers = headers
         self._http_version = extensions.get("http_version", b"HTTP/1.1")
 
     def observe(self, name: str, info: dict[str, Any]) -> None:
-        """An event of httpcore's, which it is about to log at DEBUG from the same dict."""
+        """Receive an event of httpcore, which then logs the same dict at DEBUG."""
         value: Any = info.get("return_value") or ()
         if name == "http11.receive_response_headers.complete" and len(value) == 4:
             self._http_version, self._status, _, self._headers = value
@@ -246,9 +247,9 @@ class ResponseObserver:
             _redact_trace(info, self._redact)
 
 
-# The one below our own clients.
+# The logger of the connections of this package's own clients.
 _OWN_LOGGER = logging.getLogger("httpcore.http11")
-# Those that log the head of a response.
+# The loggers that log the head of a response.
 _HTTPCORE_LOGGERS = [
     logging.getLogger(f"{library}.{version}")
     for library in ("httpcore", "httpcore2")
@@ -262,7 +263,7 @@ def _is_logged() -> bool:
 
 def _redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
     """Redact the secrets that the server echoed in the values that httpcore logs at DEBUG."""
-    from .logs import Redacted  # loaded with the session already
+    from .logs import Redacted  # already loaded with the session
 
     for name in ("return_value", "exception"):
         if info.get(name) is not None:
@@ -270,12 +271,12 @@ def _redact_trace(info: dict[str, Any], redact: Callable[[str], str]) -> None:
 
 
 def limit_reads(response: Any, timeout: Timeout, timeouts: CallTimeouts) -> None:
-    """From the head on, each read of a custom client may take as long as `stall`."""
-    # httpcore looks this up when the body is first asked for.
+    """After the head, limit each read of a custom client to `stall` and the rest of `total`."""
+    # httpcore reads this extension when the iteration over the body starts.
     total_left = timeouts.total_left(time.monotonic())
     read = _at_most(timeout.stall, total_left)
     extensions = response.request.extensions
-    # A hook of the user's may have replaced it.
+    # A hook of the user may have replaced it.
     extensions["timeout"] = {**extensions.get("timeout", {}), "read": read}
 
 
@@ -285,18 +286,18 @@ def _at_most(wait: float | None, total_left: float) -> float | None:
 
 
 def build_head(response: Any) -> Head:
-    """The head of a response of httpx's."""
+    """Build the head of a response of httpx or httpx2."""
     return Head(
         status_code=response.status_code,
         headers=response.headers.raw,
         http_version=response.extensions.get("http_version", b"HTTP/1.1"),
-        # A transport that makes up its responses, as mocks do, has none.
+        # A transport that creates its responses itself, as mocks do, has no network stream.
         came_over_network=response.extensions.get("network_stream") is not None,
     )
 
 
 def find_source(stream: Any) -> Any:
-    """The stream below httpx's own wrappers around it."""
+    """Return the stream below httpx's own wrappers."""
     while _library_of(stream) in ("httpx", "httpx2"):
         inner = getattr(stream, "_stream", None) or getattr(stream, "_httpcore_stream", None)
         if inner is None:
@@ -306,9 +307,9 @@ def find_source(stream: Any) -> Any:
 
 
 def find_body(response: Any) -> tuple[Any, bool]:
-    """The stream of the body to iterate, and whether its iterator holds one of httpcore's.
+    """Return the stream of the body to iterate over, and whether httpcore or this package made it.
 
-    A stream or generator of a user's is found below httpx's wrappers, which would not close it.
+    A custom stream or generator is returned without httpx's wrappers, which would not close it.
     """
     stream = response.stream
     if _library_of(find_source(stream)) in ("httpcore", "httpcore2", "cromicle_sdk"):
@@ -329,17 +330,17 @@ def _library_of(instance: object) -> str:
 
 
 def was_read(response: Any) -> bool:
-    """Whether a hook of the user's has read the body, or dropped it.
+    """Whether a hook of the user has read or closed the body.
 
-    Its stream must not be touched then: the connection below may be another call's by now.
+    Its stream must not be used then, because another call may already use the connection.
     """
     return bool(response.is_closed or response.is_stream_consumed)
 
 
 def find_redirect(error: Exception, head: Head | None) -> Head | None:
-    """The head of a redirect whose `Location` httpx cannot parse.
+    """Return the head of a redirect with a `Location` that httpx cannot parse, or None.
 
-    httpx raises for it, although it is not to be followed.
+    httpx raises an error for it even if redirects are not followed.
     """
     kinds = tuple(module.RemoteProtocolError for module in httpx_modules())
     is_redirect = head is not None and 300 <= head.status_code < 400
@@ -347,18 +348,18 @@ def find_redirect(error: Exception, head: Head | None) -> Head | None:
 
 
 def is_byte_stream(stream: object) -> bool:
-    """Whether a request's body is there as a whole."""
+    """Whether the body of a request is in memory, not generated while it is sent."""
     if isinstance(stream, httpx.ByteStream):
         return True
     return isinstance(stream, tuple(module.ByteStream for module in httpx_modules()))
 
 
 def find_response(error: Exception, request: Any) -> Any:
-    """The response to a request that an error of the user's own hook is about.
+    """Return the response to `request` if a user's hook raised `HTTPStatusError` for it.
 
-    None for any other error: a hook may have sent a request of its own, for a token.
+    None for any other error, because a hook may send its own requests, for example for a token.
     """
     kinds = tuple(module.HTTPStatusError for module in httpx_modules())
     response = getattr(error, "response", None) if isinstance(error, kinds) else None
-    # A response that somebody has made has no request, and httpx raises where it is asked for.
+    # A response without a request raises on access to `request`.
     return response if getattr(response, "_request", None) is request else None

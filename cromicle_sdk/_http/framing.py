@@ -1,15 +1,16 @@
-"""The framing of a response, as h11 parses it below httpcore.
+"""The framing of a response, as parsed by h11 below httpcore.
 
-httpcore yields one chunk for each h11 event, and does not tell whether more bytes have arrived than
-the response has. Both are in the h11 connection that it keeps in a private attribute. Reading it
-directly halves the cost of a token in a burst; where the attribute is not found, bodies are read
-through httpcore, and `FramingObserver` finds trailing data and trailers by h11's public interface
-alone.
+httpcore yields one chunk for each h11 event, and does not report trailing data after a response.
+Both are available from the h11 connection in a private attribute of httpcore's connection. Reading
+it directly halves the cost of a token in a burst. If the attribute is missing, bodies are read
+through httpcore, and `FramingObserver` detects trailing data and trailers with the public interface
+of h11.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,19 +26,19 @@ __all__ = [
     "receive_body",
 ]
 
-# Name and value of each; h11 accepts 100 KiB of them at most, as of a head.
+# Pairs of name and value. As for a head, h11 accepts at most 100 KiB.
 Trailers = Iterable[tuple[bytes, bytes]]
 
-# What is read at a time may hold ten thousand events of 4 us each. A task lets others run after so
-# many, which costs 0.1 us for each event.
+# The data of one read may contain ten thousand events of 4 us each. After this many, other tasks
+# can run, at a cost of 0.1 us per event.
 _EVENTS_AT_ONCE = 128
 
 
 class BodyPart(NamedTuple):
-    """What has arrived of a body: its bytes, and what follows them.
+    """A part of a body, and what follows it.
 
-    That is the end, with its `trailers`; nothing that has arrived yet (`needs_data`); an `error`,
-    for what is not HTTP; or more of the body.
+    This is the end with its `trailers` (`is_end`), no data yet (`needs_data`), invalid HTTP
+    (`error`), or more of the body.
     """
 
     data: bytes | bytearray
@@ -48,7 +49,7 @@ class BodyPart(NamedTuple):
 
 
 def find_h11(connection: object) -> h11.Connection | None:
-    """The h11 connection that an httpcore connection keeps below one or more of its own."""
+    """Return the h11 connection below an httpcore connection, or None."""
     while hasattr(connection, "_connection"):
         connection = getattr(connection, "_connection")  # noqa: B009 - private, and not typed
     found = getattr(connection, "_h11_state", None)
@@ -65,13 +66,13 @@ def is_h11_reachable() -> bool:
 
 
 def receive_body(connection: h11.Connection) -> BodyPart:
-    """What has arrived of a body; no bytes and no end where more must be read."""
+    """Return the received part of a body, which may be empty."""
     chunks: list[bytes | bytearray] = []
     next_event, data_type = connection.next_event, h11.Data
     try:
         for _ in range(_EVENTS_AT_ONCE):
             event = next_event()
-            # This loop is what a token in a burst costs.
+            # This loop determines the cost of a token in a burst.
             if isinstance(event, data_type):
                 chunks.append(event.data)
             elif event is h11.NEED_DATA:
@@ -87,31 +88,25 @@ def receive_body(connection: h11.Connection) -> BodyPart:
 
 
 class FramingObserver:
-    """Follows the framing of one response beside httpcore's own parser."""
+    """Follows the framing of one response in parallel to httpcore's own parser."""
 
     def __init__(self) -> None:
         self.trailers: Trailers = ()
         self._h11 = h11.Connection(h11.CLIENT)
-        self._is_lost = False
-        # Any request but HEAD and CONNECT has a response of the same framing.
+        # The framing of a response is the same for all requests except HEAD and CONNECT.
         self._h11.send(h11.Request(method="GET", target="/", headers=[("host", "localhost")]))
         self._h11.send(h11.EndOfMessage())
 
     def receive_data(self, data: bytes) -> None:
-        """Bytes of the connection, in order, from the beginning of the response on."""
-        try:
+        """Receive the bytes of the connection, from the start of the response."""
+        # After an error, the state of h11 is not DONE.
+        with suppress(h11.RemoteProtocolError):
             self._h11.receive_data(data)
             while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
                 if isinstance(event, h11.EndOfMessage):
                     self.trailers = event.headers
-        except h11.RemoteProtocolError:
-            self._is_lost = True
 
     @property
     def has_trailing_data(self) -> bool:
-        """Whether more has arrived than the response; also where its end has not been seen."""
-        return (
-            self._is_lost
-            or self._h11.their_state is not h11.DONE
-            or bool(self._h11.trailing_data[0])
-        )
+        """Whether data has arrived after the response, or its end has not been found."""
+        return self._h11.their_state is not h11.DONE or bool(self._h11.trailing_data[0])

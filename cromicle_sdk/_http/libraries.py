@@ -1,4 +1,4 @@
-"""httpcore and httpcore2, which have the same classes under two names."""
+"""Conversions between httpcore and httpcore2, which have the same classes in two packages."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["convert_error", "convert_request", "find_extensions", "find_library"
 
 
 def find_library(request: object) -> ModuleType:
-    """The library that a request is of: httpx2 sends those of httpcore2."""
+    """Return the library of a request: httpcore, or httpcore2 for a request of httpx2."""
     return httpcore if isinstance(request, httpcore.Request) else sys.modules["httpcore2"]
 
 
 def find_extensions(message: Any) -> MutableMapping[str, Any]:
-    """The extensions of a request or a response, which httpcore leaves partly untyped."""
+    """Return the extensions of a request or a response, which httpcore types only in part."""
     extensions: MutableMapping[str, Any] = message.extensions
     return extensions
 
 
 def convert_request(request: Any) -> httpcore.Request:
-    """The same request as one of httpcore's."""
+    """Convert a request to one of httpcore."""
     url = request.url
     return httpcore.Request(
         request.method,
@@ -36,7 +36,10 @@ def convert_request(request: Any) -> httpcore.Request:
 
 
 def convert_error(error: Exception, library: ModuleType) -> Exception:
-    """The same error as one of the library's, with this one for its cause; any other as it is."""
+    """Convert an error of httpcore to the library's, with the original as its cause.
+
+    Any other error is returned unchanged.
+    """
     name = type(error).__name__
     if library is httpcore or getattr(httpcore, name, None) is not type(error):
         return error

@@ -1,4 +1,4 @@
-"""Redaction of secrets that a server echoed in the log records of other packages."""
+"""Redaction of secrets, which a server may echo, in the log records of other packages."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextvars import ContextVar
 
 __all__ = ["Redacted", "redact_logs"]
 
-# httpx logs the reason phrase, and hpack the headers of HTTP/2. Neither goes through httpcore's
-# extension `trace`, by which all else is redacted.
+# httpx logs the reason phrase, and hpack the headers of HTTP/2. All other records are redacted with
+# httpcore's extension `trace`.
 _LOGGERS = ("httpx", "httpx2", "hpack.hpack")
 
 
 class Redacted:
-    """A value of a log record whose repr and text are redacted."""
+    """A value of a log record with a redacted repr and text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -26,9 +26,9 @@ class Redacted:
 
 @contextmanager
 def redact_logs(redact: Callable[[str], str]) -> Generator[None]:
-    """Redact the records of these packages that this thread or task creates meanwhile."""
+    """Redact the records that this thread or task logs to these loggers during the block."""
     for name in _LOGGERS:
-        # Idempotent.
+        # `addFilter` is idempotent.
         logging.getLogger(name).addFilter(_filter)
     token = _redact.set(redact)
     try:

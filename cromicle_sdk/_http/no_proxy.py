@@ -1,4 +1,4 @@
-"""The variable NO_PROXY: the hosts that are reached without a proxy."""
+"""The variable NO_PROXY: hosts that are connected to without a proxy."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 __all__ = ["is_excepted"]
 
-# A host, in brackets or not, with or without a port; a network has neither brackets nor a port.
+# A host with optional brackets and an optional port.
 _RULE = re.compile(r"(?:\[(?P<literal>[^\[\]]*)\]|(?P<host>[^\[\]:]*))(?::(?P<port>[0-9]+))?\Z")
 
 
 def is_excepted(no_proxy: str, host: str, port: int) -> bool:
     """Whether `no_proxy` excepts a host.
 
-    There is no standard. The rules are those of curl, Go and requests together, separated by commas
-    or white space:
+    There is no standard, so this supports the rules of curl, Go and requests together. Rules are
+    separated by commas or white space:
 
     - `*`: every host
-    - `example.com`, `.example.com`: the name and all names below it
-    - `*.example.com`: all names below it
+    - `example.com`, `.example.com`: the name and its subdomains
+    - `*.example.com`: its subdomains only
     - `10.0.0.1`, `2001:db8::1`, `[2001:db8::1]`: an address
     - `10.0.0.0/8`, `fd00::/8`: the addresses of a network
-    - each but the networks with `:PORT` behind it: at this port alone
+    - any of these except a network, followed by `:PORT`: only this port
     """
     name = host.lower().removesuffix(".")
     rules = re.split(r"[,\s]+", no_proxy.lower())
@@ -32,8 +32,8 @@ def is_excepted(no_proxy: str, host: str, port: int) -> bool:
 def _matches(rule: str, name: str, address: _Address | None, port: int) -> bool:
     if "/" in rule:
         return address is not None and _is_in_network(address, rule)
-    # An IPv6 address without brackets has colons of its own.
-    found = None if _parse_address(rule) else _RULE.match(rule)
+    found = _RULE.match(rule)
+    # An IPv6 address without brackets does not match: it contains colons itself.
     if found is not None:
         if found["port"] and int(found["port"]) != port:
             return False
@@ -60,7 +60,7 @@ _Address = IPv4Address | IPv6Address
 
 
 def _parse_address(host: str) -> _Address | None:
-    """The address, the IPv4 one where IPv6 maps it; None for a name."""
+    """Return the address, as IPv4 if it is IPv4-mapped; None for a name."""
     try:
         address = ip_address(host)
     except ValueError:

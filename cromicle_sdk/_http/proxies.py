@@ -1,4 +1,4 @@
-"""How to reach a host: the proxy of an option or of the environment, and the TLS context."""
+"""The route to a host: the proxy of an option or of the environment, and the TLS context."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 @dataclass(frozen=True)
 class Route:
-    """How a transport reaches its hosts. Without an SSL context it is the default one."""
+    """The proxy and the SSL context of a transport. None is no proxy and the default context."""
 
     proxy: httpcore.Proxy | None = None
     ssl_context: ssl.SSLContext | None = None
 
     @classmethod
     def build(cls, *, proxy: object, verify: object) -> Route:
-        """The route of the options `proxy` and `verify`. Raises `ConfigurationError`."""
+        """Build the route for the options `proxy` and `verify`. Raises `ConfigurationError`."""
         return cls(
             proxy=None if proxy is None else _build_proxy("proxy", proxy),
             ssl_context=_check_verify(verify),
@@ -47,7 +47,7 @@ class Route:
 
     @classmethod
     def find(cls, endpoint: Endpoint, *, proxy: object, verify: object) -> Route:
-        """The route to an endpoint, with the environment's proxy where none is given.
+        """Find the route to an endpoint, with the proxy of the environment if `proxy` is None.
 
         Raises `ConfigurationError`, which names the option or the environment variable.
         """
@@ -56,9 +56,9 @@ class Route:
         return cls.build(proxy=proxy, verify=verify)
 
     def find_target(self, url: httpcore.URL) -> httpcore.URL:
-        """The URL as a request has it: httpcore passes a host to an HTTP proxy as it is.
+        """Return the URL of a request, in which a proxy receives an IPv6 address with brackets.
 
-        RFC 9112, 3.2.2 and 3.2.3: there, an IPv6 address has brackets.
+        RFC 9112, sections 3.2.2 and 3.2.3, require them. httpcore passes the host on unchanged.
         """
         is_http_proxy = self.proxy is not None and self.proxy.url.scheme in (b"http", b"https")
         if not is_http_proxy or b":" not in url.host or url.host.startswith(b"["):
@@ -69,16 +69,16 @@ class Route:
 
 
 def default_ssl_context() -> ssl.SSLContext:
-    """The context of the environment's certificate authorities, else of certifi's.
+    """Return the context with the certificate authorities of the environment, or of certifi.
 
-    One for the process: they take some 10 ms to load. Raises `ConfigurationError`, which names the
-    environment variable.
+    It is shared by the process, because loading takes about 10 ms. Raises `ConfigurationError`,
+    which names the environment variable.
     """
-    # Tools that replace the class, as mocket does, get contexts of theirs.
+    # Tools that replace the class, such as mocket, get their own contexts.
     return _build_ssl_context(ssl.SSLContext, *map(os.environ.get, _TLS_VARIABLES))
 
 
-# Those that `httpx.create_ssl_context` and the standard library read.
+# The variables that `httpx.create_ssl_context` and the standard library read.
 _TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
@@ -86,7 +86,7 @@ _TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 def _build_ssl_context(
     kind: type, cert_file: str | None, cert_dir: str | None, key_log: str | None
 ) -> ssl.SSLContext:
-    # OpenSSL takes a folder that is not there for an empty one.
+    # OpenSSL treats a missing folder as an empty one.
     if cert_dir and not cert_file and not Path(cert_dir).is_dir():
         raise ConfigurationError("it is not a directory", option="$SSL_CERT_DIR")
     try:
@@ -119,11 +119,11 @@ def _check_verify(verify: object) -> ssl.SSLContext | None:
 
 
 def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
-    """The environment's proxy for this endpoint; never one for this machine itself."""
+    """Return the proxy of the environment for an endpoint, or None for this machine itself."""
     if endpoint.is_local:
         return None
     proxies = getproxies()
-    # Some systems keep exceptions elsewhere: macOS and Windows in their settings.
+    # macOS and Windows have exceptions in their system settings.
     if is_excepted(proxies.get("no", ""), endpoint.host, endpoint.port) or proxy_bypass(
         endpoint.netloc
     ):
@@ -136,7 +136,7 @@ def _find_proxy(endpoint: Endpoint) -> httpcore.Proxy | None:
 
 
 def _build_proxy(name: str, value: object) -> httpcore.Proxy:
-    """Errors name the option and never quote the URL: it may hold a password."""
+    """Build a proxy. Errors name the option and never quote the URL, which may have a password."""
     if not isinstance(value, (str, httpx.URL, httpx.Proxy)):
         raise ConfigurationError(
             f"expected a URL or an httpx.Proxy, not {type(value).__name__}", option=name
@@ -172,12 +172,12 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
 
 
 def _hide(user: bytes, password: bytes) -> tuple[bytes, bytes]:
-    """The same for httpcore, which logs those of a SOCKS proxy at DEBUG."""
+    """Hide user and password, because httpcore logs those of a SOCKS proxy at DEBUG."""
     return _HiddenBytes(user), _HiddenBytes(password)
 
 
 class _HiddenBytes(bytes):
-    """Bytes without their repr."""
+    """Bytes whose repr does not show them."""
 
     def __repr__(self) -> str:
         return "<secret>"
@@ -190,7 +190,7 @@ def _check_socks(name: str, proxy: httpx.Proxy) -> None:
             option=name,
             hint='pip install "cromicle-sdk[socks]"',
         )
-    # RFC 1929, 2: each has a length of one byte.
+    # RFC 1929, section 2: their lengths are one byte each.
     if proxy.raw_auth is not None and max(map(len, proxy.raw_auth)) > 255:
         raise ConfigurationError(
             "the user and the password of a SOCKS proxy have at most 255 bytes", option=name

@@ -1,4 +1,4 @@
-"""DNS lookups, each in a daemon thread: a call that is cancelled does not wait for it."""
+"""DNS lookups in daemon threads, so that a cancelled call does not wait for them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .sockets import Address
 
 __all__ = ["Lookup", "look_up", "start_lookup"]
 
-# How long after its start a look-up is shared, in seconds. It bounds the threads of a resolver that
-# hangs: glibc's gives up after 5 to 30 s. A call that comes later may succeed where it does not.
+# How long after its start other calls share a lookup, in seconds. Sharing bounds the number of
+# threads if the resolver hangs: glibc's gives up after 5 to 30 s. A later lookup may succeed.
 _SHARED_SECONDS = 1.0
 
 
 class Lookup:
-    """The look-up of a host's addresses in a thread.
+    """The lookup of a host's addresses in a thread.
 
-    The resolver takes no timeout and cannot be cancelled, so the thread is a daemon: it delays
-    neither the end of an event loop nor that of the process.
+    The resolver has no timeout and cannot be cancelled. Its thread is therefore a daemon, which
+    delays the end of neither an event loop nor the process.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -36,7 +36,7 @@ class Lookup:
 
     @property
     def is_shared(self) -> bool:
-        """Whether another call may wait for it, too."""
+        """Whether other calls may wait for this lookup."""
         return time.monotonic() - self._started < _SHARED_SECONDS
 
     @property
@@ -44,26 +44,26 @@ class Lookup:
         return self._result is not None
 
     def start(self) -> None:
-        """Start the thread. Raises `RuntimeError` where none starts."""
+        """Start the thread. Raises `RuntimeError` if it cannot start."""
         _lookups[self._key] = self
         try:
             threading.Thread(target=self._run, name="cromicle-resolve", daemon=True).start()
         except BaseException:
-            # Also an interrupt: calls that share a look-up without a thread would wait for ever.
+            # Including interrupts: calls that share a lookup without a thread would wait for ever.
             self._forget()
             raise
 
     def add_callback(self, callback: Callable[[], object]) -> None:
-        """Call it once there is a result: in the thread of the look-up, or at once in this one."""
+        """Call `callback` when the result is available: in the lookup's thread, or at once."""
         self._callbacks.append(callback)
         if self.is_done:
             self._call_back()
 
     def result(self) -> list[Address]:
-        """The addresses. Raises what the resolver raised."""
+        """Return the addresses, or raise the error of the resolver."""
         assert self._result is not None, "the result comes after the callback"
         if isinstance(self._result, Exception):
-            # Each call has an error of its own.
+            # Each call raises its own copy.
             raise copy.copy(self._result)
         return self._result
 
@@ -80,7 +80,7 @@ class Lookup:
             _lookups.pop(self._key, None)
 
     def _call_back(self) -> None:
-        # `popleft` is atomic: each callback is called once, by the one thread or by the other.
+        # `popleft` is atomic, so each callback is called once, by either thread.
         while True:
             try:
                 callback = self._callbacks.popleft()
@@ -89,15 +89,15 @@ class Lookup:
             callback()
 
 
-# Those under way, by process, host and port. No lock guards them, which a fork could leave locked:
-# at worst two threads look up the same host.
+# The lookups in progress, by process, host and port. There is no lock, which a fork could leave
+# locked: at worst, two threads look up the same host.
 _lookups: dict[tuple[int, str, int], Lookup] = {}
 
 
 def start_lookup(host: str, port: int) -> Lookup | None:
-    """A look-up, shared with other calls where one has just begun.
+    """Start a lookup, or return one that has just started.
 
-    None where no thread starts: in some subinterpreters, and while the interpreter ends.
+    Returns None if no thread can start, as in some subinterpreters and while the interpreter exits.
     """
     lookup = _lookups.get((os.getpid(), host, port))
     if lookup is None or not lookup.is_shared:
@@ -110,6 +110,6 @@ def start_lookup(host: str, port: int) -> Lookup | None:
 
 
 def look_up(host: str, port: int) -> list[Address]:
-    """The addresses of a host, looked up in this thread. Raises `OSError`."""
+    """Look up the addresses of a host in this thread. Raises `OSError`."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]

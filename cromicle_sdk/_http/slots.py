@@ -1,13 +1,15 @@
-"""Slots of `max_connections`, and the queue for them, which no interrupt loses."""
+"""The slots of `max_connections` and the queue for them. No interrupt can lose a slot."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice, repeat
 from typing import Any
 from weakref import ref
+
+from cromicle_sdk._core.compat import HAS_GIL, build_ordered_dict
 
 from .sockets import find_first
 
@@ -15,23 +17,23 @@ __all__ = ["Slot", "Slots", "Waiter"]
 
 
 class Slots:
-    """How many exchanges may be under way; further calls are queued, and served in their order.
+    """Limits the number of exchanges in progress. Further calls are queued, first in, first out.
 
-    A slot may come back from the garbage collector, at any point and from any thread, and threads
-    may take them at the same time. There is no lock, which a finalizer could find taken by the
-    code that it interrupts: each operation on one of the collections is a single step.
+    The garbage collector may return a slot at any point and in any thread, and threads may take
+    slots concurrently. There is no lock, because a finalizer may interrupt the code that holds it.
+    Instead, each operation on the collections is atomic.
     """
 
     def __init__(self, count: int) -> None:
-        # Kept here: the collector clears a weak reference that only the objects of a cycle have.
+        # Kept here, because the collector clears weak references that are part of a cycle.
         self._ref: ref[Slots] = ref(self)
-        self._unused = repeat(None, count)
+        self._unused = _build_permits(count)
         self._free: deque[Slot] = deque()
-        # By waiter, what wakes it. Only the first one takes a slot.
-        self._queue: OrderedDict[object, Callable[[], object]] = OrderedDict()
+        # The function that wakes each waiter. Only the first waiter takes a slot.
+        self._queue: dict[object, Callable[[], object]] = build_ordered_dict()
 
     def take(self) -> Slot | None:
-        """A slot; None where there is none, or other calls are queued for it."""
+        """Return a slot, or None if none is free or other calls are queued."""
         return None if self._queue else self._find()
 
     def wait(self, wake: Callable[[], object]) -> Waiter:
@@ -43,14 +45,14 @@ class Slots:
         self.wake_first()
 
     def wake_first(self) -> None:
-        """Wake the first in the queue where a slot is free for it."""
-        first = find_first(self._queue) if self._free else None
-        wake = None if first is None else self._queue.get(first)
-        if wake is not None:
-            wake()
+        """Wake the first waiter if a slot is free."""
+        if self._free:
+            wake = self._queue.get(find_first(self._queue))
+            if wake is not None:
+                wake()
 
     def take_first(self, key: object) -> Slot | None:
-        """A slot for a waiter; None where there is none, or it is not the first."""
+        """Return a slot for a waiter, or None if none is free or it is not the first."""
         return self._find() if find_first(self._queue) is key else None
 
     def _find(self) -> Slot | None:
@@ -62,9 +64,9 @@ class Slots:
 
 
 class Waiter:
-    """A call in the queue. It leaves the queue when it says so, or is dropped.
+    """A call in the queue. It leaves the queue by `leave`, or when it is garbage-collected.
 
-    A call that an interrupt has ended, but whose waiter stays, would block those behind it.
+    Otherwise, a call that was ended by an interrupt would block the calls behind it.
     """
 
     __slots__ = ("__weakref__", "_key", "_queue", "_slots")
@@ -72,7 +74,7 @@ class Waiter:
     def __init__(
         self,
         slots: Slots,
-        queue: OrderedDict[object, Callable[[], object]],
+        queue: dict[object, Callable[[], object]],
         wake: Callable[[], object],
     ) -> None:
         self._slots = slots
@@ -81,65 +83,79 @@ class Waiter:
         queue[self._key] = wake
 
     def wake_by(self, wake: Callable[[], object]) -> None:
-        """Replace the function that wakes it, before the next `take`."""
+        """Replace the function that wakes the waiter, before the next `take`."""
         self._queue[self._key] = wake
 
     def take(self) -> Slot | None:
-        """A slot; None where there is none, or it is not the first in the queue."""
+        """Return a slot, or None if none is free or this is not the first waiter."""
         return self._slots.take_first(self._key)
 
     def leave(self) -> None:
         """Leave the queue. Idempotent."""
         self._queue.pop(self._key, None)
-        # It may have been woken for a slot that it has not taken, and there may be two.
+        # This waiter may have been woken for a slot that it has not taken.
         self._slots.wake_first()
 
     def __del__(self) -> None:
-        # An interrupt may leave one half made.
+        # An interrupt may leave the object half-initialized.
         if hasattr(self, "_key"):
             self.leave()
 
 
 class Slot:
-    """One of the exchanges that may be under way. It goes back when it is released, or dropped.
+    """The permit for one exchange. It is returned by `release`, or when it is garbage-collected.
 
-    An interrupt may come between any two steps of the interpreter, also while a slot is on its way
-    from one function to another. It is dropped then.
+    An interrupt may arrive between any two steps of the interpreter, even while a slot is passed
+    from one function to another. The slot is then garbage-collected.
     """
 
     __slots__ = ("_owner", "_permit")
 
     def __init__(self, owner: ref[Slots]) -> None:
-        # Weak: an owner that is dropped must not live on through the slots that come back to it.
+        # Weak, so that returned slots do not keep their owner alive.
         self._owner = owner
-        # One item; none in a slot that is no slot yet, or not any more.
+        # Has one item while the slot is valid, and is empty before `fill` and after `release`.
         self._permit: list[None] = []
 
     def fill(self, permits: Iterator[None]) -> bool:
-        """Take one of these permits, as which the slot counts; False where there are none left."""
-        # One step of the interpreter: nothing is taken from the one and not yet in the other.
-        self._permit.extend(islice(permits, 1))
+        """Take one of the permits. Returns False if none is left."""
+        # A list without permits raises.
+        with suppress(IndexError):
+            # A single step of the interpreter, so that no permit can be lost in between.
+            self._permit.extend(islice(permits, 1))
         return bool(self._permit)
 
     def release(self) -> None:
-        """Put it back. Idempotent.
+        """Return the slot. Idempotent.
 
-        What goes back is another object: the garbage collector finalizes each object of a cycle, so
-        that both the exchange and its slot, in any order, may release it.
+        A new object is returned: the garbage collector finalizes each object of a cycle, so both
+        the exchange and its slot may release it, in any order.
         """
         owner = self._owner()
         if owner is not None:
             slot = Slot(self._owner)
-            # The list is empty where it was put back before.
-            with suppress(IndexError):
-                slot.fill(iter(self._permit.pop, _NO_PERMIT))
+            # The list is empty if the slot has been returned before.
+            if slot.fill(_pop_all(self._permit)):
                 owner.put_back(slot)
 
     def __del__(self) -> None:
-        # An interrupt may leave one half made.
+        # An interrupt may leave the object half-initialized.
         if getattr(self, "_permit", None):
             self.release()
 
 
-# What ends the iteration over permits: nothing.
+def _build_permits(count: int) -> Iterator[None]:
+    # Without the GIL, threads that share another iterator may get more than `count`.
+    return repeat(None, count) if HAS_GIL else _pop_all([None] * min(count, _MOST_PERMITS))
+
+
+def _pop_all(permits: list[None]) -> Iterator[None]:
+    """Take the permits of a list, in atomic steps. Raises `IndexError` at its end."""
+    return iter(permits.pop, _NO_PERMIT)
+
+
+# The sentinel of the iteration over permits, which is never reached.
 _NO_PERMIT: Any = object()
+
+# Linux lets a process have no more file descriptors, unless it is configured to.
+_MOST_PERMITS = 1 << 20

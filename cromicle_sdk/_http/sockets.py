@@ -1,4 +1,4 @@
-"""Sockets: addresses, options, and the state that they are in."""
+"""Sockets: addresses, options, and states."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import select
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
@@ -42,37 +44,39 @@ __all__ = [
 
 T = TypeVar("T")
 
-# A family and what its sockets connect to.
+# An address family, and the address in its format.
 Address = tuple[socket.AddressFamily, Any]
 
-# How long a connection stays idle. Servers close theirs after 5 s (uvicorn, Node) to 75 s (nginx);
-# a closed one is noticed before it is used, so this only bounds the number of idle sockets.
+# How long an idle connection is kept. Servers close idle connections after 5 s (uvicorn, Node) to
+# 75 s (nginx). A closed one is detected before its use, so this only bounds the number of sockets.
 IDLE_SECONDS = 30.0
 
-# What httpcore reads at a time, too.
+# As in httpcore.
 READ_BYTES = 64 * 1024
 
-# The same up to the end of a head. A server may send 1xx responses without end (RFC 9110, 15.2),
-# and h11 takes 8 us for one of 18 bytes: other tasks wait for 2 ms, not for the 30 ms of 64 KiB.
+# The same, until the end of a head. A server may send endless 1xx responses (RFC 9110, section
+# 15.2), and h11 takes 8 us for one of 18 bytes: other tasks wait for 2 ms instead of 30 ms for 64
+# KiB.
 HEAD_BYTES = 4 * 1024
 
-# How long the code of a custom client may take to end, in seconds, once its call has no time left
-# or was closed. It does so four times at most, in a step of the body, in the close of the response
-# and in that of the body, which is cancelled, too; and a call must end within 250 ms.
+# How long the code of a custom client may take to clean up, in seconds, after the call has timed
+# out or was closed. It applies at most four times: to a step of the body, to closing the response,
+# and to closing the body, which is cancelled, too. A call must end within 250 ms.
 LAST_CLEANUP_SECONDS = 0.05
 
-# How long bytes that wait already are read after a limit, in seconds: on a busy machine a call may
-# look late for what has come in time. A server may be always ahead; a call must end within 250 ms.
+# How long bytes that have already arrived are read after a timeout, in seconds: on a busy machine,
+# a call may read late. It is bounded, because a server may keep sending, and a call must end within
+# 250 ms.
 LATE_SECONDS = 0.1
 
-# RFC 8305, 5: "Connection Attempt Delay", the recommended value in seconds.
+# RFC 8305, section 5: the recommended "Connection Attempt Delay", in seconds.
 ATTEMPT_DELAY_SECONDS = 0.25
 
-# More than a round trip on most networks, and less than a model takes for anything.
+# More than a round trip on most networks, and less than any response of a model takes.
 _RACE_SECONDS = 0.1
 
-# A model may be silent for minutes, after which routers forget the connection without a word. The
-# first probe comes after 60 s, and the connection is given up after 5 of them, 10 s apart.
+# A model may be silent for minutes, during which routers silently drop the connection. The first
+# probe is sent after 60 s, and the connection fails after 5 probes, 10 s apart.
 _KEEP_ALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -86,21 +90,21 @@ _KEEP_ALIVE = [
 ]
 
 
-class ClosedByCaller(Exception):  # noqa: N818 - what the caller did, not an error of the network
-    """The stream or its client was closed while this call was under way."""
+class ClosedByCaller(Exception):  # noqa: N818 - an action of the caller, not an error
+    """The stream or its client was closed while this call was in progress."""
 
     def __init__(self, reason: str = "it was closed while it was under way") -> None:
         super().__init__(reason)
 
 
 class TimeLimitReached(Exception):  # noqa: N818 - becomes an APITimeoutError
-    """A limit of the call's timeouts ran out, in code that knows no exception of httpx's."""
+    """A timeout of the call has expired, in code that does not depend on httpx."""
 
 
 def parse_address(host: str, port: int) -> list[Address]:
-    """The address of an IP literal, which needs no resolver; an empty list for a name.
+    """Return the address of an IP literal, which needs no resolver, or an empty list for a name.
 
-    Raises `UnicodeError` for a host that cannot be a name: resolvers differ in what they raise.
+    Raises `UnicodeError` for an invalid name, for which resolvers raise different errors.
     """
     try:
         address = ip_address(host)
@@ -108,23 +112,23 @@ def parse_address(host: str, port: int) -> list[Address]:
         host.encode("idna")
         return []
     if isinstance(address, IPv6Address):
-        # A scope is the name of an interface, which the resolver knows.
+        # A scope is the name of an interface, which only the resolver can map to a number.
         return [] if address.scope_id else [(socket.AF_INET6, (str(address), port, 0, 0))]
     return [(socket.AF_INET, (str(address), port))]
 
 
 def interleave_families(addresses: list[Address]) -> list[Address]:
-    """The addresses in the order to try them: the families take turns, the first one first.
+    """Return the addresses in the order of attempts, alternating between families.
 
-    Source: RFC 8305, 4.
+    Source: RFC 8305, section 4.
     """
     families = list(dict.fromkeys(family for family, _ in addresses))
     by_family = [[each for each in addresses if each[0] == family] for family in families]
-    return [each for turn in zip_longest(*by_family) for each in turn if each is not None]
+    return [each for group in zip_longest(*by_family) for each in group if each is not None]
 
 
 def start_connect(address: Address) -> tuple[socket.socket, bool]:
-    """A non-blocking TCP socket that connects to an address, and whether it is connected already.
+    """Return a non-blocking TCP socket that connects to an address, and whether it is connected.
 
     Raises `OSError`.
     """
@@ -134,7 +138,7 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in _KEEP_ALIVE:
-            # A system may refuse an option that Python knows.
+            # A system may reject an option that Python defines.
             with suppress(OSError):
                 sock.setsockopt(*option)
         try:
@@ -142,30 +146,30 @@ def start_connect(address: Address) -> tuple[socket.socket, bool]:
         except BlockingIOError:
             return sock, False
     except BaseException:
-        # Also an interrupt: nothing else refers to this socket yet.
+        # Including interrupts, because nothing else refers to this socket yet.
         sock.close()
         raise
     return sock, True
 
 
 def system_error(number: int) -> OSError:
-    """The error of a system call, by its number."""
-    # Windows keeps the texts of its socket errors apart: strerror says "Unknown error" for them.
+    """Return the error of a system call with this number."""
+    # On Windows, `strerror` returns "Unknown error" for socket errors, whose texts are separate.
     texts: dict[int, str] = getattr(socket, "errorTab", {})
     return OSError(number, texts.get(number) or os.strerror(number))
 
 
 def is_request_unread(sock: socket.socket, *, sent_bytes: int, seconds: float) -> bool:
-    """Whether a server closed an idle connection before it worked on the request sent on it.
+    """Whether a server closed an idle connection before it processed the request sent on it.
 
-    It did where none of the `sent_bytes` was ever acknowledged: the close was already on its way.
-    Otherwise the time decides: `seconds` since the request began to be sent.
+    This is certain if none of the `sent_bytes` was acknowledged: the connection was being closed
+    already. Otherwise it depends on `seconds`, the time since the start of the request.
     """
     return seconds < _RACE_SECONDS or count_unacknowledged(sock) >= sent_bytes
 
 
 def count_unacknowledged(sock: socket.socket) -> int:
-    """How many bytes the peer has not acknowledged, 0 where that is unknown."""
+    """Return the number of bytes that the peer has not acknowledged, or 0 if it is unknown."""
     try:
         from fcntl import ioctl
         from termios import TIOCOUTQ
@@ -176,17 +180,17 @@ def count_unacknowledged(sock: socket.socket) -> int:
 
 
 def is_from_system(error: Exception) -> bool:
-    """Whether a system call, or other code in C, raised what the calling frame has just caught.
+    """Whether a system call, or other C code, raised the error that the calling frame has caught.
 
-    Otherwise a signal handler of the caller's has, which ran meanwhile.
+    Otherwise, a signal handler of the caller raised it during the call.
     """
     return error.__traceback__ is None or error.__traceback__.tb_next is None
 
 
 def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
-    """What has arrived: bytes, b"" at the end, or an error of the system; None for nothing.
+    """Return received bytes, b"" at the end, an error of the system, or None if there is no data.
 
-    Raises what a signal handler of the caller's raises meanwhile.
+    Raises the exception of a signal handler of the caller.
     """
     try:
         return sock.recv(max_bytes)
@@ -200,9 +204,30 @@ def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
 
 READ, WRITE = 1, 2
 
+# The longest that a signal handler may be delayed, in seconds.
+_SIGNAL_DELAY = 0.5
+
 
 def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
-    """The sockets that are ready, none at the timeout, in seconds."""
+    """Return the sockets that are ready, or none after the timeout in seconds.
+
+    In the main thread, which runs the signal handlers, it returns to the interpreter in between: a
+    signal that another thread receives, or that arrives just before the system call, does not
+    interrupt the call. On Windows, Ctrl-C never does.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return _poll_once(socks, event, timeout)
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        ready = _poll_once(socks, event, min(left, _SIGNAL_DELAY))
+        if ready or left <= _SIGNAL_DELAY:
+            return ready
+
+
+def _poll_once(
+    socks: list[socket.socket], event: int, timeout: float | None
+) -> list[socket.socket]:
     if hasattr(select, "poll"):
         poller = select.poll()
         mask = select.POLLIN if event == READ else select.POLLOUT
@@ -212,14 +237,15 @@ def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[
         numbers = {number for number, _ in poller.poll(milliseconds)}
         return [sock for sock in socks if sock.fileno() in numbers] if numbers else []
     reading, writing = (socks, []) if event == READ else ([], socks)
-    # Windows reports a refused connection as an exceptional condition alone.
+    # Windows reports a refused connection only as an exceptional condition.
     limit = None if timeout is None else max(timeout, 0)
     ready = select.select(reading, writing, socks, limit)
     return list(dict.fromkeys(sock for group in ready for sock in group))
 
 
 def _to_milliseconds(seconds: float) -> int:
-    # Rounded up: a wait of less than a millisecond would be none. A negative one has no end.
+    # Rounded up, because less than a millisecond would not wait at all. A negative timeout is
+    # endless.
     return math.ceil(max(seconds, 0) * 1000)
 
 
@@ -231,12 +257,12 @@ def is_reusable(sock: socket.socket) -> bool:
         return True
     except OSError:
         return False
-    # The end of the connection, or the beginning of a response to no request.
+    # The connection was closed, or has received data without a request.
     return False
 
 
 def snapshot(items: WeakSet[T]) -> list[T]:
-    """The items of a set that other threads change meanwhile."""
+    """Return the items of a set that other threads may change."""
     while True:
         try:
             return list(items)
@@ -245,7 +271,7 @@ def snapshot(items: WeakSet[T]) -> list[T]:
 
 
 def find_first(items: Iterable[T]) -> T | None:
-    """The first item of a collection that other threads change meanwhile; None without any."""
+    """Return the first item of a collection that other threads may change, or None."""
     while True:
         try:
             return next(iter(items), None)

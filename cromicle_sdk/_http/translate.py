@@ -1,4 +1,4 @@
-"""Exceptions of the network, of httpcore, httpx and httpx2, as errors of this package."""
+"""Translation of exceptions of sockets, httpcore, httpx and httpx2 to errors of this package."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import suppress
 from http import HTTPStatus
-from inspect import currentframe
-from types import FrameType, TracebackType
 from typing import Any
 
 from cromicle_sdk._core.deadline import CallTimeouts
@@ -28,8 +25,6 @@ from .sockets import ClosedByCaller, TimeLimitReached
 __all__ = [
     "redact_error",
     "redact_reason",
-    "strip_frames",
-    "strip_library_frames",
     "translate_error",
 ]
 
@@ -42,10 +37,10 @@ def translate_error(
     redact: Callable[[str], str],
     proxy_status: int | None = None,
 ) -> APIConnectionError | None:
-    """This package's error for an error of the network; None for any other, which is the caller's.
+    """Translate an error of the network. Return None for any other error, which is the caller's.
 
     `redact` removes secrets that the server echoed from the text of the error and of its causes.
-    `proxy_status` is the status of the last response; if the proxy failed, that is the proxy's.
+    `proxy_status` is the status of the last response, which is the proxy's if the proxy failed.
     """
     if not _is_of_network(error):
         return None
@@ -57,7 +52,7 @@ def translate_error(
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             what, advice = f"The certificate of {url} cannot be verified", _CERTIFICATE_ADVICE
-            said = getattr(cause, "verify_message", "") or str(cause)
+            said = getattr(cause, "verify_message", None) or str(cause)
             return _failed(what, said, advice, option="verify", is_final=True)
         if isinstance(cause, UnicodeError) and _is_bad_name(cause):
             what = f"The host of {url} is not a valid name in DNS"
@@ -78,15 +73,15 @@ def translate_error(
     return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
 
 
-# Of the process, or of the system.
+# The limit of the process, or of the system.
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 _FILES_ADVICE = "Raise the limit of open files (ulimit -n), or lower max_connections."
 _CERTIFICATE_ADVICE = "For a private certificate authority, pass verify=ssl_context."
 _PROXY_ADVICE = "Check the option proxy, or the proxy variables of the environment."
-# Of a response to CONNECT: no retry changes it.
+# Statuses of a response to CONNECT that a retry does not change.
 _REFUSALS = frozenset({401, 403, 405, 407})
-# The texts of httpcore for what a SOCKS5 proxy rejects: the method, the password, the target. It
-# has no other sign of it. With any other text the call is retried.
+# The texts of httpcore if a SOCKS5 proxy rejects the method, the password or the target, which
+# nothing else indicates. With any other text, the call is retried.
 _SOCKS_REFUSAL = re.compile(r"Requested .* but got |Invalid username|.*: Connection not allowed")
 _PLAIN_ADVICE = "If the server speaks plain HTTP, use http:// in base_url."
 _MISMATCH_ADVICE = (
@@ -98,8 +93,8 @@ _HANDSHAKE_ADVICE = (
     "Client and server have no protocol version and cipher in common, or the server, up to TLS "
     "1.2, asks for a client certificate: pass verify=ssl_context with those of the server."
 )
-# By OpenSSL's reason, the failures that no retry changes: a response that is not TLS, no version or
-# cipher in common, and a server's alerts about the client's certificate.
+# The hints for failures that a retry does not change, by OpenSSL's reason: a response that is not
+# TLS, no common version or cipher, and alerts about the client's certificate.
 _TLS_ADVICE = {
     **dict.fromkeys(
         ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"),
@@ -113,7 +108,7 @@ _TLS_ADVICE = {
         ),
         ("verify", _MISMATCH_ADVICE),
     ),
-    # RFC 5246, 7.4.6: what a server sends for a certificate that is missing, too.
+    # RFC 5246, section 7.4.6: a server also sends this if the client's certificate is missing.
     "SSLV3_ALERT_HANDSHAKE_FAILURE": ("verify", _HANDSHAKE_ADVICE),
     **dict.fromkeys(
         (
@@ -126,7 +121,7 @@ _TLS_ADVICE = {
     ),
 }
 _ADVICE = "Check that the server runs and that base_url is right."
-# httpcore's, then the bases of httpx's.
+# The errors of httpcore, then the base classes of httpx's.
 _LIBRARY_ERRORS = (
     "ConnectionNotAvailable",
     "NetworkError",
@@ -141,7 +136,7 @@ _LIBRARY_ERRORS = (
 
 
 def _is_of_network(error: BaseException) -> bool:
-    """Whether the network, an HTTP library or this package has raised it."""
+    """Whether the network, an HTTP library or this package raised the error."""
     if isinstance(error, UnicodeError):
         return _is_bad_name(error)
     own = (ClosedByCaller, TimeLimitReached, ssl.SSLError)
@@ -150,14 +145,14 @@ def _is_of_network(error: BaseException) -> bool:
 
 
 def _is_bad_name(error: UnicodeError) -> bool:
-    """Whether a host that is no name in DNS has raised it."""
+    """Whether an invalid DNS name raised the error."""
     return getattr(error, "encoding", "idna") == "idna"
 
 
 def redact_error(error: BaseException, redact: Callable[[str], str]) -> None:
-    """Redact the secrets that the server echoed: h11 quotes a line that it cannot parse.
+    """Redact the secrets that the server echoed, because h11 quotes a line that it cannot parse.
 
-    An error that is neither this package's nor a library's is the caller's, and stays as it is.
+    An error of the caller, that is, of neither this package nor a library, is not changed.
     """
     if _is_of_network(error):
         _redact_chain(error, redact)
@@ -167,7 +162,7 @@ def _redact_chain(error: BaseException, redact: Callable[[str], str]) -> None:
     for cause in _chain(error):
         if not isinstance(cause, OSError):
             for inner in cause.args:
-                # httpcore's errors are made of the errors below, which it does not chain.
+                # httpcore passes the original error as an argument instead of chaining it.
                 if isinstance(inner, Exception):
                     _redact_chain(inner, redact)
             cause.args = tuple(redact(a) if isinstance(a, str) else a for a in cause.args)
@@ -186,76 +181,8 @@ def redact_reason(
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-def strip_frames(error: BaseException) -> BaseException:
-    """The error without its frames, whose locals hold the request, and so the token."""
-    for cause in _chain(error):
-        cause.__traceback__ = None
-        # Unlink the context, whose frames must stay: the caller may be handling that exception.
-        cause.__context__ = None
-        if getattr(cause, "_request", None) is not None:
-            cause._request = None  # type: ignore[attr-defined]  # httpx's errors carry theirs
-    return error
-
-
-def strip_library_frames(error: BaseException) -> BaseException:
-    """An exception of the caller's without the frames that it has passed here, from this call on.
-
-    Those of this package, of the libraries below it, and of what they call of the standard library
-    hold the request. The frames of a hook or a signal handler stay, and so do those of an exception
-    that the caller was handling when it called.
-    """
-    # Not this one's own frame, which holds the set.
-    callers: set[FrameType] = set()
-    frame = currentframe()
-    while frame is not None:
-        frame = frame.f_back
-        if frame is not None:
-            callers.add(frame)
-    seen: set[int] = set()
-    related: list[BaseException | None] = [error]
-    while related:
-        each = related.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        traceback = each.__traceback__
-        # The frame that handles an exception is the first of its traceback.
-        if each is error or traceback is None or traceback.tb_frame not in callers:
-            each.__traceback__ = _strip_traceback(traceback)
-            related += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
-    return error
-
-
-# Their frames may hold a request; h11's, a part of one.
-_LIBRARIES = frozenset(
-    ("cromicle_sdk", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "socksio", "anyio", "trio")
-)
-
-
-def _strip_traceback(traceback: TracebackType | None) -> TracebackType | None:
-    kept: list[TracebackType] = []
-    is_library = True
-    while traceback is not None:
-        frame = traceback.tb_frame
-        package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        # A frame of the standard library belongs to the one that has called it.
-        if package not in sys.stdlib_module_names:
-            is_library = package in _LIBRARIES
-        if is_library:
-            # The frames that stay refer to it. One that still runs is not cleared.
-            with suppress(RuntimeError):
-                frame.clear()
-        else:
-            kept.append(traceback)
-        traceback = traceback.tb_next
-    stripped: TracebackType | None = None
-    for each in reversed(kept):
-        stripped = TracebackType(stripped, each.tb_frame, each.tb_lasti, each.tb_lineno)
-    return stripped
-
-
 def _kinds(*names: str) -> tuple[type[Exception], ...]:
-    """The exception classes of these names in httpcore, httpx and their successors."""
+    """Return the exception classes with these names in httpcore, httpx and their successors."""
     loaded = (sys.modules.get(name) for name in ("httpcore", "httpcore2"))
     modules = [*(module for module in loaded if module is not None), *httpx_modules()]
     return tuple(getattr(m, name) for m in modules for name in names if hasattr(m, name))
@@ -268,10 +195,10 @@ def _socksio() -> tuple[type[Exception], ...]:
 
 
 def _is_from_system(error: BaseException) -> bool:
-    """Whether a system call for the network raised it, as in a transport of the user's.
+    """Whether a system call for the network raised the error, as in a custom transport.
 
-    Those have a number, and no name of a file. An exception that a signal handler raises, such as
-    `TimeoutError("mine")`, has none; a hook that does not find its file has both.
+    Such an error has a number but no file name. An exception of a signal handler, such as
+    `TimeoutError("mine")`, has no number, and the error of a hook that opens a file has both.
     """
     return isinstance(error, OSError) and error.errno is not None and error.filename is None
 
@@ -313,14 +240,14 @@ def _failed(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and so on."""
+    """Yield the error, its cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _detail(error: BaseException) -> str:
-    """The text of the error, or of its first cause that has one."""
+    """Return the text of the error, or of its first cause that has one."""
     for cause in _chain(error):
         text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         if text:

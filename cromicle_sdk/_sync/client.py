@@ -4,40 +4,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 
-from cromicle_sdk._core.compat import Self, Unpack
+from cromicle_sdk._core.compat import Self
 from cromicle_sdk._core.errors import CromicleError
 from cromicle_sdk._core.messages import Messages
 from cromicle_sdk._core.options import (
     DEFAULT_MAX_REPLY_BYTES,
     DEFAULT_RETRY,
     DEFAULT_TIMEOUT,
-    CallOptions,
+    USE_CLIENT_DEFAULT,
     ConnectionOptions,
     Options,
     Retry,
     Timeout,
     TimeoutLike,
-    ViewOptions,
+    UseClientDefault,
 )
 from cromicle_sdk._core.request import build_request
+from cromicle_sdk._core.response import Reply
 from cromicle_sdk._core.retry import Attempts, RetryBudget
-from cromicle_sdk._core.secrets import Secret, hide_token
+from cromicle_sdk._core.secrets import Secret
+
+from .stream import Stream
 
 if TYPE_CHECKING:
     import ssl
     from types import TracebackType
 
-    from cromicle_sdk._core.response import Reply
     from cromicle_sdk._http.clients import HTTPClient
     from cromicle_sdk._http.proxies import ProxyOption
 
     from .session import Session
-    from .stream import Stream
 
 __all__ = ["Client"]
 
@@ -128,64 +128,127 @@ class Client:
         self._set_up(options, connection_options)
 
     def _set_up(self, options: Options, connection_options: ConnectionOptions) -> None:
-        # Loaded with the first client, as all that it needs.
-        from .stream import Stream
-
         self._options = options
         self._connection_options = connection_options
         self._budget = RetryBudget(options.retry.budget)
         self._is_view = False
         self._is_closed = False
         self._session = _connect(options, connection_options)
-        self._open_stream = partial(Stream, self._session)
 
-    def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        timeout: float | Timeout | TimeoutLike | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        retry: Retry | UseClientDefault = USE_CLIENT_DEFAULT,
+        max_reply_bytes: int | UseClientDefault = USE_CLIENT_DEFAULT,
+        strict: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
         """Send a text or messages, and return the whole reply.
 
-        `options` are those of the client, for this call:
+        `messages` is a str, or an iterable of mappings or objects with `role` and `content`.
 
-        - `timeout`: a number of seconds for each wait, which leaves `total` and `pool` as they are;
-          or a `Timeout`, or None for no limit.
+        The options are those of the client, for this call:
+
+        - `timeout`: seconds for every phase but `total` and `pool`, which stay those of the client;
+          or a `Timeout` or an `httpx.Timeout`; None for no limit. Defaults to the client's.
         - `retry`: a `Retry`. A reply that breaks off is retried, too: nothing of it has been
-          returned.
-        - `max_reply_bytes`: the size limit, in bytes.
-        - `strict`: whether only a complete plain-text reply is accepted.
-        - `extra_body`: JSON fields by name, added to the client's.
-        - `send_messages`: whether the messages are also sent with their roles.
-        - `headers`: added to the client's.
+          returned. Defaults to the client's.
+        - `max_reply_bytes`: in bytes; a longer reply raises `ReplyTooLargeError`. Defaults to the
+          client's.
+        - `strict`: True to reject any response that is not verifiably a complete plain-text reply,
+          False to accept it. Defaults to the client's.
+        - `extra_body`: JSON fields by name, added to the client's. Defaults to None.
+        - `send_messages`: True to also send the messages with their roles. Defaults to the
+          client's.
+        - `headers`: values by name, added to the client's. Defaults to None.
 
         Raises `InvalidMessageError` and `ConfigurationError` before anything is sent; then
         `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with
         `partial_text` where some text had arrived.
         """
-        stream = self._start(messages, hide_token(cast("dict[str, Any]", options)), whole=True)
+        options = self._options.with_call_options(
+            timeout=timeout,
+            retry=retry,
+            max_reply_bytes=max_reply_bytes,
+            strict=strict,
+            extra_body=extra_body,
+            send_messages=send_messages,
+            headers=headers,
+        )
+        stream = self._start(messages, options, whole=True)
         try:
             return stream.read()
         finally:
             stream.close()
 
-    def stream(self, messages: Messages, **options: Unpack[CallOptions]) -> Stream:
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        timeout: float | Timeout | TimeoutLike | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        retry: Retry | UseClientDefault = USE_CLIENT_DEFAULT,
+        max_reply_bytes: int | UseClientDefault = USE_CLIENT_DEFAULT,
+        strict: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Stream:
         """Send a text or messages, and return the reply as a stream.
 
         Nothing is sent before the stream is entered or iterated. Options and errors are those of
         `chat`: invalid messages and options raise here, everything else raises from the stream,
         which never retries after it has yielded text.
         """
-        return self._start(messages, hide_token(cast("dict[str, Any]", options)), whole=False)
+        options = self._options.with_call_options(
+            timeout=timeout,
+            retry=retry,
+            max_reply_bytes=max_reply_bytes,
+            strict=strict,
+            extra_body=extra_body,
+            send_messages=send_messages,
+            headers=headers,
+        )
+        return self._start(messages, options, whole=False)
 
-    def with_options(self, **options: Unpack[ViewOptions]) -> Self:
+    def with_options(
+        self,
+        *,
+        token: str | UseClientDefault = USE_CLIENT_DEFAULT,
+        timeout: float | Timeout | TimeoutLike | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        retry: Retry | UseClientDefault = USE_CLIENT_DEFAULT,
+        max_reply_bytes: int | UseClientDefault = USE_CLIENT_DEFAULT,
+        strict: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        extra_body: Mapping[str, Any] | None = None,
+        send_messages: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Self:
         """A client with some options changed, on the same connections.
 
-        `options` are those of a call, and `token`. Closing such a view closes nothing else;
-        closing the client that it came from closes the connections of both.
+        The options are those of `chat`, and `token`; all others belong to the connections. What is
+        not given stays as it is. Closing such a view closes nothing else; closing the client that
+        it came from closes the connections of both.
         Raises `ConfigurationError`.
         """
+        secret = None if token is USE_CLIENT_DEFAULT else Secret(token)
+        # An error about another option leaves through this frame, whose locals may be printed.
+        del token
         self._check_open()
-        hidden = hide_token(cast("dict[str, Any]", options))
-        changed = self._options.with_view_options(hidden)
+        options = self._options if secret is None else self._options.with_token(secret)
         view = type(self).__new__(type(self))
         view.__dict__.update(self.__dict__)
-        view._options = changed
+        view._options = options.with_call_options(
+            timeout=timeout,
+            retry=retry,
+            max_reply_bytes=max_reply_bytes,
+            strict=strict,
+            extra_body=extra_body,
+            send_messages=send_messages,
+            headers=headers,
+        )
         view._is_view = True
         return view
 
@@ -200,13 +263,13 @@ class Client:
         """Whether `close` was called."""
         return self._is_closed or self._session.is_closed
 
-    def _start(self, messages: Messages, options: dict[str, Any], *, whole: bool) -> Stream:
+    def _start(self, messages: Messages, options: Options, *, whole: bool) -> Stream:
         self._check_open()
-        call_options = self._options.with_call_options(options)
-        return self._open_stream(
-            build_request(messages, call_options, httpx_version=httpx.__version__),
-            call_options,
-            Attempts(call_options.retry, self._budget, whole=whole),
+        return Stream(
+            self._session,
+            build_request(messages, options, httpx_version=httpx.__version__),
+            options,
+            Attempts(options.retry, self._budget, whole=whole),
         )
 
     def _check_open(self) -> None:

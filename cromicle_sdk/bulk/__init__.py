@@ -1,7 +1,7 @@
-"""Many prompts: from blocking or async code, or through any executor.
+"""Sending many prompts, from blocking or async code, or with any executor.
 
-`bulk` and `abulk` yield `(index, Reply | CromicleError)` for each prompt of any iterable, and `Ask`
-is for systems that pass batches of rows, such as Ray Data and Spark.
+`bulk` and `abulk` yield `(index, Reply | CromicleError)` for each prompt of an iterable. `Ask` is a
+callable for systems that process batches of rows, such as Ray Data and Spark.
 """
 
 from __future__ import annotations
@@ -41,36 +41,41 @@ def bulk(
     patience: float = DEFAULT_PATIENCE,
     shard_size: int = DEFAULT_LIMIT,
 ) -> Generator[tuple[int, Outcome]]:
-    """Send many prompts, and yield `(index, Reply | CromicleError)` for each as it is answered.
+    """Send many prompts, and yield `(index, Reply | CromicleError)` for each as it completes.
 
     ```python
     for index, outcome in bulk(["One", "Two"], client=Client()):
         print(index, outcome)
     ```
 
-    `prompts` is any iterable; it is read in the calling thread, only as far as needed: 4 times
-    `limit` ahead of what was yielded, or 64 shards. A prompt is a text or messages, or a `Prompt`
-    with options of its own. An exception of the iterable is raised after the outcomes of what it
-    has yielded before.
+    `index` is the position of the prompt in `prompts`, from 0. A call that fails yields its error
+    and does not stop the others.
 
-    - `client`: its options are used, for connections of this call's own; defaults to `Client()`. An
-      `AsyncClient` over an `http_client` is used as it is, without an executor.
-    - `limit`: the calls in flight at a time, in each process.
-    - `executor`: any `concurrent.futures.Executor`, or a function that returns one, which is then
-      shut down in the end, and replaced if it breaks. Each task is a shard of `shard_size` prompts.
-      A shard whose task fails, because a worker has died, is submitted again, 3 times in all; then
-      its prompts have errors. Defaults to an event loop in a thread of this process.
-    - `ordered`: yield them in the order of the prompts.
-    - `rate`: the calls that start in a second at most; not with an executor.
-    - `patience`: a status 429 or 503 slows all calls down together, and they wait for the
-      `Retry-After`. If that lasts for so many seconds without any reply, or the server asks for a
-      wait longer than `retry.max_retry_after`, the prompts have that error as their outcome.
+    - `prompts`: any iterable of texts, of lists of messages, or of `Prompt` objects, which have
+      their own call options. It is read lazily in the calling thread, at most 4 times `limit`
+      prompts (with an executor, 64 shards) ahead of the yielded results. An exception that it
+      raises is re-raised after the results of the prompts before it.
+    - `client`: the client whose options are used, by default `Client()`. The calls use their own
+      connections, not those of `client`, which stays open. Only an `AsyncClient` with an
+      `http_client` is used itself, and only without an executor.
+    - `limit`: the maximum number of concurrent calls, in each process.
+    - `executor`: a `concurrent.futures.Executor`, or a function that returns one. By default the
+      calls run in an event loop in a thread of this process. With an executor, each task is a shard
+      of `shard_size` prompts. If a task fails, for example because a worker died, it is submitted
+      again, at most 3 times in total; then its prompts yield errors. An executor that the function
+      returned is shut down at the end, and replaced if it breaks.
+    - `ordered`: yield the results in the order of the prompts.
+    - `rate`: the maximum number of calls that start in a second. None, the default, is no limit.
+      It cannot be combined with `executor`.
+    - `patience`: the seconds to wait for a busy server. A status 429 or 503 slows down all calls,
+      which wait for its `Retry-After`. A prompt yields that error if no call succeeds for
+      `patience` seconds, or if `Retry-After` exceeds `retry.max_retry_after`.
 
     Closing the generator cancels the calls, except those in other processes, and closes their
     connections.
 
-    Raises `ConfigurationError`, which names the option, before anything is read or sent; and
-    `CromicleError` if the executor takes no more tasks.
+    Raises `ConfigurationError`, which names the option, before anything is read or sent, and
+    `CromicleError` if the executor accepts no more tasks.
     """
     options = BulkOptions(limit, rate, patience)
     check_count("shard_size", shard_size)
@@ -79,7 +84,9 @@ def bulk(
         own, owns_client = copy_client(client)
         return run_in_thread(prompts, own, options, ordered=ordered, owns_client=owns_client)
     if rate is not None:
-        raise ConfigurationError("it cannot be kept by several processes", option="rate")
+        raise ConfigurationError(
+            "it cannot be combined with an executor, whose processes do not share it", option="rate"
+        )
     check_executor(executor)
     setup = Setup(dump_client(client), options)
     return run_in_executor(prompts, setup, executor, ordered=ordered, shard_size=shard_size)
@@ -94,7 +101,7 @@ def abulk(
     rate: float | None = None,
     patience: float = DEFAULT_PATIENCE,
 ) -> AbstractAsyncContextManager[Results]:
-    """`bulk` for asyncio and trio: an async context manager of an async iterator.
+    """The async variant of `bulk`: an async context manager that returns an async iterator.
 
     ```python
     async with AsyncClient() as client, abulk(["One", "Two"], client=client) as outcomes:
@@ -102,8 +109,11 @@ def abulk(
             print(index, outcome)
     ```
 
-    `prompts` is an iterable or an async iterable. The calls are made by `client` itself, which is
-    not closed. Leaving the block cancels them. All else is as in `bulk`.
+    It works on asyncio and trio. `prompts` is an iterable or an async iterable. The calls use
+    `client` itself, which stays open, or a new `AsyncClient()`. Exiting the block cancels them. The
+    other options are as in `bulk`; there is no executor.
+
+    Raises `ConfigurationError`, which names the option, before anything is read or sent.
     """
     options = BulkOptions(limit, rate, patience)
     check_prompts(prompts, may_be_async=True)

@@ -1,4 +1,4 @@
-"""A callable for systems that pass batches of rows: Ray Data, Spark, or a loop of your own."""
+"""A callable for systems that process batches of rows, such as Ray Data and Spark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Ask"]
 
 
 class Ask:
-    """Sends the prompts of a batch, and returns the batch with the replies.
+    """A callable that sends the prompts of a batch and returns the batch with the replies.
 
     ```python
     dataset.map_batches(Ask(client), batch_format="pandas")             # Ray Data
@@ -23,18 +23,18 @@ class Ask:
     ```
 
     A batch is a pandas `DataFrame` or a mapping of columns, such as Ray Data's dict of arrays. The
-    result is a new one with two columns more: `reply`, a text, and `error`, the type and message
-    of the error; one of them is None in each row. An iterator of batches, as Spark passes it, gives
-    an iterator of results. Any other iterable is a batch of prompts, whose result is a list of
-    `Reply | CromicleError`.
+    result is a new batch with two additional columns: `reply`, the text, and `error`, the type and
+    message of the error. In each row, one of them is None. For an iterator of batches, which Spark
+    passes, the result is an iterator of such batches. For any other iterable of prompts, it is a
+    list of `Reply | CromicleError`.
 
     `column`, `reply` and `error` are the names of the columns. `client`, `limit` and `patience` are
-    those of `bulk`: each process has one client for all batches, until it exits.
+    as in `bulk`. Each process has one client for all batches, until it exits.
 
-    It can be pickled. Its pickle holds the options of the client, and so the token.
+    It can be pickled. The pickle contains the options of the client, including the token.
 
-    Raises `ConfigurationError`, which names the option; so does a call with a text, which is a
-    single prompt and no batch.
+    Raises `ConfigurationError`, which names the option. A call raises it for a `str`, which is a
+    single prompt and not a batch, and raises `CromicleError` if the column is missing.
     """
 
     def __init__(
@@ -50,12 +50,14 @@ class Ask:
         names: dict[str, object] = {"column": column, "reply": reply, "error": error}
         for option, name in names.items():
             if not isinstance(name, str) or list(names.values()).count(name) > 1:
-                raise ConfigurationError("expected the name of a column of its own", option=option)
+                raise ConfigurationError(
+                    "expected a str that differs from the names of the other columns", option=option
+                )
         self._column, self._reply, self._error = column, reply, error
         self._setup = Setup(dump_client(client), BulkOptions(limit, patience=patience))
 
     def __call__(self, batch: Any) -> Any:
-        """The batch with the replies, in the order of its rows. Raises `CromicleError`."""
+        """Return the batch with the replies, in the order of its rows. Raises `CromicleError`."""
         if isinstance(batch, Iterator):
             return map(self, cast("Any", batch))
         if hasattr(batch, "assign"):

@@ -1,4 +1,4 @@
-"""Many prompts from blocking code: through an event loop in a thread."""
+"""`bulk` without an executor: an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from .thread import LoopThread
 
 __all__ = ["AHEAD", "run_in_thread"]
 
-# How many prompts for each stream are sent or waiting for it, or have outcomes that nobody has
-# taken yet. More than one, so that a caller who is slow for a moment does not stop the streams,
-# and that with `ordered` one slow reply does not stop all others.
+# How many prompts are read ahead of the yielded outcomes, for each concurrent call. More than one,
+# so that neither a slow consumer nor, with `ordered`, one slow reply stops the other calls.
 AHEAD = 4
 
 
@@ -32,7 +31,7 @@ class _Results:
         self._queue.put(error)
 
     def take(self, *, wait: bool) -> tuple[int, Outcome] | None:
-        """The next outcome; None if there is none yet. Raises what `end` was told."""
+        """Return the next outcome, or None if there is none yet. Raises the error of `end`."""
         try:
             result = self._queue.get(wait)
         except Empty:
@@ -50,15 +49,15 @@ def run_in_thread(
     ordered: bool,
     owns_client: bool,
 ) -> Generator[tuple[int, Outcome]]:
-    """The outcomes as they come. Closing it cancels the calls."""
+    """Yield the outcomes as they arrive. Closing the generator cancels the calls."""
     reader, order, results = Reader(prompts), InOrder(ordered=ordered), _Results()
     thread = LoopThread(client, options, owns_client=owns_client)
     try:
         thread.attach(results)
         ahead = 0
         while True:
-            # Two for each outcome: a fast source fills the window, and a slow one does not hold
-            # outcomes back.
+            # Read two prompts for each outcome: this fills the window if the source is fast, and
+            # does not delay outcomes if it is slow.
             for _ in range(2):
                 if ahead < AHEAD * options.limit and not reader.is_at_end:
                     read = reader.read()

@@ -1,4 +1,4 @@
-"""A client whose calls keep to a pace that they share."""
+"""A client whose calls share one `Pace`."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .prompts import Outcome, Prompt
 
 __all__ = ["PacedClient"]
 
-# The longest single wait in seconds: event loops count milliseconds in 32 bits.
-_LONGEST_WAIT = 3600.0
+# The longest single wait, in seconds: event loops count milliseconds in 32 bits.
+_MAX_WAIT = 3600.0
 
 
 class PacedClient:
-    """Any number of tasks of one event loop may call `ask`; as many calls as the pace admits start.
+    """Sends prompts as fast as the pace admits. For any number of tasks of one event loop.
 
-    After a 429 or 503 the prompt is sent again, until the pace gives the server up. All other
-    failures are retried by the client, by its own options.
+    After a 429 or 503, the prompt is sent again until the pace gives up. All other failures are
+    retried by the client, according to its own options.
     """
 
     def __init__(self, client: AsyncClient, options: BulkOptions) -> None:
         self._client = leave_busy_to_pace(client)
         self._pace = options.build_pace(client)
-        # Only the first in the line looks at the pace; it is told of each call that has ended.
-        self._line = anyio.Lock()
+        # Only the first waiter polls the pace, after each call that has ended.
+        self._queue = anyio.Lock()
         self._ended = anyio.Event()
         self._last_rejection: CromicleError | None = None
 
     async def ask(self, prompt: Prompt) -> Outcome:
-        """What becomes of a prompt. Raises only what is no error of this package."""
+        """Send a prompt and return its reply or error. Raises only errors of other packages."""
         attempts = 0
         while await self._wait_for_start():
             started_in = self._pace.round
@@ -65,7 +65,7 @@ class PacedClient:
                 if attempts:
                     return replace(reply, attempts=reply.attempts + attempts)
                 return reply
-        assert self._last_rejection is not None, "a server is given up for a rejection"
+        assert self._last_rejection is not None, "the pace gives up only after a rejection"
         rejection = copy(self._last_rejection)
         rejection.attempts = attempts
         return rejection
@@ -75,13 +75,13 @@ class PacedClient:
         self._ended.set()
 
     async def _wait_for_start(self) -> bool:
-        """Wait until a call may start; False if the server is given up."""
+        """Wait until a call may start. Returns False if the pace has given up."""
         now = time.monotonic()
         if self._pace.is_given_up(now):
             return False
-        if not self._line.locked() and self._pace.admit(now) == 0:
+        if not self._queue.locked() and self._pace.admit(now) == 0:
             return True
-        async with self._line:
+        async with self._queue:
             while True:
                 now = time.monotonic()
                 if self._pace.is_given_up(now):
@@ -90,5 +90,5 @@ class PacedClient:
                 if wait == 0:
                     return True
                 self._ended = anyio.Event()
-                with anyio.move_on_after(min(wait, _LONGEST_WAIT)):
+                with anyio.move_on_after(min(wait, _MAX_WAIT)):
                     await self._ended.wait()

@@ -1,4 +1,4 @@
-"""The options of `bulk`, `abulk` and `Ask`: their checks, and clients made of other clients."""
+"""Checks of the options of `bulk`, `abulk` and `Ask`, and copies of clients."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = [
 
 DEFAULT_LIMIT = 32
 
-# As long as a call may take by default (`Timeout.total`).
+# The default of `Timeout.total`.
 DEFAULT_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
 class BulkOptions:
-    """The checked options that any way of running prompts has. Raises `ConfigurationError`."""
+    """The options common to `bulk`, `abulk` and `Ask`, checked. Raises `ConfigurationError`."""
 
     limit: int = DEFAULT_LIMIT
     rate: float | None = None
@@ -38,17 +38,17 @@ class BulkOptions:
     def __post_init__(self) -> None:
         check_count("limit", self.limit)
         if self.rate is not None:
-            _check_number("rate", self.rate, "calls in a second")
+            _check_number("rate", self.rate, "calls per second")
         _check_number("patience", self.patience, "seconds")
 
     def build_pace(self, client: AsyncClient) -> Pace:
-        """The pace of the calls of this client."""
+        """Return the pace for the calls of this client."""
         retry = client._options.retry  # pyright: ignore[reportPrivateUsage]
         return Pace(self.limit, rate=self.rate, retry=retry, patience=self.patience)
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise `ConfigurationError` unless it is a whole number above 0."""
+    """Raise `ConfigurationError` unless it is a whole number, 1 or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(
             f"expected a whole number, 1 or more, not {_show(value)}", option=name
@@ -58,7 +58,7 @@ def check_count(name: str, value: object) -> None:
 def _check_number(name: str, value: object, unit: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigurationError(
-            f"expected a finite number of {unit}, above 0, not {_show(value)}", option=name
+            f"expected a finite number of {unit}, more than 0, not {_show(value)}", option=name
         )
 
 
@@ -67,10 +67,10 @@ def _show(value: object) -> str:
 
 
 def copy_client(client: Client | AsyncClient | None) -> tuple[AsyncClient, bool]:
-    """An `AsyncClient` with the options of this one, and whether it is to be closed.
+    """Return an `AsyncClient` with the options of `client`, and whether to close it.
 
-    One over an `http_client` of the user's is used as it is. Raises `ConfigurationError` for a
-    `Client` over one.
+    An `AsyncClient` with an `http_client` is returned itself. Raises `ConfigurationError` for a
+    `Client` with an `http_client`.
     """
     client = AsyncClient() if client is None else check_client(client)
     options, connections = client._options, client._connection_options  # pyright: ignore[reportPrivateUsage]
@@ -78,9 +78,9 @@ def copy_client(client: Client | AsyncClient | None) -> tuple[AsyncClient, bool]
         if isinstance(client, AsyncClient):
             return client, False
         raise ConfigurationError(
-            "the calls are made by an AsyncClient, which cannot use an httpx.Client",
+            "bulk calls need an AsyncClient, which cannot use the httpx.Client of this Client",
             option="client",
-            hint="pass an AsyncClient, over an httpx.AsyncClient of your own",
+            hint="pass an AsyncClient with an httpx.AsyncClient as its http_client",
         )
     own = AsyncClient.__new__(AsyncClient)
     own.__setstate__((options, connections))
@@ -88,7 +88,7 @@ def copy_client(client: Client | AsyncClient | None) -> tuple[AsyncClient, bool]
 
 
 def leave_busy_to_pace(client: AsyncClient) -> AsyncClient:
-    """A view on this client that raises a 429 or 503 at once, for all calls wait together."""
+    """Return a view of the client that does not retry a 429 or 503, because the pace does."""
     retry = client._options.retry  # pyright: ignore[reportPrivateUsage]
     return client.with_options(retry=replace(retry, busy=False))
 
@@ -105,16 +105,16 @@ def check_client(client: object) -> Client | AsyncClient:
 
 
 def dump_client(client: Client | AsyncClient | None) -> bytes:
-    """The options of a client for another process, the token among them.
+    """Serialize the options of a client, including the token, for another process.
 
-    Raises `ConfigurationError` where they cannot leave this one.
+    Raises `ConfigurationError` if they cannot be pickled.
     """
     client = AsyncClient() if client is None else check_client(client)
     return pickle.dumps(client.__getstate__())
 
 
 def load_client(state: bytes) -> AsyncClient:
-    """A client with the options of `dump_client`."""
+    """Return a client with the options that `dump_client` serialized."""
     client = AsyncClient.__new__(AsyncClient)
-    client.__setstate__(pickle.loads(state))  # noqa: S301 - of this package, in a task of ours
+    client.__setstate__(pickle.loads(state))  # noqa: S301 - serialized by `dump_client`
     return client

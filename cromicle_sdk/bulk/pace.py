@@ -1,6 +1,6 @@
-"""How many calls may be in flight, and when the next may start: the slow-down that all share.
+"""The flow control of bulk calls: how many may be in flight, and when the next may start.
 
-No I/O and no clock: times are passed in, in seconds.
+It does no I/O and has no clock: the current time is passed in, in seconds.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from cromicle_sdk import Retry
 
 __all__ = ["Pace"]
 
-# After a pause, the number of calls is not raised above the one that the server has accepted until
-# so many times the pause have passed. A raise that turns out to be too much costs another pause,
-# so these take a twentieth of the time at most.
+# After a pause, the window is not raised above the accepted number of calls until this many times
+# the pause have passed. If raising it causes another pause, pauses take at most a twentieth of the
+# time.
 _PAUSES_APART = 20
 
-# The same in seconds, where a raise that is too much costs one request and no pause.
+# The minimum of that time, in seconds. It applies if raising the window costs only one request.
 _SECONDS_APART = 1.0
 
-# By how much calls may start late, and the calls after them catch up, in seconds: timers are late.
+# The maximum delay that later calls make up for, in seconds, because timers fire late.
 _RATE_SLACK = 0.1
 
 
 class Pace:
-    """Limits the calls of a client to what the server takes.
+    """Adapts the number of concurrent calls to the capacity of the server.
 
     At most `limit` calls are in flight, and `rate` start in a second. A status 429 or 503 is a
-    rejection: it sets the number of calls to those that the server has accepted at the same time,
-    and then each reply raises the number, up to `limit` (as TCP does, RFC 5681: additive increase,
-    and a slow start). A 429, which is about the rate of requests, also pauses all calls for the
-    `Retry-After`. So does a 503 if no call is accepted; otherwise the next call starts when one of
-    those has ended, which is when the server has room.
+    rejection. It reduces the window, the number of concurrent calls, to the number that the server
+    has accepted; then each reply raises the window, up to `limit` (additive increase and slow
+    start, as in TCP, RFC 5681). A 429, which limits the rate of requests, also pauses all calls for
+    its `Retry-After`. So does a 503 if no call is accepted; otherwise the next call starts when an
+    accepted one ends, since the server then has capacity.
 
-    The server is given up while it asks for a longer pause than `retry.max_retry_after`, and once
-    it has rejected all calls for `patience` seconds.
+    The pace gives up if `Retry-After` exceeds `retry.max_retry_after`, and if the server has
+    rejected all calls for `patience` seconds.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Pace:
         self._patience = patience
         self._random = random
         self._in_flight = 0
-        # How many may be in flight, and above how many it is raised with care.
+        # The number of calls that may be in flight, and the number above which it grows slowly.
         self._window = float(limit)
         self._threshold = float(limit)
         self._paused_until = -math.inf
@@ -62,8 +62,8 @@ class Pace:
         self._given_up_until = -math.inf
         self._next_start = -math.inf
         self._last_reply: float | None = None
-        # A round ends with a rejection of a call that started in it; later ones of the same round
-        # tell how many calls were too many, and are no reason to slow down once more.
+        # A round ends with the first rejection of a call that started in it. Later rejections of
+        # calls of the same round show how many calls were too many, but do not count again.
         self.round: int = 0
         self._accepted = 0
         self._before = self._window
@@ -72,9 +72,9 @@ class Pace:
         self._rejected_rounds = 0
 
     def admit(self, now: float) -> float:
-        """0 if a call may start, which is counted; else for how long to wait.
+        """Start a call and return 0, or return the seconds to wait before the next attempt.
 
-        Infinity stands for: until another call has ended.
+        Infinity means to wait until another call has ended.
         """
         if self._in_flight >= int(self._window):
             return math.inf
@@ -89,15 +89,15 @@ class Pace:
         return 0
 
     def is_given_up(self, now: float) -> bool:
-        """Whether a call is of no use, because the server has been or will be busy for too long."""
+        """Whether calls are pointless, because the server is busy for too long."""
         return now < self._given_up_until
 
     def leave(self) -> None:
-        """A call has ended in a way that tells nothing about the load of the server."""
+        """Record that a call has ended in a way that does not depend on the server's load."""
         self._in_flight -= 1
 
     def succeed(self, now: float) -> None:
-        """A call has got its reply."""
+        """Record that a call has received its reply."""
         self._in_flight -= 1
         self._last_reply = now
         self._rejected_rounds = 0
@@ -112,7 +112,7 @@ class Pace:
     def reject(
         self, started_in: int, now: float, status_code: int, retry_after: float | None
     ) -> None:
-        """A call that started in this round was rejected with 429 or 503."""
+        """Record that a call that started in the round `started_in` received a 429 or 503."""
         self._in_flight -= 1
         if started_in == self.round:
             self.round += 1
@@ -127,8 +127,8 @@ class Pace:
         self._threshold = self._window if self._accepted else max(1.0, self._before / 2)
         self._is_rate_limited = self._is_rate_limited or status_code == 429
         if retry_after is not None:
-            # The shortest of the round: somebody may come back then, and those who do are no more
-            # than the server has accepted.
+            # The shortest of the round: the server accepts a call then, and not more calls start
+            # than it has accepted before.
             self._retry_after = min(self._retry_after, retry_after)
         pause = self._find_pause()
         self._paused_until = now + pause
@@ -142,7 +142,7 @@ class Pace:
         if is_asked:
             return self._retry_after
         longest = self._retry.first_delay * 2.0 ** min(self._rejected_rounds - 1, 1000)
-        # At least half of it, because nobody else spreads these calls.
+        # Jitter of at most a half, because the calls of this client share one pause.
         return min(longest, self._retry.max_delay) * (1 + self._random()) / 2
 
     def _decide_to_give_up(self, now: float, pause: float) -> None:

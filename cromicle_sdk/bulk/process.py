@@ -1,4 +1,4 @@
-"""Shards of prompts in the process of a worker, all through one client."""
+"""The tasks of an executor: shards of prompts, which share one client in each process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ Shard = list[tuple[int, Prompt]]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a process needs to make its client: the options, in the form of `dump_client`.
+    """The options with which a process creates its client, serialized by `dump_client`.
 
-    An executor may log the arguments of its tasks, and these hold the token.
+    They contain the token, and are hidden in the repr because an executor may log the arguments of
+    its tasks.
     """
 
     client: bytes = field(repr=False)
@@ -30,7 +31,7 @@ class Setup:
 
 
 class _Threads:
-    """The event loops of this process, one for each setup. They are closed when it exits."""
+    """The event loops of this process, one for each setup. They are closed at exit."""
 
     def __init__(self) -> None:
         self.pid: int = os.getpid()
@@ -58,7 +59,7 @@ class _Threads:
 
 
 class _Process:
-    """What this process has. A child that was forked has none of its parent's threads."""
+    """The event loops of the current process. A forked child does not inherit threads."""
 
     threads: _Threads | None = None
 
@@ -71,7 +72,7 @@ class _Process:
 
 
 class _Outcomes:
-    """The outcomes of one shard, in the order in which they come."""
+    """The outcomes of one shard, in the order of their arrival."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -89,11 +90,11 @@ class _Outcomes:
 
 
 def run_shard(setup: Setup, shard: Shard, task: str = "") -> list[tuple[int, Outcome]]:
-    """The outcomes of these prompts. It is a task of an executor, in any thread and process.
+    """Send these prompts and return their outcomes. Runs in any thread and process.
 
-    `task` is a name that no other task has: Dask runs one of two tasks with the same arguments.
+    `task` is a unique name, because Dask runs only one of two tasks with the same arguments.
 
-    Raises `CromicleError` where `bulk` has ended in this process and has cancelled the calls.
+    Raises `CromicleError` if `bulk` has ended in this process and has cancelled the calls.
     """
     outcomes = _Outcomes(len(shard))
     thread = _Process.get_threads().find(setup)
@@ -106,14 +107,14 @@ def run_shard(setup: Setup, shard: Shard, task: str = "") -> list[tuple[int, Out
 
 
 def keep_thread(setup: Setup) -> None:
-    """Count a user of the event loop that the tasks in threads of this process share."""
+    """Register a user of the event loop that the tasks in threads of this process share."""
     threads = _Process.get_threads()
     with threads.lock:
         threads.users[setup] += 1
 
 
 def release_thread(setup: Setup) -> None:
-    """Close it after its last user, which cancels the calls of those tasks."""
+    """Unregister a user. The last one closes the event loop, which cancels its calls."""
     threads = _Process.get_threads()
     with threads.lock:
         threads.users[setup] -= 1

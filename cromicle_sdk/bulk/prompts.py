@@ -1,4 +1,4 @@
-"""Prompts, which are read only as far as needed, and their outcomes, in order or not."""
+"""Lazy reading of prompts, and ordering of their outcomes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,34 @@ from cromicle_sdk import CallOptions, ConfigurationError, CromicleError, Message
 
 __all__ = ["InOrder", "Outcome", "Prompt", "Reader", "check_prompts"]
 
-# What becomes of a prompt.
+# The result of a prompt.
 Outcome = Reply | CromicleError
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages with options of their own call, such as `{"extra_body": {"temperature": 0.5}}`."""
+    """A prompt with its own call options.
+
+    `messages` is a text or messages, as for `Client.chat`. `options` are the options of that call,
+    such as `{"extra_body": {"temperature": 0.5}}`.
+
+    Raises `ConfigurationError` for an option that a call does not have. An invalid value of an
+    option is an error of the call, and so the outcome of the prompt.
+    """
 
     messages: Messages = field(repr=False)
     options: CallOptions = field(default_factory=CallOptions, repr=False)
 
+    def __post_init__(self) -> None:
+        for name in self.options.keys() - CallOptions.__annotations__.keys():
+            known = ", ".join(CallOptions.__annotations__)
+            raise ConfigurationError(
+                "a call has no such option", option=name, hint=f"the options are {known}"
+            )
+
     @classmethod
     def of(cls, prompt: Prompt | Messages) -> Prompt:
-        """A prompt that can be sent several times and in another process."""
+        """Return a `Prompt` that can be sent several times and in another process."""
         if not isinstance(prompt, Prompt):
             prompt = cls(prompt)
         if isinstance(prompt.messages, Iterator):
@@ -31,7 +45,7 @@ class Prompt:
 
 
 def check_prompts(prompts: object, *, may_be_async: bool = False) -> None:
-    """Raise `ConfigurationError` unless it is an iterable of prompts; a text is a single one."""
+    """Raise `ConfigurationError` unless it is an iterable of prompts, and not a single text."""
     kind = type(prompts).__name__
     kinds = (Iterable, AsyncIterable) if may_be_async else Iterable
     if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, kinds):
@@ -39,7 +53,7 @@ def check_prompts(prompts: object, *, may_be_async: bool = False) -> None:
 
 
 class Reader:
-    """Prompts with their indexes. An exception of their source is kept until `check`."""
+    """Reads prompts with their indexes. An exception of the source is kept until `check`."""
 
     def __init__(self, prompts: Iterable[Prompt | Messages]) -> None:
         self._source = enumerate(prompts)
@@ -47,7 +61,7 @@ class Reader:
         self.is_at_end: bool = False
 
     def read(self, count: int = 1) -> list[tuple[int, Prompt]]:
-        """So many prompts, fewer at the end."""
+        """Return the next `count` prompts, or fewer at the end."""
         read: list[tuple[int, Prompt]] = []
         while len(read) < count and not self.is_at_end:
             try:
@@ -55,19 +69,19 @@ class Reader:
                 read.append((index, Prompt.of(prompt)))
             except StopIteration:
                 self.is_at_end = True
-            except Exception as error:  # noqa: BLE001 - raised once all that was read is answered
+            except Exception as error:  # noqa: BLE001 - re-raised by `check`
                 self._error = error
                 self.is_at_end = True
         return read
 
     def check(self) -> None:
-        """Raise the exception that ended the source."""
+        """Raise the exception of the source, if any."""
         if self._error is not None:
             raise self._error
 
 
 class InOrder:
-    """Passes outcomes on as they come; or, if `ordered`, holds them back until it is their turn."""
+    """Yields outcomes as they arrive or, if `ordered`, in the order of their indexes."""
 
     def __init__(self, *, ordered: bool) -> None:
         self._ordered = ordered
@@ -75,7 +89,7 @@ class InOrder:
         self._held: dict[int, Outcome] = {}
 
     def add(self, index: int, outcome: Outcome) -> Generator[tuple[int, Outcome]]:
-        """What can be passed on, now that this is there."""
+        """Add an outcome, and yield those that are due."""
         if not self._ordered:
             yield index, outcome
             return

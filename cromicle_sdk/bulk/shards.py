@@ -1,4 +1,4 @@
-"""Many prompts through an executor: the window of shards that are submitted."""
+"""`bulk` with an executor: submitting shards of prompts, and collecting their outcomes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["MAX_SHARDS", "ExecutorOption", "check_executor", "run_in_executor"]
 
 ExecutorOption = Executor | Callable[[], Executor]
 
-# How many shards are submitted at a time, or have outcomes that nobody has taken yet.
+# The maximum number of shards that are submitted or whose outcomes have not been yielded yet.
 MAX_SHARDS = 64
 
-# How often a shard is submitted before its prompts have an error as their outcome.
+# How many times a shard is submitted before its prompts fail.
 _ATTEMPTS = 3
 
 
@@ -31,14 +31,17 @@ def run_in_executor(
     ordered: bool,
     shard_size: int,
 ) -> Generator[tuple[int, Outcome]]:
-    """The outcomes as their shards come. Closing it cancels what has not started."""
+    """Yield the outcomes as their shards complete.
+
+    Closing the generator cancels the shards that have not started.
+    """
     reader, order = Reader(prompts), InOrder(ordered=ordered)
     workers = _Workers(executor, setup)
     is_finished = False
     try:
         ahead = 0
         while True:
-            # Two for each shard that comes back, as `run_in_thread` reads prompts.
+            # Submit two shards for each completed one, as in `run_in_thread`.
             for _ in range(2):
                 if ahead < MAX_SHARDS * shard_size and not (reader.is_at_end or workers.error):
                     shard = reader.read(shard_size)
@@ -57,14 +60,14 @@ def run_in_executor(
     reader.check()
     if workers.error is not None and not reader.is_at_end:
         raise CromicleError(
-            f"The executor takes no more tasks ({_describe(workers.error)}), and not all prompts"
+            f"The executor accepts no more tasks ({_describe(workers.error)}), and not all prompts"
             " were read",
-            hint="pass a function that returns an executor: another one is made in its place",
+            hint="pass a function that returns an executor, so that it can be replaced",
         ) from None
 
 
 class _Workers:
-    """The shards that are submitted to an executor, or to those that the user's function makes."""
+    """The shards that are submitted to an executor, which is replaced if a function returns it."""
 
     def __init__(self, executor: ExecutorOption, setup: Setup) -> None:
         self._make = None if isinstance(executor, Executor) else executor
@@ -72,19 +75,19 @@ class _Workers:
         self._setup = setup
         self._shards: dict[Future[list[tuple[int, Outcome]]], tuple[Shard, int]] = {}
         self._done: SimpleQueue[Future[list[tuple[int, Outcome]]]] = SimpleQueue()
-        # Why the executor takes no more tasks.
+        # The reason why the executor accepts no more tasks.
         self.error: Exception | None = None
         keep_thread(setup)
 
     def submit(self, shard: Shard, *, attempt: int = 1) -> None:
-        """Submit a shard that is not empty."""
+        """Submit a shard, unless it is empty."""
         if shard:
             future = self._submit(shard)
             self._shards[future] = (shard, attempt)
             future.add_done_callback(self._done.put)
 
     def take(self, *, wait: bool) -> list[tuple[int, Outcome]]:
-        """The outcomes of one shard; none if there are none yet, or if it is submitted again."""
+        """Return the outcomes of one shard; [] if none is complete, or if it is resubmitted."""
         try:
             future = self._done.get(wait)
         except Empty:
@@ -99,7 +102,7 @@ class _Workers:
             return [(index, _build_error(error, attempt)) for index, _ in shard]
 
     def close(self, *, wait: bool) -> None:
-        """Cancel the shards that have not started, and those that run in this process."""
+        """Cancel the shards that have not started, and those that are running in this process."""
         for future in self._shards:
             future.cancel()
         release_thread(self._setup)
@@ -125,7 +128,7 @@ class _Workers:
 
 
 def check_executor(executor: object) -> None:
-    """Raise `ConfigurationError` unless it is an executor, or a function, which may return one."""
+    """Raise `ConfigurationError` unless it is an executor or a callable."""
     if not callable(executor):
         _check_executor(executor)
 
@@ -135,14 +138,14 @@ def _check_executor(executor: object) -> Executor:
         raise ConfigurationError(
             f"expected a concurrent.futures.Executor, not {type(executor).__name__}",
             option="executor",
-            hint="pass one, or a function that returns one; a Dask client has get_executor()",
+            hint="pass one, or a function that returns one; for Dask, pass client.get_executor()",
         )
     return executor
 
 
 def _build_error(error: Exception, attempts: int) -> CromicleError:
     return CromicleError(
-        f"The executor has not run the task of this prompt in {attempts}"
+        f"The executor failed to run the task of this prompt in {attempts}"
         f" attempt{'s' if attempts > 1 else ''} ({_describe(error)})",
         hint="check its workers",
     )

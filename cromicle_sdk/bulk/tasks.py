@@ -1,4 +1,4 @@
-"""Many prompts from async code, in tasks of the running event loop."""
+"""`abulk`: sending many prompts in tasks of the running event loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Receive = MemoryObjectReceiveStream[tuple[int, Outcome]]
 
 
 class _Source:
-    """An iterable or an async one."""
+    """A common interface to an iterable and an async iterable."""
 
     def __init__(self, prompts: AsyncPrompts) -> None:
         self._iterator: AsyncIterator[Prompt | Messages] | Iterator[Prompt | Messages] = (
@@ -32,7 +32,7 @@ class _Source:
         )
 
     async def read(self) -> Prompt | Messages:
-        """The next prompt. Raises `StopAsyncIteration` at the end."""
+        """Return the next prompt. Raises `StopAsyncIteration` at the end."""
         if isinstance(self._iterator, AsyncIterator):
             return await anext(self._iterator)
         try:
@@ -41,14 +41,14 @@ class _Source:
             raise StopAsyncIteration from None
 
     async def aclose(self) -> None:
-        """Close an async generator: one that is dropped is a warning under trio."""
+        """Close an async generator. Under trio, one that is not closed emits a warning."""
         aclose = getattr(self._iterator, "aclose", None)
         if aclose is not None:
             await aclose()
 
 
 class _Run:
-    """The tasks, which share a source, and a stream of outcomes."""
+    """The tasks, which share a source and a memory stream of outcomes."""
 
     def __init__(self, prompts: AsyncPrompts, paced: PacedClient, limit: int) -> None:
         self._source = _Source(prompts)
@@ -57,7 +57,7 @@ class _Run:
         self._read = 0
         self._is_at_end = False
         self._reading = anyio.Lock()
-        # One for each prompt that may be read before the outcome of an earlier one is taken.
+        # The number of prompts that may be read before the next outcome is taken.
         self._ahead = anyio.Semaphore(AHEAD * limit)
         self.error: BaseException | None = None
 
@@ -71,7 +71,7 @@ class _Run:
                 await self._source.aclose()
 
     def count_taken(self) -> None:
-        """An outcome was taken: one more prompt may be read."""
+        """Record that an outcome was taken, so that one more prompt may be read."""
         self._ahead.release()
 
     async def _stream(self, send: _Send, scope: anyio.CancelScope) -> None:
@@ -79,7 +79,7 @@ class _Run:
             while (job := await self._take()) is not None:
                 index, prompt = job
                 await send.send((index, await self._paced.ask(prompt)))
-        except Exception as error:  # noqa: BLE001 - of the user's own hooks; the iterator raises it
+        except Exception as error:  # noqa: BLE001 - of a user's hook; re-raised by the iterator
             self.error = error
             scope.cancel()
 
@@ -93,7 +93,7 @@ class _Run:
             except StopAsyncIteration:
                 self._is_at_end = True
                 return None
-            except Exception as error:  # noqa: BLE001 - raised once all that was read is answered
+            except Exception as error:  # noqa: BLE001 - re-raised after the outcomes before it
                 self.error = error
                 self._is_at_end = True
                 return None
@@ -102,7 +102,7 @@ class _Run:
 
 
 class Results:
-    """The outcomes, an async iterator."""
+    """An async iterator of the outcomes, as `(index, Reply | CromicleError)`."""
 
     def __init__(self, receive: _Receive, run: _Run, order: InOrder) -> None:
         self._receive = receive
@@ -135,7 +135,7 @@ async def run_in_tasks(
     ordered: bool,
     owns_client: bool,
 ) -> AsyncGenerator[Results]:
-    """The outcomes as they come. Leaving it cancels the calls."""
+    """Yield an async iterator of the outcomes. Exiting the block cancels the calls."""
     error: BaseException | None = None
     try:
         run = _Run(prompts, PacedClient(client, options), options.limit)
@@ -154,5 +154,5 @@ async def run_in_tasks(
             with anyio.CancelScope(shield=True):
                 await client.aclose()
     if error is not None:
-        # Raised here, it is not in an exception group.
+        # Raised outside of the task group, so that it is not wrapped in an exception group.
         raise error

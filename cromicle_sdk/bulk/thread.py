@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, which sends prompts through one client."""
+"""An event loop in its own thread, which sends prompts with one client."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ __all__ = ["LoopThread", "Sink"]
 
 
 class Sink(Protocol):
-    """Where outcomes go. Both methods are called in the thread of the event loop."""
+    """A receiver of outcomes. Both methods are called in the thread of the event loop."""
 
-    def give(self, index: int, outcome: Outcome) -> None: ...
+    def give(self, index: int, outcome: Outcome) -> None:
+        """Receive the outcome of a prompt."""
+        ...
 
     def end(self, error: Exception) -> None:
-        """There will be no more outcomes."""
+        """Receive the reason why there will be no more outcomes."""
         ...
 
 
 class LoopThread:
-    """Sends what any thread puts in, `options.limit` prompts at a time, until it is closed.
+    """Sends prompts that are put in from any thread, `options.limit` at a time, until closed.
 
-    It closes the client at its end if `owns_client`. Raises `CromicleError` if the system has no
-    file descriptors left for an event loop.
+    If `owns_client` is true, it closes the client at its end. Raises `CromicleError` if the system
+    has no file descriptors left for an event loop.
     """
 
     def __init__(self, client: AsyncClient, options: BulkOptions, *, owns_client: bool) -> None:
@@ -44,42 +46,41 @@ class LoopThread:
         self._sinks: set[Sink] = set()
         self._error: Exception | None = None
         self._failure: OSError | None = None
-        # How many streams there are: as many as there were jobs for, up to the limit.
+        # The number of `_stream` tasks. They are started as jobs need them, up to the limit.
         self._streams = 0
-        # Whether streams wait for jobs, or more may be started. It is set before somebody looks for
-        # a job once more, and `put` looks at it after it has put one in, so that no job is
-        # overlooked.
+        # Whether tasks wait for jobs, or more can be started. A task sets it before it checks for
+        # jobs once more, and `put` reads it after adding jobs, so that no job is missed.
         self._is_waiting = True
         self._is_closing = False
         self._has_ended = False
-        # Garbage may be collected, and a generator closed by it, while it is held.
+        # Reentrant, because garbage collection may close a generator while it is held.
         self._lock = threading.RLock()
         self._is_ready = threading.Event()
-        # A daemon, so that a generator that nobody closes does not keep the interpreter from
-        # ending.
+        # A daemon thread, so that a generator that is never closed does not keep the interpreter
+        # from exiting.
         self._thread = threading.Thread(target=self._run, name="cromicle-bulk", daemon=True)
         self._thread.start()
         self._is_ready.wait()
         if self._failure is not None:
             raise CromicleError(
-                f"No event loop can be started ({type(self._failure).__name__}: {self._failure})",
+                f"The event loop cannot start ({type(self._failure).__name__}: {self._failure})",
                 hint="raise the limit of open files (ulimit -n)",
             ) from self._failure
 
     def attach(self, sink: Sink) -> None:
-        """Promise this sink an `end` if there are no more outcomes. Raises `CromicleError`."""
+        """Register a sink, whose `end` is called if the loop ends. Raises `CromicleError`."""
         with self._lock:
             if self._has_ended:
                 raise CromicleError("The event loop of these calls is closed.")
             self._sinks.add(sink)
 
     def detach(self, sink: Sink) -> None:
-        """This sink has all of its outcomes."""
+        """Unregister a sink, which has all of its outcomes."""
         with self._lock:
             self._sinks.discard(sink)
 
     def put(self, prompts: Iterable[tuple[int, Prompt]], sink: Sink) -> None:
-        """Send these prompts when it is their turn. The sink is attached."""
+        """Queue prompts. Their sink must be attached."""
         self._jobs.extend((index, prompt, sink) for index, prompt in prompts)
         if self._is_waiting:
             self._is_waiting = False
@@ -89,7 +90,7 @@ class LoopThread:
 
     def close(self) -> None:
         """Cancel all calls, close their connections, and wait for the thread. Idempotent."""
-        # A generator that is collected as garbage may be closed in any thread.
+        # Garbage collection may close a generator in any thread, including this one.
         if threading.current_thread() is self._thread:
             self._cancel()
             return
@@ -133,7 +134,7 @@ class LoopThread:
                 sink.end(error)
 
     def _notify(self) -> None:
-        # It does not wait for the event loop, which may be waiting for the lock of the caller.
+        # Does not block: the event loop may be waiting for the lock that the caller holds.
         self._loop.call_soon_threadsafe(self._has_news.set)
 
     async def _stream(self) -> None:
@@ -141,7 +142,7 @@ class LoopThread:
             while True:
                 index, prompt, sink = await self._take()
                 sink.give(index, await self._paced.ask(prompt))
-        except Exception as error:  # noqa: BLE001 - of the user's own hooks; the sinks raise it
+        except Exception as error:  # noqa: BLE001 - of a user's hook; passed to the sinks
             self._error = self._error or error
             self._cancel()
 

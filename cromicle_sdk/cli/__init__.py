@@ -1,6 +1,6 @@
-"""The command `cromicle`: the client and the embedded server in a shell.
+"""The command `cromicle`: a client and a server for the shell.
 
-Needs the extra `cli`: `pip install "cromicle-sdk[cli]"`.
+Requires the extra `cli`: `pip install "cromicle-sdk[cli]"`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ try:
     from .main import run
 except ImportError as _error:
     raise ImportError(
-        'cromicle_sdk.cli needs an extra; install it with: pip install "cromicle-sdk[cli]"'
+        "cromicle_sdk.cli requires the packages of the extra cli; "
+        'install them with: pip install "cromicle-sdk[cli]"'
     ) from _error
 
 __all__ = ["run"]

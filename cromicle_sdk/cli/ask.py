@@ -1,4 +1,4 @@
-"""`cromicle ask`: one call, and its reply on stdout."""
+"""`cromicle ask`: sends one request and prints the reply on stdout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
     "print_stream",
 ]
 
-# What is said of a reply by its finish reason; nothing of any other.
+# The descriptions of the finish reasons that mean a cut reply.
 _EARLY_ENDS = {
     "length": "cut short by the model's length limit",
     "content_filter": "cut short by a content filter",
@@ -24,12 +24,12 @@ _EARLY_ENDS = {
 
 
 def build_messages(text: str, system: str | None) -> Messages:
-    """The text alone, or the user's message after the system's if that is not empty."""
+    """Return the text, after the system message if there is one that is not empty."""
     return Conversation(system).user(text) if system else text
 
 
 def print_stream(stream: Stream, output: Output) -> Reply:
-    """Print a reply while it arrives, and return it. Raises as `Stream`, and `OSError`."""
+    """Print a reply while it arrives, and return it. Raises as `Stream` does, and `OSError`."""
     printed = 0
     try:
         output.begin()
@@ -39,7 +39,7 @@ def print_stream(stream: Stream, output: Output) -> Reply:
                 printed += len(text)
             return stream.reply
     except CromicleError as error:
-        # The chunk in which the error was found may begin with valid text.
+        # The chunk that caused the error may begin with valid text.
         output.write(error.partial_text[printed:])
         raise
     finally:
@@ -47,14 +47,14 @@ def print_stream(stream: Stream, output: Output) -> Reply:
 
 
 def print_json(client: Client, messages: Messages, output: Output) -> Reply:
-    """Print the whole reply as one JSON object, and return it. Raises as `print_stream`."""
+    """Print the reply as one JSON object, and return it. Raises as `print_stream` does."""
     reply = client.chat(messages)
     output.write(format_json(reply) + "\n")
     return reply
 
 
 def format_json(reply: Reply) -> str:
-    """A JSON object in one line of ASCII, which every terminal and code page can show."""
+    """Format a reply as one line of JSON, in ASCII, which every code page can encode."""
     return json.dumps(
         {
             "text": reply.text,
@@ -70,15 +70,15 @@ def format_json(reply: Reply) -> str:
 
 
 def describe_early_end(reply: Reply) -> str | None:
-    """What has ended a reply that the model did not end itself; None for any other."""
+    """Describe why a reply was cut, or return None if it was not."""
     return _EARLY_ENDS.get(reply.finish_reason or "")
 
 
 def format_stats(reply: Reply) -> str:
-    """One line: chunks, characters, seconds to the first text and in total, attempts, speed."""
+    """Format chunks, characters, seconds to the first text and in total, attempts and speed."""
     characters = len(reply.text)
     first = "none" if reply.first_text_after is None else f"{reply.first_text_after:.3f} s"
-    # On a clock with a coarse tick, a call may take no time.
+    # With a coarse clock, a call may take no time.
     speed = characters / reply.elapsed if reply.elapsed else 0.0
     return (
         f"chunks: {reply.chunks}, characters: {characters}, first text after: {first}, "

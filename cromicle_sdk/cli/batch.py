@@ -1,4 +1,4 @@
-"""`cromicle batch`: the prompts of a file, and their results in another that can be resumed."""
+"""`cromicle batch`: sends the prompts of one file and writes the results to another."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ if TYPE_CHECKING:
 
 __all__ = ["batch"]
 
-# Some results are errors.
+# The exit code if some results are errors.
 SOME_FAILED = 3
 
-# How many bad lines are named.
-_MAX_NAMED = 20
+# How many invalid lines are listed.
+_MAX_LISTED = 20
 
 _DASK = "dask://"
 
-# How long to wait for a scheduler, in seconds: as long as for a connection to an endpoint, twice.
+# How long to wait for a connection to a scheduler, in seconds.
 _SCHEDULER_SECONDS = 10
 
 
 @click.command(
+    short_help="Send the prompts of a file, and save the replies.",
     epilog="""\b
 Examples:
   cromicle batch --local prompts.txt results.jsonl
   cromicle batch prompts.jsonl results.jsonl --concurrency 100 --rate 50
   cromicle batch prompts.jsonl results.jsonl --resume
-"""
+""",
 )
 @click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target_path", metavar="OUT", type=click.Path(path_type=Path))
@@ -58,7 +59,7 @@ Examples:
     type=click.Choice(["auto", "jsonl", "text"]),
     default="auto",
     show_default=True,
-    help="The format of IN; auto goes by its name, .jsonl or .ndjson, and by its first line.",
+    help="The format of IN; auto detects it by the suffix .jsonl or .ndjson, or by the first line.",
 )
 @click.option(
     "--concurrency",
@@ -66,28 +67,30 @@ Examples:
     default=32,
     show_default=True,
     metavar="N",
-    help="The number of calls at a time, with --executor in each process.",
+    help="The maximum number of concurrent calls; with --executor, in each process.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="The number of calls that start in a second at most.  [default: unlimited]",
+    help="The maximum number of calls that start in a second.  [default: unlimited]",
 )
-@click.option("--resume", is_flag=True, help="Send what is missing in OUT, and what failed there.")
+@click.option(
+    "--resume", is_flag=True, help="Send only the prompts that are missing or failed in OUT."
+)
 @click.option("--ordered", is_flag=True, help="Write the results in the order of IN.")
-@click.option("--fail-fast", is_flag=True, help="Stop at the first result that is an error.")
-@click.option("--skip-bad", is_flag=True, help="Send the other lines of IN if some are bad.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first error.")
+@click.option("--skip-bad", is_flag=True, help="Skip the invalid lines of IN.")
 @click.option(
     "--plain",
     is_flag=True,
-    help="Send several messages as one text alone, for a server that rejects unknown fields. By"
+    help="Send several messages only as one text, for a server that rejects unknown fields. By"
     " default they are also sent with their roles.",
 )
 @click.option(
     "--executor",
     metavar="dask://HOST:PORT",
-    help="Make the calls on the workers of this Dask scheduler, which need this package.",
+    help="Make the calls on the workers of this Dask scheduler. They need this package.",
 )
 @target_options
 def batch(
@@ -105,22 +108,22 @@ def batch(
     plain: bool,
     executor: str | None,
 ) -> None:
-    """Send each prompt of IN, and write the results to OUT as they come.
+    """Send each prompt of IN, and write the results to OUT as they arrive.
 
-    IN is JSONL: {"id", "prompt"} or {"id", "messages"}, and optionally "extra_body"; or plain text,
-    a prompt on each line, whose number is its id. - is standard input. OUT is JSONL: {"id", "text",
-    "finish_reason", "attempts", "elapsed"}, or {"id", "error"} with "type", "message",
-    "status_code" and "partial_text"; "digest" stands for the prompt.
+    IN is JSONL: {"id", "prompt"} or {"id", "messages"}, and optionally "extra_body"; or plain text
+    with one prompt on each line, whose number is its id. - is standard input. OUT is JSONL:
+    {"id", "text", "finish_reason", "attempts", "elapsed"}, or {"id", "error"} with "type",
+    "message", "status_code" and "partial_text"; "digest" identifies the prompt.
 
-    A run that has ended early, for any reason, continues with --resume. A server that is busy,
-    429 or 503, slows down all calls, until it replies again.
+    A run that ended early, for any reason, continues with --resume. While the server is busy (429
+    or 503), all calls slow down.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 3 some prompts failed, 130 Ctrl-C.
     """
     if rate is not None and executor is not None:
-        raise click.UsageError("--rate and --executor exclude each other.")
+        raise click.UsageError("--rate and --executor cannot be used together.")
     if target.local and executor is not None:
-        raise click.UsageError("--local and --executor exclude each other.")
+        raise click.UsageError("--local and --executor cannot be used together.")
     if rate is not None and not math.isfinite(rate):
         raise click.UsageError(f"--rate: expected a finite number, not {rate}.")
     if source != STDIN and _is_same_file(source, target_path):
@@ -162,7 +165,7 @@ class _PromptMaker:
     plain: bool
 
     def build(self, messages: str | list[Any]) -> Prompt:
-        """What is sent for the prompt or the messages of a line."""
+        """Build the prompt that is sent for the text or the messages of a line."""
         from cromicle_sdk.bulk import Prompt
 
         if isinstance(messages, str):
@@ -171,7 +174,7 @@ class _PromptMaker:
         else:
             prompt = Prompt(messages)
             is_one = len(messages) == 1
-        # One message says no more with its role.
+        # A single message needs no role.
         return prompt if is_one or self.plain else Prompt(prompt.messages, {"send_messages": True})
 
 
@@ -187,8 +190,8 @@ class _Run:
     executor: Executor | None
 
     def write(self, output: OutputFile, ids: list[Id]) -> Progress:
-        """Write the results for these ids, and report on them."""
-        # It loads the async client, which no other command needs.
+        """Send the prompts with these ids, write their results, and print a summary."""
+        # Imported here because only this command needs it, and it imports the async client.
         from cromicle_sdk.bulk import bulk
 
         progress = Progress(len(ids))
@@ -240,29 +243,29 @@ def _is_same_file(source: str, target: Path) -> bool:
     try:
         return target.samefile(source)
     except OSError:
-        # One of them is not there; whoever opens it reports that.
+        # One of them does not exist, which is reported when it is opened.
         return False
 
 
 def _check_prompt(client: Client, prompt: Prompt) -> None:
     """Raise `CromicleError` for a prompt that cannot be sent."""
     if isinstance(prompt.messages, str) and prompt.messages.strip() and not prompt.options:
-        # What is left to check of a text, at a tenth of the cost.
+        # Sufficient for a text, at a tenth of the cost.
         format_prompt(prompt.messages)
     else:
-        # It builds the request, and sends nothing.
+        # Builds the request without sending it.
         client.stream(prompt.messages, **prompt.options).close()
 
 
 def _check_input(prompts: Input, name: str, *, skip_bad: bool) -> None:
-    """Report the bad lines. Raises `Misuse` unless they are to be skipped."""
+    """Report the invalid lines. Raises `Misuse` unless they are skipped."""
     if prompts.bad:
-        lines = [f"line {number}: {problem}" for number, problem in prompts.bad[:_MAX_NAMED]]
+        lines = [f"line {number}: {problem}" for number, problem in prompts.bad[:_MAX_LISTED]]
         more = len(prompts.bad) - len(lines)
         lines += [f"and {more:,} more"] if more else []
-        text = f"{name} has bad lines: {len(prompts.bad):,}. {'; '.join(lines)}."
+        text = f"{name} has invalid lines: {len(prompts.bad):,}. {'; '.join(lines)}."
         if not skip_bad:
-            raise Misuse(text, advice="Nothing was sent. Mend them, or leave them out: --skip-bad.")
+            raise Misuse(text, advice="Nothing was sent. Fix them, or skip them with --skip-bad.")
         report(text)
     if not prompts.entries:
         raise Misuse(f"{name} has no prompt to send.")
@@ -276,7 +279,7 @@ def _report(progress: Progress, *, has_ended: bool) -> None:
         parts.append(f"{progress.failed:,} failed ({kinds})")
     if rest:
         parts.append(f"{rest:,} not sent or not answered")
-    advice = " Go on with --resume." if rest or progress.failed or not has_ended else ""
+    advice = " Continue with --resume." if rest or progress.failed or not has_ended else ""
     report(f"{', '.join(parts)}.{advice}")
 
 
@@ -287,15 +290,15 @@ def _open_executor(url: str | None) -> Generator[Executor | None]:
         return
     address = url.removeprefix(_DASK)
     _, _, port = address.rpartition(":")
-    # Dask itself complains about another port for 20 seconds, and with a traceback.
+    # Dask itself reports an invalid port only after 20 seconds, and with a traceback.
     if address == url or not (port.isascii() and port.isdigit() and int(port) < 2**16):
         raise Misuse("--executor: expected dask://HOST:PORT.")
     try:
-        # It has no types.
+        # The package has no type annotations.
         distributed: Any = import_module("distributed")
     except ImportError as error:
         raise Misuse(
-            '--executor dask:// needs an extra: pip install "cromicle-sdk[dask]"'
+            '--executor dask:// requires dask; install it with: pip install "cromicle-sdk[dask]"'
         ) from error
     try:
         scheduler = distributed.Client(
@@ -303,7 +306,7 @@ def _open_executor(url: str | None) -> Generator[Executor | None]:
         )
     except (OSError, ValueError) as error:
         raise click.ClickException(
-            f"--executor: no Dask scheduler answers at tcp://{address}"
+            f"--executor: no Dask scheduler responds at tcp://{address}"
             f" ({type(error).__name__}: {error})."
         ) from error
     with scheduler:

@@ -1,4 +1,4 @@
-"""IN of `cromicle batch`: checked as a whole, then read again line by line as it is sent."""
+"""IN of `cromicle batch`: checked completely first, then reread line by line while sending."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Id = str | int
 
 _FIELDS = ("id", "prompt", "messages", "extra_body")
 
-# Of the SHA-256 of a line's content, for one chance in 10 ** 19 that two lines look alike.
+# In hexadecimal digits of the SHA-256 of a line: two lines collide with a probability of 10 ** -19.
 _DIGEST_LENGTH = 16
 
 _JSONL_SUFFIXES = {".jsonl", ".ndjson"}
 
 
 class BadLine(Exception):  # noqa: N818 - it becomes a part of a message
-    """What is wrong with a line, in words that never quote it."""
+    """A line is invalid. The message never quotes it."""
 
 
 class Entry(NamedTuple):
-    """A line of IN: its number, where it begins, and the digest of its content."""
+    """A line of IN: its number, its offset in bytes, and the digest of its content."""
 
     number: int
     offset: int
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 class Input:
-    """The prompts of IN by their ids, in order. `bad` has the lines that are none.
+    """The prompts of IN by their ids, in order. `bad` lists the invalid lines.
 
     `check` raises `CromicleError` for a prompt that cannot be sent.
     """
@@ -77,14 +77,14 @@ class Input:
                     check(prompt)
                     if key in self.entries:
                         first = self.entries[key].number
-                        raise BadLine(f"its id {_quote(key)} is also that of line {first}")
+                        raise BadLine(f"it has the same id as line {first}, {_quote(key)}")
                     self.entries[key] = Entry(number, offset, digest)
             except (BadLine, CromicleError) as error:
                 self.bad.append((number, str(error)))
             offset += len(line)
 
     def read(self, ids: Iterable[Id]) -> Generator[Prompt]:
-        """The prompts with these ids. Raises `ClickException` if the file has changed."""
+        """Yield the prompts with these ids. Raises `ClickException` if the file has changed."""
         for key in ids:
             entry = self.entries[key]
             self._file.seek(entry.offset)
@@ -94,13 +94,13 @@ class Input:
                 found, prompt, digest = key, None, ""
             if prompt is None or (found, digest) != (key, entry.digest):
                 raise click.ClickException(
-                    f"{self._name} has changed while it was read, at line {entry.number}."
+                    f"{self._name} has changed while it was being read, at line {entry.number}."
                 )
             yield prompt
 
     def _parse(self, line: bytes, number: int) -> tuple[Id, Prompt, str]:
         if number == 1:
-            # Windows tools begin a file with a byte order mark, which is not part of the text.
+            # Windows tools begin a file with a byte order mark.
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
             text = line.decode()
@@ -119,7 +119,10 @@ class Input:
 
 @contextlib.contextmanager
 def open_input(path: str) -> Generator[tuple[BinaryIO, str]]:
-    """IN and its name for messages. What a pipe or standard input has goes to a temporary file."""
+    """Open IN, and yield it and its name for messages.
+
+    A pipe or standard input is copied to a temporary file, because IN is read twice.
+    """
     with contextlib.ExitStack() as stack:
         name = path
         if path == STDIN:
@@ -141,7 +144,7 @@ def open_input(path: str) -> Generator[tuple[BinaryIO, str]]:
 
 
 def parse_format(file: BinaryIO, path: str, given: str) -> bool:
-    """Whether IN is JSONL: as given, or by its name, or because its first line is an object."""
+    """Whether IN is JSONL, according to `--format`, its suffix, or its first line."""
     if given != "auto":
         return given == "jsonl"
     if Path(path).suffix.lower() in _JSONL_SUFFIXES:
@@ -164,16 +167,17 @@ def _parse_object(text: str) -> tuple[Id, str | list[Any], dict[str, Any] | None
     unknown = next((name for name in fields if name not in _FIELDS), None)
     if unknown is not None:
         raise BadLine(
-            f"it has a field {_quote(unknown)}; fields of the request belong in extra_body"
+            f"it has an unknown field {_quote(unknown)}; put fields of the request in extra_body"
         )
     key = fields.get("id")
     if isinstance(key, bool) or not isinstance(key, (str, int)):
-        raise BadLine("it has no id that is a text or a whole number")
+        raise BadLine("it must have an id that is a string or a whole number")
     if ("prompt" in fields) == ("messages" in fields):
-        raise BadLine("it must have a prompt or messages, and not both")
+        raise BadLine("it must have either a prompt or messages")
     messages: Any = fields.get("prompt", fields.get("messages"))
     if not isinstance(messages, str if "prompt" in fields else list):
-        raise BadLine("prompt must be a text" if "prompt" in fields else "messages must be a list")
+        kinds = "prompt must be a string", "messages must be an array"
+        raise BadLine(kinds[0] if "prompt" in fields else kinds[1])
     extra_body: Any = fields.get("extra_body")
     if extra_body is not None and not isinstance(extra_body, dict):
         raise BadLine("extra_body must be an object")

@@ -1,4 +1,4 @@
-"""OUT of `cromicle batch`: a line for each result, none of which is lost or there twice."""
+"""OUT of `cromicle batch`: one line for each result, without losses or duplicates."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .errors import Misuse
 
 __all__ = ["Earlier", "OutputFile", "read_earlier"]
 
-# A line is with the system once it is written, so that it survives `kill -9`; what a loss of power
-# may take is at most the lines of this many seconds. An fsync takes milliseconds on a disk.
+# Each line is written to the system at once, so it survives `kill -9`. A loss of power loses at
+# most the lines of this many seconds. An fsync takes milliseconds on a disk.
 _SYNC_SECONDS = 1.0
 
-# The name of a new version of OUT while it is written: one that no file of the user's has.
+# The suffix of the new version of OUT while it is being written.
 _NEW = ".cromicle-new"
 
-# How each line begins that this command writes.
+# The beginning of each line that this command writes.
 _BEGINNING = b'{"id": '
 
 
 @dataclass
 class Earlier:
-    """What OUT has from earlier runs: where the line of each id begins and how long it is.
+    """The results of earlier runs in OUT: the offset and length of each id's line, in bytes.
 
-    `failed` are the ids whose result is an error. `size` is the end of the last whole result, which
-    may lack its line break. `version` tells whether another process has written to it since; it is
+    `failed` are the ids whose result is an error. `size` is the end of the last complete result,
+    which may lack its line break. `version` changes when another process writes to the file; it is
     None if there was no file.
     """
 
@@ -49,17 +49,17 @@ class Earlier:
 
 
 def read_earlier(path: Path, entries: Mapping[Id, Entry], name: str, *, resume: bool) -> Earlier:
-    """What OUT has. Nothing is changed.
+    """Read OUT without changing it.
 
-    Raises `Misuse` if there is something without `resume`, or if it is not from this IN, whose name
-    is given.
+    Raises `Misuse` if it is not empty and `resume` is false, or if it is not the output of this IN,
+    whose name is `name`.
     """
     try:
         with _open_regular(path) as file:
             if not resume and os.fstat(file.fileno()).st_size:
                 raise Misuse(
                     f"{path} is not empty.",
-                    advice="Go on with --resume, or choose another name.",
+                    advice="Continue with --resume, or choose another name.",
                 )
             version = _get_version(os.fstat(file.fileno()))
             earlier = _read_lines(file, path, entries, name)
@@ -73,9 +73,9 @@ def read_earlier(path: Path, entries: Mapping[Id, Entry], name: str, *, resume: 
 
 @contextlib.contextmanager
 def _open_regular(path: Path) -> Generator[BinaryIO]:
-    # A FIFO would wait for somebody who writes to it.
+    # Opening a FIFO would block until another process writes to it.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise Misuse(f"{path} is not a regular file, which could be resumed.")
+        raise Misuse(f"{path} is not a regular file. Only a regular file can be resumed.")
     with path.open("rb") as file:
         yield file
 
@@ -87,16 +87,15 @@ def _read_lines(file: BinaryIO, path: Path, entries: Mapping[Id, Entry], name: s
         if result is None:
             if _is_half_written(line):
                 break
-            raise Misuse(f"{path}, line {number}: it is not a result of `cromicle batch`.")
+            raise Misuse(f"{path}, line {number}: not a result of `cromicle batch`.")
         key = result["id"]
         if key not in entries:
             raise Misuse(
-                f"{path}, line {number}: its id is not in {name}, so that it is the output of"
-                " another input."
+                f"{path}, line {number}: its id is not in {name}, so it belongs to another input."
             )
         if result.get("digest", entries[key].digest) != entries[key].digest:
             raise Misuse(
-                f"{path}, line {number}: it is the result of another prompt than line"
+                f"{path}, line {number}: it belongs to another prompt than the one in line"
                 f" {entries[key].number} of {name}."
             )
         if key not in earlier.lines or key in earlier.failed:
@@ -114,11 +113,11 @@ def _get_version(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _is_half_written(line: bytes) -> bool:
-    """Whether a process or a machine has ended in the middle of this line.
+    """Whether writing this line was interrupted.
 
-    Anything else is somebody's text, which must not be cut off.
+    Any other text is the user's own and must not be discarded.
     """
-    # After a loss of power, a file may have zeros where its last bytes were not written.
+    # After a loss of power, a file may have zeros in place of its last bytes.
     written = line.rstrip(b"\0")
     if line.endswith(b"\n") or written[: len(_BEGINNING)] != _BEGINNING[: len(written)]:
         return False
@@ -130,7 +129,7 @@ def _is_half_written(line: bytes) -> bool:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The result on a line, None if it is none."""
+    """Return the result on a line, or None if it is not a result."""
     try:
         content: object = json.loads(line)
     except (ValueError, RecursionError):
@@ -144,9 +143,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 class OutputFile:
-    """Appends results to OUT, of which failed ones from an earlier run are gone.
+    """Appends results to OUT, after removing the errors of earlier runs.
 
-    Raises `ClickException` where it cannot be written; what was written before is whole then.
+    Raises `ClickException` if the file cannot be written; results written before stay intact.
     Raises `Misuse` if another process writes to it, or has done so since it was read.
     """
 
@@ -165,7 +164,7 @@ class OutputFile:
                 self._rewrite(self._lines)
             self._descriptor = _open_to_append(path)
             stack.callback(os.close, self._descriptor)
-            # Without the beginning of a line that was never finished.
+            # Removes an incomplete line at the end.
             os.ftruncate(self._descriptor, self._size)
             if self._size == earlier.size and not earlier.has_last_break:
                 self._write(b"\n")
@@ -174,15 +173,15 @@ class OutputFile:
             stack.pop_all()
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """Add a result with a new id."""
-        # A lone surrogate of an id becomes the escape that JSON has for it.
+        """Append a result with a new id."""
+        # A lone surrogate in an id is written as its JSON escape.
         text = json.dumps(result, ensure_ascii=False) + "\n"
         line = text.encode("utf-8", "backslashreplace")
         with self._errors():
             try:
                 self._write(line)
             except BaseException:
-                # Of a full disk, or Ctrl-C: without the beginning of this line.
+                # On a full disk or Ctrl-C, remove the incomplete line.
                 os.ftruncate(self._descriptor, self._size)
                 raise
             self._lines[result["id"]] = (self._size, len(line))
@@ -191,7 +190,7 @@ class OutputFile:
                 self._sync()
 
     def close(self, order: Iterable[Id] | None = None) -> None:
-        """Return once all is on the disk, the lines in the order of these ids if they are given."""
+        """Sync and close the file. With `order`, sort its lines in the order of these ids."""
         with self._errors(), contextlib.ExitStack() as stack:
             stack.callback(self._unlock)
             try:
@@ -209,12 +208,12 @@ class OutputFile:
             version = _get_version(self._path.stat())
         except FileNotFoundError:
             version = None
-        # The lock has created it.
+        # A file that did not exist has been created by the lock.
         is_new = earlier.version is None and version is not None and version[2] == 0
         if version != earlier.version and not is_new:
             raise Misuse(
                 f"{self._path} was changed by another process meanwhile.",
-                advice="Nothing was sent. Go on with --resume, once that process has ended.",
+                advice="Nothing was sent. Continue with --resume when that process has ended.",
             )
 
     def _write(self, data: bytes) -> None:
@@ -226,8 +225,8 @@ class OutputFile:
         self._synced = time.monotonic()
 
     def _rewrite(self, lines: Mapping[Id, tuple[int, int]]) -> None:
-        """Replace OUT by a version with these lines, in one step."""
-        # The file itself, where OUT is a link to it.
+        """Replace OUT atomically with a version that has only these lines."""
+        # Follows a link, so that the link itself stays.
         path = self._path.resolve()
         new = path.with_name(path.name + _NEW)
         places: dict[Id, tuple[int, int]] = {}
@@ -243,7 +242,7 @@ class OutputFile:
                 os.fsync(target.fileno())
                 size = target.tell()
             with contextlib.ExitStack() as stack:
-                # The lock of the old file means nothing to whoever opens the new one.
+                # The lock of the old file does not apply to the new one.
                 stack.enter_context(_lock(new))
                 new.replace(path)
                 self._unlock()
@@ -259,8 +258,8 @@ class OutputFile:
             yield
         except OSError as error:
             raise click.ClickException(
-                f"{self._path} cannot be written: {error.strerror or error}. What it has is whole:"
-                " go on with --resume, once that is mended."
+                f"{self._path} cannot be written: {error.strerror or error}. The results in it are"
+                " intact: fix the problem, and continue with --resume."
             ) from error
 
 
@@ -271,13 +270,13 @@ def _open_to_append(path: Path) -> int:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Generator[None]:
-    """Keep other processes of this command from writing to a file, which is created if missing.
+    """Lock a file, which is created if missing, against other processes of this command.
 
-    The system releases it when the process ends, in whatever way. Raises `Misuse` if another
-    process has it. Windows has no such lock, and some file systems have none.
+    The system releases the lock when the process ends, even if it is killed. Raises `Misuse` if
+    another process holds it. On Windows, and on some file systems, there is no lock.
     """
     try:
-        # Not on Windows.
+        # Does not exist on Windows.
         fcntl: Any = import_module("fcntl")
     except ImportError:
         yield

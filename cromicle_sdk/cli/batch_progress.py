@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
-    """The counts of a run. `kinds` are the types of the errors, and how many of each there were."""
+    """The counts of a run. `kinds` counts the errors by type."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -26,23 +26,23 @@ class Progress:
         self._started = time.monotonic()
 
     def add(self, kind: str | None) -> None:
-        """Count a result, which is an error of this kind, or a reply."""
+        """Count a result: a reply, or an error of type `kind`."""
         self.done += 1
         if kind is not None:
             self.kinds[kind] += 1
 
     @property
     def failed(self) -> int:
-        """How many of the results are errors."""
+        """The number of errors."""
         return self.kinds.total()
 
     def measure(self) -> tuple[float, float | None]:
-        """Results in a second, and the seconds that are left, None where that is not known."""
+        """Return the results per second, and the seconds left, which are None while unknown."""
         rate = self.done / max(time.monotonic() - self._started, 0.001)
         return rate, (self.total - self.done) / rate if rate else None
 
     def describe(self) -> str:
-        """One line."""
+        """Return the progress as one line."""
         rate, left = self.measure()
         ending = "" if left is None else f", {_format_seconds(left)} left"
         return (
@@ -53,7 +53,7 @@ class Progress:
 
 @contextlib.contextmanager
 def show_progress(progress: Progress) -> Generator[None]:
-    """Show it while the block runs."""
+    """Show the progress while the block runs."""
     if sys.stderr is not None and sys.stderr.isatty():
         with _show_bar(progress):
             yield

@@ -1,4 +1,4 @@
-"""`cromicle chat`: a conversation in the terminal, or with the lines of stdin."""
+"""`cromicle chat`: a conversation in the terminal, or with the lines of standard input."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["Chat", "LineReader", "Reader", "format_end", "run_chat", "start_chat
 
 
 class Reader(Protocol):
-    """Where the lines of a chat come from."""
+    """The source of the lines of a chat."""
 
     def read(self, draft: str = "") -> str:
-        """The next line; `draft` is there to be edited.
+        """Return the next line. `draft` is its initial text, to be edited.
 
         Raises `EOFError` at the end, and `KeyboardInterrupt` at Ctrl-C.
         """
@@ -47,7 +47,7 @@ class LineReader:
         self._stream = stream
 
     def read(self, draft: str = "") -> str:
-        """The next line. Raises `EOFError`, and `Misuse` if it is not UTF-8."""
+        """Return the next line. Raises `EOFError`, and `Misuse` if it is not UTF-8."""
         line = self._stream.readline()
         if not line:
             raise EOFError
@@ -57,15 +57,16 @@ class LineReader:
             raise Misuse("A line of standard input is not UTF-8.") from None
 
 
-class Leave(Exception):  # noqa: N818 - it is the end, and not an error
-    """The chat is over."""
+class Leave(Exception):  # noqa: N818 - the normal end, not an error
+    """Raised to end the chat."""
 
 
 @dataclass(kw_only=True)
 class Chat:
     """A conversation with a client, and the commands that change it.
 
-    With `is_interactive` an error is printed and the conversation stands; else it is raised.
+    If `is_interactive` is true, errors are printed and the conversation continues; otherwise they
+    are raised.
     """
 
     client: Client
@@ -75,15 +76,15 @@ class Chat:
     archive: Archive | None = None
     is_interactive: bool = True
     raw: bool = False
-    # Send the messages with their roles as well.
+    # Also send the messages with their roles.
     send_messages: bool = True
-    # The question that the next line replaces, "" for none.
+    # The question that is being edited and that the next line replaces, or "".
     draft: str = ""
 
     def handle(self, line: str) -> None:
-        """Ask a question, or run a command.
+        """Send a question and print the reply, or run a command.
 
-        Raises `Leave` at the end, `ClickException`, and `OSError` for stdout.
+        Raises `Leave` to end the chat, `ClickException`, and `OSError` if stdout fails.
         """
         command, text = parse_line(line)
         is_edited, self.draft = bool(self.draft), ""
@@ -96,12 +97,12 @@ class Chat:
             self._answer()
 
     def say(self, text: str) -> None:
-        """Tell people something; programs get the replies alone."""
+        """Print a text on stderr if the chat is interactive."""
         if self.is_interactive:
             report_quietly(text)
 
     def show_last(self) -> None:
-        """Print the last question and its reply, to go on from."""
+        """Print the last question and its reply."""
         self.say(f"> {self.transcript.question or ''}\n")
         if self.is_interactive and self.transcript.reply is not None:
             output = open_output(raw=self.raw)
@@ -113,7 +114,7 @@ class Chat:
             self.say("")
 
     def _answer(self, previous: str | None = None) -> None:
-        """Print the reply to the last question; without one, the previous reply stays."""
+        """Request and print the reply to the last question. If it fails, restore `previous`."""
         self.say("")
         began = time.monotonic()
         stream: Stream | None = None
@@ -123,7 +124,7 @@ class Chat:
             stream = self.client.stream(
                 messages,
                 extra_body=self.fields,
-                # One message says no more with its role.
+                # A single message needs no role.
                 send_messages=self.send_messages and len(messages) > 1,
             )
             with retries_noted(output):
@@ -133,10 +134,12 @@ class Chat:
                 raise
             self._keep("" if stream is None else stream.text, previous, is_cut=True)
             seconds = time.monotonic() - began
-            self.say(f"\nstopped by Ctrl-C after {seconds:.1f} s; /retry asks again\n")
+            self.say(
+                f"\nstopped by Ctrl-C after {seconds:.1f} s; /retry sends the question again\n"
+            )
         except CromicleError as error:
             if isinstance(error, InvalidMessageError):
-                # It would be as invalid the next time.
+                # A retry would fail again.
                 self.transcript.undo()
             self._keep(error.partial_text, previous, is_cut=True)
             self._fail(describe_error(error, self.labels), error)
@@ -147,7 +150,7 @@ class Chat:
             self.say(f"\n{format_end(reply)}\n")
 
     def _keep(self, text: str, previous: str | None, *, is_cut: bool = False) -> None:
-        """Add a reply to the conversation, or else the previous one, and keep it in the archive."""
+        """Add the reply, or the previous one if it is empty, and save the conversation."""
         if text:
             self.transcript.answer(text, is_cut=is_cut)
         elif previous is not None:
@@ -163,13 +166,13 @@ class Chat:
             raise click.ClickException(message) from error
         report_error(message)
         if self.transcript.question is not None:
-            self.say("The conversation stands; /retry asks again.\n")
+            self.say("The conversation is unchanged; /retry sends the question again.\n")
 
     def _run(self, command: str, text: str) -> None:
         run = self._commands.get(command)
         try:
             if run is None:
-                raise Misuse(f"There is no command /{command}; /help lists them.")
+                raise Misuse(f"There is no command /{command}; /help lists the commands.")
             run(text)
         except Misuse as error:
             if not self.is_interactive:
@@ -205,12 +208,12 @@ class Chat:
 
     def _retry(self, _: str) -> None:
         if self.transcript.question is None:
-            raise Misuse("There is no question to ask again.")
+            raise Misuse("There is no question to send again.")
         self._answer(self.transcript.take_reply())
 
     def _edit(self, _: str) -> None:
         if not self.is_interactive:
-            raise Misuse("/edit needs a terminal.")
+            raise Misuse("/edit requires a terminal.")
         if self.transcript.question is None:
             raise Misuse("There is no question to edit.")
         self.draft = self.transcript.question
@@ -225,7 +228,7 @@ class Chat:
         if self.transcript.reply is None:
             raise Misuse("There is no reply to copy.")
         if not self.is_interactive:
-            raise Misuse("/copy needs a terminal.")
+            raise Misuse("/copy requires a terminal.")
         by = clipboard.copy(self.transcript.reply)
         self.say(f"Copied {len(self.transcript.reply)} characters with {by}.")
 
@@ -233,17 +236,17 @@ class Chat:
         self.transcript.clear()
         if self.archive is not None:
             self.archive.start_anew()
-        self.say("A new conversation.")
+        self.say("Started a new conversation.")
 
     def _set_model(self, text: str) -> None:
         if text:
             self.fields["model"] = check("/model", "model", text)
-        self.say(f"The model is {self.fields.get('model', 'that of the server')}.")
+        self.say(f"The model is {self.fields.get('model', 'the default of the server')}.")
 
     def _set_field(self, text: str) -> None:
         name, equals, value = (part.strip() for part in text.partition("="))
         if text and not (name and equals):
-            raise Misuse("/set takes NAME=JSON, such as temperature=0.5.")
+            raise Misuse("/set: expected NAME=JSON, such as temperature=0.5.")
         if value:
             self.fields = check("/set", "extra_body", {**self.fields, name: _parse(value)})
         else:
@@ -265,7 +268,7 @@ class Chat:
     def _help(self, _: str) -> None:
         if self.is_interactive:
             report_quietly(
-                "Alt-Enter begins a new line, Ctrl-C stops a reply, and //TEXT asks /TEXT.",
+                "Alt-Enter inserts a line break, Ctrl-C stops a reply, and //TEXT sends /TEXT.",
                 rows=[(f"/{one.name} {one.argument}", one.help) for one in COMMANDS],
             )
 
@@ -282,19 +285,19 @@ def start_chat(
     send_messages: bool,
     raw: bool,
 ) -> None:
-    """Hold a conversation at the terminal, or with the lines of stdin, until it is over.
+    """Run a conversation in the terminal, or with the lines of standard input, until it ends.
 
     Raises `CromicleError`, `ClickException` and `OSError`.
     """
     settings = target.settings
     archive = Archive() if keeps_history or continues else None
     transcript = Transcript(_load_first(archive if continues else None, file))
-    # That of a profile is for new conversations.
+    # The system message of a profile applies to new conversations only.
     if settings.system is not None and (
         transcript.system is None or settings.sources["system"].startswith("--")
     ):
         transcript.set_system(settings.system)
-    # Each call has the fields, since the chat may remove one.
+    # The fields are passed with each call, because /set may remove one.
     own = replace(target, settings=replace(settings, extra_body={}))
     with own.open() as client:
         chat = Chat(
@@ -307,8 +310,8 @@ def start_chat(
             raw=raw,
             send_messages=send_messages,
         )
-        where = "the embedded server, which echoes" if target.local else str(settings.base_url)
-        chat.say(f"Chat with {where}. /help lists the commands, Ctrl-D leaves.")
+        where = "the embedded echo server" if target.local else str(settings.base_url)
+        chat.say(f"Chat with {where}. /help lists the commands, Ctrl-D exits.")
         if transcript.question is not None:
             chat.show_last()
         run_chat(chat, _open_reader(chat))
@@ -321,7 +324,7 @@ def _load_first(archive: Archive | None, file: Path | None) -> Conversation:
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    # Python has no stream at all where the shell has closed it.
+    # None if the shell has closed the stream.
     return stream is not None and stream.isatty()
 
 
@@ -335,7 +338,7 @@ def _open_reader(chat: Chat) -> Reader:
 
 
 def run_chat(chat: Chat, reader: Reader) -> None:
-    """Handle the lines until the end. Raises as `Chat.handle`, but not `Leave`."""
+    """Handle lines until the chat ends. Raises as `Chat.handle` does, except `Leave`."""
     while True:
         try:
             chat.handle(reader.read(chat.draft))
@@ -345,11 +348,11 @@ def run_chat(chat: Chat, reader: Reader) -> None:
             if not chat.is_interactive:
                 raise
             chat.draft = ""
-            chat.say("Ctrl-D leaves, and /help lists the commands.")
+            chat.say("Ctrl-D exits, and /help lists the commands.")
 
 
 def format_end(reply: Reply) -> str:
-    """One line: how long a reply took, and why it has ended if not by itself."""
+    """Format the duration of a reply, and the reason if it was cut."""
     speed = len(reply.text) / reply.elapsed if reply.elapsed else 0.0
     parts = [f"{reply.elapsed:.1f} s", f"{speed:.0f} characters/s"]
     if reply.first_text_after is not None:
@@ -363,7 +366,7 @@ def format_end(reply: Reply) -> str:
 
 def _parse_path(text: str) -> Path:
     if not text:
-        raise Misuse("The name of the file is missing.")
+        raise Misuse("Missing the name of the file.")
     return Path(text).expanduser()
 
 
@@ -371,4 +374,4 @@ def _parse(value: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise Misuse('The value is not JSON; a text needs quotes: "...".') from None
+        raise Misuse('The value is not JSON; put a string in quotes: "...".') from None

@@ -1,4 +1,4 @@
-"""The clipboard: of the desktop, else of the terminal."""
+"""Copying to the clipboard, by a program or by the terminal."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import sys
 
 __all__ = ["copy"]
 
-# What copies its input, by the system or by the variable of a running desktop that it needs.
-_OF_SYSTEMS = {"darwin": ["pbcopy"], "win32": ["clip"]}
-_OF_DESKTOPS = {
+# The programs that copy their input, by platform, and by the variable of the desktop session.
+_BY_PLATFORM = {"darwin": ["pbcopy"], "win32": ["clip"]}
+_BY_VARIABLE = {
     "WAYLAND_DISPLAY": ["wl-copy"],
     "DISPLAY": ["xclip", "-selection", "clipboard"],
 }
 
 
 def copy(text: str) -> str:
-    """Copy a text. Returns what has done it: a program, or the terminal, which may not."""
-    programs = [program for name, program in _OF_DESKTOPS.items() if os.environ.get(name)]
-    if sys.platform in _OF_SYSTEMS:
-        programs.insert(0, _OF_SYSTEMS[sys.platform])
+    """Copy a text. Return the name of the program that copied it, or a note on the terminal."""
+    programs = [program for name, program in _BY_VARIABLE.items() if os.environ.get(name)]
+    if sys.platform in _BY_PLATFORM:
+        programs.insert(0, _BY_PLATFORM[sys.platform])
     for program in programs:
         if shutil.which(program[0]) and _run(program, text):
             return program[0]
-    # OSC 52, which goes through SSH; what of it the terminal does is not reported.
+    # OSC 52 works over SSH, but terminals do not report whether they have copied the text.
     data = base64.b64encode(text.encode()).decode()
     sys.stdout.write(f"\x1b]52;c;{data}\x07")
     sys.stdout.flush()

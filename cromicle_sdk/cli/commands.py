@@ -68,20 +68,20 @@ Examples:
     multiple=True,
     type=click.Path(),
     metavar="FILE",
-    help="A file to send before the text, in a fenced block with its name; may be given several"
-    " times. - is standard input.",
+    help="A file to send before the text, in a fenced block with its name; - is standard input."
+    " Repeatable.",
 )
 @target_options
 @click.option(
     "--plain",
     is_flag=True,
-    help="Send several messages as one text alone, for a server that rejects unknown fields. By"
+    help="Send several messages only as one text, for a server that rejects unknown fields. By"
     " default they are also sent with their roles.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text."
+    "--json", "as_json", is_flag=True, help="Print the complete reply as one JSON object."
 )
-@click.option("--stats", is_flag=True, help="Print one line of statistics on stderr at the end.")
+@click.option("--stats", is_flag=True, help="Print a line of statistics on stderr at the end.")
 @click.option(
     "--raw",
     is_flag=True,
@@ -90,8 +90,7 @@ Examples:
 @click.option(
     "--verbose",
     is_flag=True,
-    help="Print a line on stderr for each attempt, its status and request id, and each wait;"
-    " implies --raw.",
+    help="Print each attempt, its status and request ID, and each wait on stderr. Implies --raw.",
 )
 @click.pass_context
 def ask(
@@ -109,16 +108,16 @@ def ask(
 ) -> None:
     """Send TEXT and print the reply while it arrives.
 
-    The text may also be piped in. If TEXT is given as well, standard input comes first, then a
-    blank line and TEXT; a - among the words puts it there instead. Standard input is read whenever
-    it is not a terminal: add </dev/null to prevent that, for example in a shell loop.
+    The text may also be piped in. If both are given, standard input comes first, then a blank line
+    and TEXT; a - among the words inserts standard input there instead. Standard input is read
+    whenever it is not a terminal. To prevent that, for example in a shell loop, add </dev/null.
 
-    A setting without an option comes from the environment, else from a profile; `cromicle config`
-    shows them.
+    A setting without an option is taken from the environment, otherwise from a profile. `cromicle
+    config` shows the settings.
 
-    A file or a pipe gets the reply exactly as it arrived, in UTF-8, without a line break at its
-    end. On a terminal its Markdown is rendered, and control characters are replaced.
-    A reply that a length limit or a content filter has cut short is reported on stderr.
+    A reply to a file or a pipe is written exactly as received, in UTF-8, without an additional line
+    break. On a terminal, its Markdown is rendered, and control characters are replaced. If a length
+    limit or a content filter has cut the reply short, a line on stderr reports it.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
@@ -129,7 +128,7 @@ def ask(
     calls_shown = calls_on_stderr(output) if verbose else retries_noted(output)
     with errors_for_the_shell(target.labels), calls_shown:
         messages = build_messages(text, system)
-        # One message says no more with its role: the request is that of a plain client.
+        # A single message needs no role.
         with target.open(send_messages=bool(system) and not plain) as client:
             if as_json:
                 reply = print_json(client, messages, output)
@@ -143,33 +142,34 @@ def ask(
 
 
 @cromicle.command(
+    short_help="Chat in the terminal.",
     epilog="""\b
 Examples:
   cromicle chat --local
   cromicle chat --base-url http://127.0.0.1:8000 --system "Answer in one sentence."
   cromicle chat --continue
   printf 'One question\\nAnother one\\n' | cromicle chat
-"""
+""",
 )
 @target_options
-@click.option("--continue", "continues", is_flag=True, help="Go on with the last conversation.")
+@click.option("--continue", "continues", is_flag=True, help="Continue the last conversation.")
 @click.option(
     "--load",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Go on with the conversation in FILE, which /save has written.",
+    help="Continue the conversation in FILE, written by /save.",
 )
 @click.option(
     "--history/--no-history",
     default=True,
     show_default=True,
-    help="Keep the lines that are typed, and the conversations, in the platform's data folder.",
+    help="Keep the typed lines and the conversations in the data folder of the platform.",
 )
 @click.option(
     "--plain",
     is_flag=True,
-    help="Send the conversation as one text alone, for a server that rejects unknown fields. By"
+    help="Send the conversation only as one text, for a server that rejects unknown fields. By"
     " default the messages are also sent with their roles.",
 )
 @click.option(
@@ -180,15 +180,15 @@ Examples:
 def chat(
     target: Target, continues: bool, file: Path | None, history: bool, plain: bool, raw: bool
 ) -> None:
-    """Hold a conversation: type a question, read the reply, and so on until Ctrl-D.
+    """Chat in the terminal: type a question, read the reply, and so on until Ctrl-D.
 
-    Alt-Enter begins a new line, and a pasted block stays one question. Ctrl-C stops a reply and
+    Alt-Enter inserts a line break, and a pasted block is one question. Ctrl-C stops a reply and
     keeps the conversation. /help lists the commands, such as /retry, /edit, /undo and /save; Tab
     completes them.
 
-    Where standard input or output is not a terminal, each line of the input is a question or a
-    command, and the output has the replies alone, each with a line break at its end. An error ends
-    the command then.
+    If standard input or output is not a terminal, each line of the input is a question or a
+    command, and only the replies are printed, each followed by a line break. An error then ends
+    the command.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """
@@ -196,7 +196,7 @@ def chat(
     from .chat import start_chat
 
     if continues and file is not None:
-        raise click.UsageError("--continue and --load exclude each other.")
+        raise click.UsageError("--continue and --load cannot be used together.")
     with errors_for_the_shell(target.labels):
         start_chat(
             target,
@@ -209,6 +209,7 @@ def chat(
 
 
 @cromicle.command(
+    short_help="Run an echo server, or a gateway to a model server.",
     epilog="""\b
 Examples:
   cromicle serve
@@ -216,48 +217,54 @@ Examples:
   cromicle serve --upstream https://api.openai.com/v1 --model gpt-4o-mini
   cromicle serve --cromicle https://chat.example
   cromicle serve --host 0.0.0.0 --tokens-file tokens.txt --max-concurrent 20
-"""
+""",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The address to listen on.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
     metavar="PORT",
-    help="The port to listen on; 0 for any free one.",
+    help="The port to listen on; 0 for any free port.",
 )
 @click.option(
     "--token",
     envvar="CROMICLE_TOKEN",
     metavar="TOKEN",
-    help=f"The token that callers must send. {VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
+    help=f"The token that clients must send. {VISIBLE}  [default: $CROMICLE_TOKEN, else abc]",
 )
 @click.option(
     "--tokens-file",
     metavar="FILE",
-    help="Accept each of the tokens in this file instead, one on a line; what follows a # is a"
-    " comment, which stands for the token in the log. SIGHUP reloads it.",
+    help="A file with the accepted tokens, one per line; a comment after # represents the token in"
+    " the log. SIGHUP reloads it.",
 )
 @click.option(
     "--cromicle",
     metavar="URL",
-    help="Serve OpenAI's API instead, in front of this Cromicle endpoint. Its token is"
+    help="Serve OpenAI's API with the replies of this Cromicle endpoint. Its token is"
     " --upstream-key or $CROMICLE_UPSTREAM_KEY.",
 )
 @click.option(
     "--upstream",
     metavar="URL",
     help="The OpenAI-compatible model server; its URL usually ends in /v1."
-    "  [default: none, the server echoes]",
+    "  [default: none, echo the prompts]",
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
     metavar="NAME",
-    help="The model that the model server runs; may be given several times, the default first: a"
-    " caller may name one of them.  [default: its only one]",
+    help="The model of the model server. Repeatable, the default first, to let callers choose."
+    "  [default: the only model of the model server]",
 )
 @click.option(
     "--upstream-key",
@@ -272,8 +279,8 @@ Examples:
     multiple=True,
     callback=parse_headers,
     metavar="NAME:VALUE",
-    help="An additional header for the model server; may be given several times. Other users of"
-    " this machine can see it in the list of processes.",
+    help="An additional header for the model server. Repeatable. Other users of this machine can"
+    " see it in the list of processes.",
 )
 @click.option(
     "--upstream-timeout",
@@ -285,25 +292,27 @@ Examples:
 @click.option(
     "--system",
     metavar="TEXT",
-    help="A system message before each prompt, and before the messages that a caller sends.",
+    help="A system message before each prompt, and before a caller's messages.",
 )
 @click.option(
     "--parse-roles",
     is_flag=True,
-    help="Send a prompt that consists of several messages as these, not as one user message. Text"
-    " of a caller can then forge a role; messages that callers send with their roles cannot.",
+    help="Parse a prompt that was formatted from several messages, and send these instead of one"
+    " user message. Text of a caller can then forge a role; messages sent with roles cannot.",
 )
 @click.option(
     "--temperature", type=float, metavar="NUMBER", help="The temperature of each request."
 )
-@click.option("--max-tokens", type=int, metavar="N", help="The most tokens that a reply may have.")
+@click.option(
+    "--max-tokens", type=int, metavar="N", help="The maximum number of tokens in a reply."
+)
 @click.option("--top-p", type=float, metavar="NUMBER", help="The top_p of each request.")
 @click.option("--seed", type=int, metavar="N", help="The seed of each request.")
 @click.option(
     "--stop",
     multiple=True,
     metavar="TEXT",
-    help="A text at which the model ends its reply; may be given several times.",
+    help="A text at which the model ends its reply. Repeatable.",
 )
 @click.option(
     "--body",
@@ -311,15 +320,15 @@ Examples:
     multiple=True,
     callback=parse_fields,
     metavar="NAME=JSON",
-    help="Any other field of each request, such as top_k=40; may be given several times.",
+    help="Any other field of each request, such as top_k=40. Repeatable.",
 )
 @click.option(
     "--allow-options",
     is_flag=False,
     flag_value=ALL_OPTIONS,
     metavar="[NAME,...]",
-    help="Let callers choose temperature, top_p, max_tokens, stop, seed, presence_penalty,"
-    " frequency_penalty and reasoning_effort, or only those of these names.",
+    help="Let callers set temperature, top_p, max_tokens, stop, seed, presence_penalty,"
+    " frequency_penalty and reasoning_effort, or only the named ones.",
 )
 @click.option(
     "--delay",
@@ -333,21 +342,21 @@ Examples:
     "--max-concurrent",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The number of concurrent replies; further callers wait for their turn."
+    help="The maximum number of concurrent replies; further requests are queued."
     "  [default: unlimited]",
 )
 @click.option(
     "--max-concurrent-per-token",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The number of concurrent replies of each token.  [default: unlimited]",
+    help="The maximum number of concurrent replies for each token.  [default: unlimited]",
 )
 @click.option(
     "--max-waiting",
     type=click.IntRange(min=0),
     metavar="N",
-    help="The number of callers that may wait; further ones get a 503 with Retry-After."
-    "  [default: four times --max-concurrent]",
+    help="The maximum number of queued requests; further ones are rejected with a 503 and"
+    " Retry-After.  [default: four times --max-concurrent]",
 )
 @click.option(
     "--max-request-bytes",
@@ -355,27 +364,27 @@ Examples:
     default=1024 * 1024,
     show_default=True,
     metavar="N",
-    help="The size limit of a request.",
+    help="The maximum size of a request.",
 )
 @click.option(
     "--max-buffered-bytes",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The size limit of all requests that are being received; beyond it the longest gets a"
-    " 503.  [default: 64 MiB]",
+    help="The maximum size of all requests that are being received; beyond it, the largest is"
+    " rejected with a 503.  [default: 64 MiB]",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The number of connections; beyond it new ones replace idle ones, or are closed."
-    "  [default: half of the file descriptors, at most 10000]",
+    help="The maximum number of connections; beyond it, a new connection replaces an idle one, or"
+    " is closed.  [default: half of the file descriptors, at most 10000]",
 )
 @click.option(
     "--max-connections-per-address",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The number of connections from one address, other than those of this machine and of"
+    help="The maximum number of connections from one address, except for this machine and"
     " --forwarded-allow-ips.  [default: a quarter of --max-connections]",
 )
 @click.option(
@@ -384,24 +393,24 @@ Examples:
     default="127.0.0.1,::1",
     show_default=True,
     metavar="ADDRESSES",
-    help="The proxies, addresses or networks, whose X-Forwarded-For has the address of the caller;"
-    " * for all.",
+    help="The proxies whose X-Forwarded-For is trusted: addresses or networks, separated by commas,"
+    " or * for any.",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A host that requests may be for, or *.domain; may be given several times.  [default: any;"
-    " on a loopback address only loopback names and addresses]",
+    help="An accepted host name (Host header), or *.domain. Repeatable.  [default: any; if"
+    " listening on a loopback address, loopback names and addresses only]",
 )
 @click.option(
     "--allow-origin",
     "allow_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="The origin of a web page whose requests are accepted and may be read (CORS), such as"
-    " https://app.example, or *; may be given several times.",
+    help="The origin of web pages that may send requests and read the responses (CORS), such as"
+    " https://app.example, or *. Repeatable.",
 )
 @click.option(
     "--grace",
@@ -409,7 +418,7 @@ Examples:
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="The time for unfinished replies after Ctrl-C or SIGTERM.",
+    help="The time for replies in progress to complete after Ctrl-C or SIGTERM.",
 )
 @click.option(
     "--metrics/--no-metrics",
@@ -421,7 +430,7 @@ Examples:
     "--page/--no-page",
     default=True,
     show_default=True,
-    help="Serve a page at GET / that chats in a browser.",
+    help="Serve a web page at GET / to chat in a browser.",
 )
 @click.option(
     "--access-log/--no-access-log",
@@ -445,13 +454,16 @@ def serve(
     upstream_headers: Mapping[str, str],
     **options: Any,
 ) -> None:
-    """Run a server until Ctrl-C: an echo, or a gateway in front of a model server.
+    """Run a server until Ctrl-C: an echo server, or a gateway to a model server.
 
-    With --cromicle it has OpenAI's API, for clients of that, in front of a Cromicle endpoint.
-    A gateway looks up the models of the model server once, and warns of those that it does not
-    list. Once the server listens, its address and an example are printed on stderr, for a gateway
-    also the model server and its model, then the log.
-    Ctrl-C (exit code 130) and SIGTERM wait for unfinished replies, for --grace seconds at most; a
+    With --upstream, the server is a gateway to an OpenAI-compatible model server. With --cromicle,
+    it serves OpenAI's API with the replies of a Cromicle endpoint.
+
+    A gateway requests the list of models of the model server at the start, and warns if a --model
+    is missing in it. When the server listens, its address, an example and the model are printed on
+    stderr, followed by the log.
+
+    Ctrl-C (exit code 130) and SIGTERM wait for replies in progress, for at most --grace seconds. A
     second Ctrl-C ends the server at once.
     """
     check_combination(context)
@@ -471,23 +483,24 @@ def serve(
     )
     with errors_for_the_shell(SERVE_FLAGS):
         serve_in_foreground(service, network, access_log=access_log)
-    # It returns after Ctrl-C only, for which `run` has an exit code.
+    # Reached only after Ctrl-C; `run` returns the exit code for it.
     raise KeyboardInterrupt
 
 
 @cromicle.command(
+    short_help="Print the completion script of a shell.",
     epilog="""\b
 Examples:
   eval "$(cromicle completion bash)"                               in ~/.bashrc
   eval "$(cromicle completion zsh)"                                in ~/.zshrc
   cromicle completion fish > ~/.config/fish/completions/cromicle.fish
-"""
+""",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script by which the shell completes commands, options and profiles."""
+    """Print the script that lets the shell complete commands, options and profiles."""
     kind = get_completion_class(shell)
-    assert kind is not None, "click has those of these three shells"
+    assert kind is not None, "click supports these three shells"
     script = kind(cromicle, {}, "cromicle", COMPLETE_VARIABLE).source()
     open_output().write(script + "\n")
 
@@ -501,7 +514,7 @@ Examples:
 )
 @click.argument("topic", required=False, shell_complete=complete_page)
 def docs(topic: str | None) -> None:
-    """Show a page of the documentation, or the list of them."""
+    """Show a page of the documentation, or the list of pages."""
     if topic is None:
         print_list()
     else:

@@ -1,6 +1,6 @@
-"""Settings that last: profiles in `config.toml`, and the source of each value in force.
+"""The settings in effect, from options, the environment and profiles, and their sources.
 
-The SDK reads no file; the command does, through `load_settings`.
+Only the command reads `config.toml`, through `load_settings`; the SDK does not.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _FLAGS = {
 _VARIABLES = {"base_url": "CROMICLE_BASE_URL", "token": "CROMICLE_TOKEN"}
 PROFILE_VARIABLE = "CROMICLE_PROFILE"
 
-# The source of what none of these has.
+# The source of a setting that is set nowhere.
 DEFAULT = "default"
 _WITHHELD = f"{DEFAULT}, as that of "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings in force: of options, else the environment, else the profile, else None.
+    """The settings in effect: from options, else the environment, else the profile, else None.
 
-    `extra_body` holds the fields of all of these, and the model as its field `model`. `sources`
-    says in words where each setting comes from.
+    `extra_body` merges the fields from all of these, and includes the model as the field `model`.
+    `sources` describes where each setting comes from.
     """
 
     profile: str | None = None
@@ -51,12 +51,12 @@ class Settings:
 
     @property
     def model(self) -> Any:
-        """The field `model` of `extra_body`, None where there is none."""
+        """The field `model` of `extra_body`, or None."""
         return self.extra_body.get("model")
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """How an error names the settings: the flag, the variable or the profile in use."""
+        """The names of the settings in errors: the flag, the variable, or the profile in use."""
         labels = dict(_FLAGS)
         for name, source in self.sources.items():
             if source.startswith("$"):
@@ -68,17 +68,17 @@ class Settings:
         return labels
 
     def with_system(self, text: str, source: str) -> Settings:
-        """These settings with the text of another system message."""
+        """Return a copy with another system message."""
         return replace(self, system=text, sources={**self.sources, "system": source})
 
     def require_base_url(self) -> str:
-        """The base URL. Raises `Misuse`, which says how to get one, where none is set."""
+        """Return the base URL. Raises `Misuse`, with instructions, if none is set."""
         if self.base_url is None:
             raise Misuse(
                 "No endpoint is set: pass --base-url URL, or save one with"
                 " `cromicle config set base_url URL`.",
                 advice="To run one on this machine, use `cromicle serve`, with --upstream URL for a"
-                " model; for a first try, pass --local.",
+                " model. To try the command without an endpoint, pass --local.",
             )
         return self.base_url
 
@@ -93,10 +93,11 @@ def load_settings(
     extra_body: Mapping[str, Any] | None = None,
     options_only: bool = False,
 ) -> Settings:
-    """The settings in force, given the options of a command, None where not given.
+    """Return the settings in effect, given the options of a command, which are None if not given.
 
-    With `options_only`, these hold alone. Raises `Misuse`, which names the option, the variable,
-    or the file and its key. A file that other users can use is reported on stderr.
+    With `options_only`, the environment and the profiles are ignored. Raises `Misuse`, which names
+    the option, the variable, or the file and its key. If other users can access the file, a warning
+    is printed on stderr.
     """
     name, chosen, own = (
         (None, DEFAULT, Profile()) if options_only else _choose_profile(find_file(), profile)
@@ -110,7 +111,7 @@ def load_settings(
         saved = getattr(own, setting)
         values[setting], sources[setting] = _find(setting, value, variable, saved, of_profile)
     if sources["token"] == of_profile and not _is_same_origin(values["base_url"], own.base_url):
-        # A token is for the endpoint that it was saved with.
+        # A saved token is sent only to the endpoint that it was saved with.
         values["token"] = None
         sources["token"] = f"{_WITHHELD}{of_profile} is for its own base_url"
     fields, sources_of_fields = _merge_fields(own, of_profile, model, extra_body or {})
@@ -126,10 +127,10 @@ def _name_source(profile: str | None) -> str:
 def _find(
     name: str, given: object, variable: str, saved: object, of_profile: str
 ) -> tuple[Any, str]:
-    """The value of a setting, and where it comes from."""
+    """Return the value of a setting and its source."""
     if given is not None:
         return check(_FLAGS[name], name, given), _FLAGS[name]
-    # Shells set a variable to nothing to unset it for one command.
+    # An empty variable counts as unset: `VARIABLE= command` unsets it for one command.
     text = os.environ.get(variable)
     if text:
         value = Secret(text) if name == "token" else text
@@ -140,9 +141,9 @@ def _find(
 def _merge_fields(
     own: Profile, of_profile: str, model: str | None, extra_body: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a request with the model among them, and where these two come from."""
+    """Return the fields of a request, including the model, and the sources of both."""
     if model is not None and "model" in extra_body:
-        raise Misuse("--model and --body model=… exclude each other.")
+        raise Misuse("--model and --body model=… cannot be used together.")
     sources = {"model": DEFAULT, "extra_body": DEFAULT}
     fields = dict(own.extra_body)
     if own.extra_body:
@@ -164,7 +165,7 @@ def _merge_fields(
 
 
 def _is_same_origin(base_url: object, saved: str | None) -> bool:
-    """Whether a profile's token may go to `base_url`; where the profile has none, to any."""
+    """Whether a profile's token may be sent to `base_url`. `saved` is the profile's base URL."""
     if saved is None or base_url == saved:
         return True
     one, other = (Endpoint.parse("base_url", url) for url in (base_url, saved))
@@ -172,7 +173,7 @@ def _is_same_origin(base_url: object, saved: str | None) -> bool:
 
 
 def _choose_profile(file: Path, given: str | None) -> tuple[str | None, str, Profile]:
-    """The profile in use, None and an empty one if there is none, and where its name comes from."""
+    """Return the name of the profile in use (None without one), its source, and the profile."""
     profiles = read_profiles(file)
     warn_of_other_users(file)
     variable = os.environ.get(PROFILE_VARIABLE)

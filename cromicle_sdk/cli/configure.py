@@ -1,4 +1,4 @@
-"""`cromicle config`: show the settings in force, and change those of a profile."""
+"""`cromicle config`: shows the settings in effect, and changes those of a profile."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = ["config"]
 _NAMES = (*NAMES, "default_profile")
 _FIELD = "extra_body."
 
-# Of a value in the list, in characters.
-_LONGEST_SHOWN = 60
+# The maximum length of a value in the list, in characters.
+_MAX_SHOWN_LENGTH = 60
 
 
 def _complete_name(
@@ -49,22 +49,24 @@ Examples:
 @add_settings_options
 @click.pass_context
 def config(context: click.Context, /, **options: Any) -> None:
-    """Show each setting in force and where it comes from, or change one.
+    """Show the settings in effect and their sources, or change one.
 
-    An option comes before the environment, and the environment before the profile in use. The
-    options are those of `cromicle ask`: with them, the list shows what `ask` uses. Tokens are never
-    shown.
+    An option overrides the environment, and the environment overrides the profile in use. The
+    options are those of `cromicle ask`: with them, the list shows the settings that `ask` would
+    use. Tokens are never shown.
 
-    Settings are kept in config.toml, in a table for each profile. The profile in use is that of
-    --profile, else of $CROMICLE_PROFILE, else of the file's default_profile, else the one with the
-    name default.
+    Settings are saved in config.toml, which has a table for each profile. The profile in use is
+    --profile, else $CROMICLE_PROFILE, else the file's default_profile, else the profile named
+    default.
     """
     if context.invoked_subcommand is None:
         output = open_output()
         output.write(format_settings(take_settings(options)) + "\n")
     elif any(options.values()):
         command = context.invoked_subcommand
-        raise click.UsageError(f"These options are for the list; put --profile after {command}.")
+        raise click.UsageError(
+            f"{command} does not take these options; --profile must follow {command}."
+        )
 
 
 @config.command("path")
@@ -73,17 +75,17 @@ def print_path() -> None:
     open_output().write(f"{find_file()}\n")
 
 
-@config.command("set")
+@config.command("set", short_help="Save a setting in a profile.")
 @add_profile_option
 @click.argument("name", metavar="NAME", shell_complete=_complete_name)
 @click.argument("value", metavar="[VALUE]", required=False)
 def set_value(profile: str | None, name: str, value: str | None) -> None:
-    """Save a setting in the profile in use, or in that of --profile, which may be a new one.
+    """Save a setting in the profile in use, or in --profile, which is created if missing.
 
     NAME is base_url, token, system, model, extra_body (a JSON object), extra_body.FIELD (JSON) or
-    default_profile. With - as the VALUE, it is read from standard input. For a token, leave VALUE
-    out: it is prompted for on a terminal, else read from standard input, and does not stay in the
-    shell's history.
+    default_profile. If VALUE is -, it is read from standard input. Omit VALUE for a token, to keep
+    it out of the shell's history: it is then prompted for on a terminal, or read from standard
+    input.
     """
     file = find_file()
     key = _parse_name(name)
@@ -101,7 +103,7 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
         table = document
         for depth, each in enumerate(tables):
             if each not in table:
-                # The first one has no line of its own.
+                # [profile] has no line of its own, only [profile.NAME].
                 table[each] = tomlkit.table(is_super_table=depth == 0)
             table = check_table(file, ".".join(tables[: depth + 1]), table[each])
         table[last] = item
@@ -109,13 +111,13 @@ def set_value(profile: str | None, name: str, value: str | None) -> None:
     change_file(file, change)
 
 
-@config.command("unset")
+@config.command("unset", short_help="Remove a setting from a profile.")
 @add_profile_option
 @click.argument("name", metavar="NAME", shell_complete=_complete_name)
 def unset_value(profile: str | None, name: str) -> None:
-    """Remove a setting from the profile in use, or from that of --profile.
+    """Remove a setting from the profile in use, or from --profile.
 
-    NAME is one that `cromicle config set` takes. Removing a setting that is not set is no error.
+    NAME is as for `cromicle config set`. Removing a setting that is not set is not an error.
     """
     file = find_file()
     key = _parse_name(name)
@@ -131,7 +133,7 @@ def unset_value(profile: str | None, name: str) -> None:
 
 
 def _parse_name(name: str) -> tuple[str, ...]:
-    """The keys below the profile, or `default_profile`. Raises `click.UsageError`."""
+    """Return the keys below the profile, or `default_profile`. Raises `click.UsageError`."""
     if name.startswith(_FIELD) and name != _FIELD:
         return ("extra_body", name.removeprefix(_FIELD))
     if name not in _NAMES:
@@ -151,7 +153,7 @@ def _read_value(name: str, value: str | None) -> str:
 
 
 def _parse_value(name: str, key: tuple[str, ...], text: str) -> Any:
-    """The value as it is saved. Raises `Misuse`, which never quotes it."""
+    """Return the value to save. Raises `Misuse`, which never quotes it."""
     if name == "default_profile":
         return text
     value: object = text
@@ -159,13 +161,13 @@ def _parse_value(name: str, key: tuple[str, ...], text: str) -> Any:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            raise Misuse(f"{name}: the value is not JSON; a text needs quotes.") from None
+            raise Misuse(f"{name}: the value is not JSON; put a string in quotes.") from None
     check_value(name, key[0], {key[1]: value} if len(key) > 1 else value)
     return value
 
 
 def _find_path(document: Any, profile: str | None, key: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that lead to a setting in the document of tomlkit."""
+    """Return the path of keys to a setting in the tomlkit document."""
     if key == ("default_profile",):
         return key
     in_use = profile or os.environ.get(PROFILE_VARIABLE) or document.get("default_profile")
@@ -173,13 +175,13 @@ def _find_path(document: Any, profile: str | None, key: tuple[str, ...]) -> tupl
 
 
 def format_settings(settings: Settings) -> str:
-    """A line for the file, and one for each setting: its name, its value and its source."""
+    """Format the path of the file, and the name, value and source of each setting, as lines."""
     file = find_file()
     fields = {name: value for name, value in settings.extra_body.items() if name != "model"}
     values = {
         "profile": settings.profile,
         "base_url": None if settings.base_url is None else _hide_password(settings.base_url),
-        # The well-known one protects nothing.
+        # The well-known token may be shown.
         "token": DEFAULT_TOKEN if settings.token is None else "set, not shown",
         "system": settings.system,
         "model": settings.model,
@@ -208,4 +210,4 @@ def _format_value(value: object) -> str:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     line = remove_controls(" ".join(text.split()))
-    return line if len(line) <= _LONGEST_SHOWN else line[: _LONGEST_SHOWN - 1] + "…"
+    return line if len(line) <= _MAX_SHOWN_LENGTH else line[: _MAX_SHOWN_LENGTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""The pages of the documentation, in a terminal."""
+"""`cromicle docs`: shows the pages of the documentation in the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDER = files("cromicle_sdk") / "docs"
 
 
 def complete_page(context: click.Context, parameter: click.Parameter, start: str) -> list[str]:
-    """The names of the pages that begin so, for the completion of a shell."""
+    """Return the names of the pages that begin with `start`, for shell completion."""
     return [page for page in _list_pages() if page.startswith(start)]
 
 
@@ -27,7 +27,7 @@ def print_list() -> None:
 
 
 def print_page(name: str) -> None:
-    """Print a page: laid out on a terminal, as it is elsewhere. Raises `UsageError`."""
+    """Print a page, rendered if stdout is a terminal. Raises `UsageError`."""
     if name not in _list_pages():
         raise click.UsageError(f"There is no page {name!r}. The pages: {', '.join(_list_pages())}.")
     text = _read(name)

@@ -1,4 +1,4 @@
-"""Errors of the SDK as the command prints them: flags for options, and hints for a shell."""
+"""Translation of the SDK's errors for the command: flags for options, and hints for the shell."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Misuse", "describe_error", "errors_for_the_shell"]
 
 
 class Misuse(click.ClickException):
-    """Options, variables or a file that do not do; `advice` is a line of its own."""
+    """An option, a variable or a file is invalid. `advice` is printed on its own line."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class Misuse(click.ClickException):
         self.advice = advice
 
 
-# Where a token comes from, for whom it is not known.
+# The sources of a token if its actual source is unknown.
 _BOTH = "--token or $CROMICLE_TOKEN"
 
 
@@ -41,7 +41,7 @@ _BOTH = "--token or $CROMICLE_TOKEN"
 def errors_for_the_shell(flags: Mapping[str, str]) -> Generator[None]:
     """Raise `ClickException` for each error of the SDK.
 
-    `flags` are the flags of the command by the names of the SDK's options.
+    `flags` maps the SDK's options to the command's flags.
     """
     try:
         yield
@@ -52,25 +52,25 @@ def errors_for_the_shell(flags: Mapping[str, str]) -> Generator[None]:
 
 
 def describe_error(error: CromicleError, flags: Mapping[str, str]) -> str:
-    """The message of an error, with flags for the names of options.
+    """Return the message of an error, with flags in place of the names of options.
 
-    Names are replaced where the SDK wrote them, which is at the beginning of a
-    `ConfigurationError` and in hints: the rest may quote a server.
+    Names are replaced only where the SDK writes them, at the beginning of a `ConfigurationError`
+    and in hints. The rest of a message may quote a server.
     """
     problem = error.problem
     if isinstance(error, ConfigurationError) and error.option is not None:
         problem = f"{flags.get(error.option, error.option)}: {error.detail}"
-    # The hint goes with the problem as in the error itself.
+    # `CromicleError` joins the problem and the hint.
     return str(CromicleError(problem, hint=_choose_hint(error, flags)))
 
 
 def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
-    """The hint of the error, or another one if that is only of use in Python."""
+    """Return the hint of the error, or another one if it is useful only in Python."""
     match error:
         case InvalidMessageError():
             return ""
         case ConfigurationError(option="host") if error.hint:
-            return "pass a --token of your own, or --tokens-file without it, or a loopback --host"
+            return "pass your own --token, a --tokens-file without it, or a loopback --host"
         case ConfigurationError(option="extra_body"):
             return ""
         case APIConnectionError(option="verify"):
@@ -80,14 +80,14 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
         case APIConnectionError(option="max_connections"):
             return "Raise the limit of open files (ulimit -n)."
         case UnexpectedContentError(option="strict"):
-            return "The model ended without text: change the prompt."
+            return "The model sent no text: change the prompt."
         case APIStatusError(option="token") | AuthenticationError():
             label = flags.get("token", "token")
             if label.startswith("token "):
                 return f"Check the {label}."
             return f"Check the token: {_BOTH if label == '--token' else label}."
         case IncompleteReplyError():
-            return "Retry for the whole reply."
+            return "Retry to get the complete reply."
         case ReplyTooLargeError():
             return "Ask for a shorter reply."
         case ReplyDecodeError():
@@ -100,6 +100,6 @@ def _name_options(hint: str, error: CromicleError, flags: Mapping[str, str]) -> 
     for option in {error.option or "base_url", "base_url"}:
         if option in hint:
             flag = flags.get(option, option)
-            # Where the option cannot be given, advice about it is of no use.
+            # A hint about an option that the command does not have is useless.
             hint = hint.replace(option, flag) if flag else ""
     return hint

@@ -1,4 +1,4 @@
-"""Files that are for their owner alone."""
+"""Files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["replace_file"]
 
 
 def replace_file(target: Path, data: bytes) -> None:
-    """Write a file in one step: another process sees the old one or the new one, and whole.
+    """Write a file atomically: another process sees either the old or the new content.
 
     Its mode is 600. Raises `OSError`.
     """
-    # In the same folder, for `os.replace` does not move a file between file systems. The mode of
-    # what it makes is 600.
+    # In the same folder, because `os.replace` does not work across file systems. `mkstemp` sets the
+    # mode 600.
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

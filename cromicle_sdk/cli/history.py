@@ -1,4 +1,4 @@
-"""What `cromicle chat` keeps: the lines that were typed, and the conversations."""
+"""The history of `cromicle chat`: typed lines, and conversations."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from cromicle_sdk import Conversation, InvalidMessageError
 from .errors import Misuse
 from .files import replace_file
 
-__all__ = ["MOST_CONVERSATIONS", "MOST_LINES", "Archive", "load_conversation", "save_conversation"]
+__all__ = ["MAX_CONVERSATIONS", "MAX_LINES", "Archive", "load_conversation", "save_conversation"]
 
 # Older ones are removed.
-MOST_LINES = 1000
-MOST_CONVERSATIONS = 1000
+MAX_LINES = 1000
+MAX_CONVERSATIONS = 1000
 
 
 class Archive:
-    """The lines and the conversations in the platform's data folder, for their owner alone.
+    """The typed lines and the conversations in the platform's data folder.
 
-    Each conversation is a file of its own, in the JSON of `Conversation`. What cannot be kept is
-    `problem`, in words, and not an error: the chat goes on without it.
+    Only the owner can read them. Each conversation is a file with the JSON of `Conversation`. If
+    the history cannot be written, no error is raised, but `problem` describes the reason, so that
+    the chat can continue.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -36,7 +37,7 @@ class Archive:
         self.problem: str = ""
 
     def read_lines(self) -> list[str]:
-        """The lines that were typed, the oldest first."""
+        """Return the typed lines, the oldest first."""
         try:
             written = self._lines.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
@@ -45,8 +46,8 @@ class Archive:
             self._fail(error)
             return []
         lines = [line for text in written if (line := _parse_line(text)) is not None]
-        if len(lines) > 2 * MOST_LINES:
-            lines = lines[-MOST_LINES:]
+        if len(lines) > 2 * MAX_LINES:
+            lines = lines[-MAX_LINES:]
             self._try_replace(self._lines, "".join(f"{json.dumps(line)}\n" for line in lines))
         return lines
 
@@ -60,19 +61,19 @@ class Archive:
             self._fail(error)
 
     def save(self, conversation: Conversation) -> None:
-        """Keep a conversation in the place of what was kept by the last call."""
+        """Save a conversation to the current file."""
         is_new = not self._current.exists()
         self._try_replace(self._current, conversation.to_json())
         if is_new:
-            for path in self._list()[:-MOST_CONVERSATIONS]:
+            for path in self._list()[:-MAX_CONVERSATIONS]:
                 path.unlink(missing_ok=True)
 
     def start_anew(self) -> None:
-        """Keep what comes in a file of its own."""
+        """Save to a new file from now on."""
         self._current = self._conversations / _build_name()
 
     def continue_last(self) -> Conversation:
-        """The conversation that was kept last, in whose file the next ones are kept.
+        """Load the most recent conversation, and save to its file from now on.
 
         Raises `Misuse` if there is none, or if it cannot be read.
         """
@@ -93,11 +94,11 @@ class Archive:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        self.problem = f"The history in {self._folder} is not kept: {error.strerror or error}."
+        self.problem = f"The history in {self._folder} is not saved: {error.strerror or error}."
 
 
 def load_conversation(path: Path) -> Conversation:
-    """The conversation in a file. Raises `Misuse`."""
+    """Load the conversation in a file. Raises `Misuse`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -111,9 +112,9 @@ def load_conversation(path: Path) -> Conversation:
 
 
 def save_conversation(conversation: Conversation, path: Path) -> None:
-    """Write a conversation to a file, which may hold another one. Raises `Misuse`."""
+    """Write a conversation to a file, which may contain another one. Raises `Misuse`."""
     if path.exists():
-        # A name mistyped must not cost anybody a file.
+        # A mistyped name must not overwrite any other file.
         try:
             load_conversation(path)
         except Misuse:
@@ -125,7 +126,7 @@ def save_conversation(conversation: Conversation, path: Path) -> None:
 
 
 def _build_name() -> str:
-    """The name of a new conversation's file; names sort by time."""
+    """Return the file name of a new conversation. Names sort by time."""
     seconds, rest = divmod(time.time_ns(), 1_000_000_000)
     moment = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime(seconds))
     return f"{moment}.{rest:09}-{os.getpid()}.json"
@@ -135,6 +136,6 @@ def _parse_line(text: str) -> str | None:
     try:
         line: object = json.loads(text)
     except ValueError:
-        # Half a line of a process that was killed.
+        # An incomplete line of a process that was killed.
         return None
     return line if isinstance(line, str) else None

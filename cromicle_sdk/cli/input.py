@@ -1,4 +1,4 @@
-"""What the user passes: the text to send, and the values of options."""
+"""Reading the text to send, and parsing the values of options."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
     "read_text",
 ]
 
-# What stands for standard input where a file or the text is given.
+# The name of standard input, in place of a file or among the words.
 STDIN = "-"
 
 
 def read_text(words: Sequence[str], files: Sequence[str] = ()) -> str:
-    """The text that the files, stdin and the words make together, in this order.
+    """Return the text of the files, stdin and the words, in this order.
 
-    Words are joined by spaces, and stdin is read unless it is a terminal; where one of the words is
-    `-`, it stands there. One part alone is sent as it is. Several are separated by blank lines, a
-    question after its documents (as in llm and ollama). Blank parts are ignored.
+    Words are joined by spaces. Stdin is read unless it is a terminal; a `-` among the words inserts
+    it there. A single part is sent unchanged. Several parts are separated by blank lines, so that a
+    question follows its documents (as in llm and ollama). Blank parts are ignored.
 
     Raises `click.UsageError` if there is no text, or if it is not UTF-8.
     """
@@ -57,7 +57,7 @@ def read_text(words: Sequence[str], files: Sequence[str] = ()) -> str:
 
 
 def read_file(path: str, flag: str) -> str:
-    """The text of a file, which is that of stdin for `-`. Raises `click.UsageError`."""
+    """Return the text of a file, or of stdin for `-`. Raises `click.UsageError`."""
     if path == STDIN:
         try:
             data = b"" if sys.stdin is None else sys.stdin.buffer.read()
@@ -74,7 +74,7 @@ def read_file(path: str, flag: str) -> str:
 
 
 def fence(name: str, text: str) -> str:
-    """A fenced block of Markdown below its name, in which the text cannot end the fence."""
+    """Return a name and a fenced code block, whose fence is longer than any in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
     end = "" if not text or text.endswith("\n") else "\n"
@@ -82,21 +82,21 @@ def fence(name: str, text: str) -> str:
 
 
 def check_stdin_once(*paths: str) -> None:
-    """Raise `click.UsageError` where more than one of what is read is `-`."""
+    """Raise `click.UsageError` if more than one of the paths is `-`."""
     if paths.count(STDIN) > 1:
-        raise click.UsageError("Standard input can be read only once: one - is enough.")
+        raise click.UsageError("Standard input can be read only once: use only one -.")
 
 
 def parse_limit(value: object) -> float:
-    """The type of an option that is a limit: seconds, above 0."""
+    """Parse an option that is a limit: seconds, more than 0."""
     seconds = _parse_number(value)
     if not 0 < seconds < math.inf:
-        raise click.BadParameter(f"{value!r} is not a number of seconds above 0.")
+        raise click.BadParameter(f"{value!r} is not a number of seconds greater than 0.")
     return seconds
 
 
 def parse_delay(value: object) -> float:
-    """The type of an option that is a delay: seconds, 0 or more."""
+    """Parse an option that is a delay: seconds, 0 or more."""
     seconds = _parse_number(value)
     if not 0 <= seconds < math.inf:
         raise click.BadParameter(f"{value!r} is not a number of seconds, 0 or more.")
@@ -106,7 +106,7 @@ def parse_delay(value: object) -> float:
 def parse_headers(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> Mapping[str, str]:
-    """The callback of `--header NAME:VALUE`.
+    """Parse the values of `--header NAME:VALUE`. This is a callback of click.
 
     Errors never quote a value, which may be a secret. Raises `click.BadParameter`.
     """
@@ -127,7 +127,7 @@ def parse_headers(
 def parse_fields(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> Mapping[str, Any]:
-    """The callback of `--body NAME=JSON`.
+    """Parse the values of `--body NAME=JSON`. This is a callback of click.
 
     Errors never quote a value, which may be private. Raises `click.BadParameter`.
     """
@@ -144,7 +144,7 @@ def parse_fields(
             fields[name] = json.loads(value)
         except (ValueError, RecursionError):
             raise click.BadParameter(
-                f"the value of {name} is not JSON; a text needs quotes: '{name}=\"...\"'.",
+                f"the value of {name} is not JSON; put a string in quotes: '{name}=\"...\"'.",
                 context,
                 parameter,
             ) from None
@@ -154,7 +154,7 @@ def parse_fields(
 def _check_typed(text: str) -> str:
     # Python decodes arguments that are not UTF-8 to lone surrogates (PEP 383).
     if find_lone_surrogate(text) is not None:
-        raise click.UsageError("TEXT holds bytes that are not UTF-8.")
+        raise click.UsageError("TEXT contains bytes that are not UTF-8.")
     return text
 
 
@@ -164,13 +164,13 @@ def _read_stdin() -> bytes:
     try:
         return sys.stdin.buffer.read()
     except OSError:
-        # nohup gives its program a stdin that cannot be read.
+        # nohup opens stdin for writing only.
         return b""
 
 
 def _decode(data: bytes, what: str) -> str:
     try:
-        # Windows tools begin a file with a byte order mark, which is not part of the text.
+        # Windows tools begin a file with a byte order mark.
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise click.UsageError(
@@ -179,7 +179,7 @@ def _decode(data: bytes, what: str) -> str:
 
 
 def _name_file(path: str) -> str:
-    # The name of a file may hold anything, and it is one line of the prompt.
+    # The name must be one line of the prompt, but the name of a file may contain line breaks.
     name = "standard input" if path == STDIN else path
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 

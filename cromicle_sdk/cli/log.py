@@ -1,4 +1,4 @@
-"""The log of `cromicle serve` on stderr, which does not wait for whoever reads it."""
+"""The log of `cromicle serve` on stderr, written without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .output import remove_controls
 
 __all__ = ["LogWriter", "log_to_stderr"]
 
-# Some megabytes: what a busy server logs in ten seconds while a reader pauses.
+# A few megabytes: the log of a busy server while the reader of a pipe pauses for ten seconds.
 MAX_QUEUED_LINES = 10_000
 
-# How long the last lines may take at the end. A reader that is alive takes them at once.
+# How long to wait at the end until the last lines are written. An active reader takes no time.
 FLUSH_SECONDS = 0.5
 
-# How long to wait for a pipe that is full and does not block, which is another process's choice.
+# How long to wait before writing again to a full pipe that another process made non-blocking.
 RETRY_SECONDS = 0.05
 
 
 @contextlib.contextmanager
 def log_to_stderr(*, access: bool) -> Generator[None]:
-    """Print the server's log at INFO and above; `access` includes a line for each request.
+    """Print the server's log at INFO and above. If `access` is true, include the access log.
 
-    Warnings and errors of other packages are printed as well. SIGTERM ends the process only once
-    the last lines are printed.
+    Warnings and errors of other packages are printed, too. SIGTERM ends the process only after the
+    last lines have been printed.
     """
     root = logging.getLogger()
     logger = logging.getLogger("cromicle_sdk.server")
@@ -41,7 +41,7 @@ def log_to_stderr(*, access: bool) -> Generator[None]:
     levels = logger.level, access_logger.level
     writer = LogWriter()
     handler = _LogHandler(writer)
-    # Not only of our logger: what no handler takes is printed by Python itself, which waits.
+    # The root logger: Python's handler of last resort would block on a full pipe.
     root.addHandler(handler)
     logger.setLevel(logging.INFO)
     if not access:
@@ -57,10 +57,10 @@ def log_to_stderr(*, access: bool) -> Generator[None]:
 
 
 class LogWriter:
-    """Writes lines to stderr in a thread of its own.
+    """Writes lines to stderr in a separate thread.
 
-    A pipe that nobody reads would otherwise stop the event loop, and with it the server. Lines
-    beyond `MAX_QUEUED_LINES` are dropped, and their number is written in their place.
+    Otherwise a pipe that is not read would block the event loop of the server. Lines beyond
+    `MAX_QUEUED_LINES` are dropped, and their number is written instead.
     """
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class LogWriter:
         self._dropped = 0
         self._is_closed = False
         self._changed = threading.Condition()
-        # A daemon: the process must be able to end while the thread waits for a reader.
+        # A daemon thread, so that the process can exit while the thread waits for a reader.
         self._thread = threading.Thread(target=self._run, name="cromicle-log", daemon=True)
         self._thread.start()
 
     def write(self, line: str) -> None:
-        """Queue a line, without its line break, or drop it. Never waits for the reader."""
+        """Queue a line, which has no line break, or drop it. Never blocks."""
         with self._changed:
             if len(self._lines) < MAX_QUEUED_LINES:
                 self._lines.append(line)
@@ -82,7 +82,7 @@ class LogWriter:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write the lines that are queued, in `FLUSH_SECONDS` at most."""
+        """Write the queued lines, within `FLUSH_SECONDS`."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -93,13 +93,13 @@ class LogWriter:
             _write_to_stderr("".join(f"{line}\n" for line in lines))
 
     def _take(self) -> list[str]:
-        """All queued lines as soon as there is one; none once the writer is closed."""
+        """Wait for lines and return them, or an empty list once the writer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._is_closed)
             lines = list(self._lines)
             self._lines.clear()
             if self._dropped:
-                lines.append(f"{self._dropped} lines of the log were dropped: nobody read stderr")
+                lines.append(f"{self._dropped} lines of the log were dropped: stderr was not read")
                 self._dropped = 0
             return lines
 
@@ -128,10 +128,10 @@ def _write_to_stderr(text: str) -> None:
         try:
             descriptor = sys.stderr.fileno()
         except io.UnsupportedOperation:
-            # An object that stands in for it, as in a test.
+            # Replaced by another object, as in tests.
             sys.stderr.write(text)
             return
-        # Not its own `write`, which holds a lock that the interpreter wants at its end.
+        # Not `sys.stderr.write`, which holds a lock that the interpreter acquires at exit.
         data = text.encode(sys.stderr.encoding, "backslashreplace")
         while data:
             try:
@@ -142,7 +142,7 @@ def _write_to_stderr(text: str) -> None:
 
 @contextlib.contextmanager
 def _flushed_before_termination(writer: LogWriter) -> Generator[None]:
-    """Close the writer before SIGTERM ends the process, which uvicorn lets it do once it stops."""
+    """Close the writer before SIGTERM ends the process; uvicorn raises it again after its stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""One run of the command: its exit code, and at most one error on stderr."""
+"""Running the command: its exit code, and at most one error on stderr."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .output import abandon_stdout, report, report_error
 __all__ = ["run"]
 
 FAILED = 1
-# Shells report 128 and the number of the signal for a program that a signal ended: SIGINT, and
-# SIGPIPE, as for cat and grep, so that `set -o pipefail` sees a closed pipe.
+# 128 plus the number of the signal, as in shells: SIGINT, and SIGPIPE, so that `set -o pipefail`
+# detects a closed pipe as it does for cat and grep.
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `cromicle` with these arguments and return its exit code; raises nothing.
+    """Run `cromicle` with these arguments and return its exit code. Raises nothing.
 
-    0 is success, 1 a failure and 2 wrong usage, with the reason on stderr; 130 is Ctrl-C and 141 a
-    closed pipe at stdout, both without a message.
+    0 is success. 1 is a failure and 2 wrong usage, with the reason on stderr. 130 is Ctrl-C and 141
+    a closed pipe at stdout, both without a message.
     """
     try:
         request = os.environ.get(COMPLETE_VARIABLE)

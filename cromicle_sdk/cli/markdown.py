@@ -1,7 +1,7 @@
-"""Markdown of a reply for a terminal: its blocks, and what rich draws of each.
+"""Rendering of a reply's Markdown for a terminal, block by block.
 
-Not rich's own `Markdown`, which leaves out what a reply has written: HTML, definitions of links,
-the targets of images, line breaks. Here each of them is shown.
+rich's own `Markdown` is not used, because it omits parts of a reply: HTML, link definitions, the
+targets of images, and line breaks. Here, all of them are shown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .output import remove_controls
 
 __all__ = ["Block", "build_plain", "divide", "divide_anywhere", "split_blocks"]
 
-# Beyond it the parser leaves text out, so a text that is nested as deeply is shown as it is.
+# At a deeper nesting, the parser omits text, so such a text is shown unrendered.
 _MAX_NESTING = 40
 
 _CODE_THEME = "monokai"
@@ -40,17 +40,16 @@ _HEADING_STYLES = {
 }
 _MARK_STYLE = Style(bold=True, color="yellow")
 
-# The number of an item; what begins an item of another list does not match.
+# The number of an item in an ordered list.
 _NUMBER = re.compile(r"^\d+(?=[.)])")
 
-# The marks of lists and quotes for a terminal that has only ASCII.
+# The marks of lists and quotes on a terminal that supports only ASCII.
 _ASCII = {ord("•"): "-", ord("▌"): "|"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a text, such as a paragraph or a list: the number of its first line, and how to
-    draw it."""
+    """A block of a text, such as a paragraph or a list, with the number of its first line."""
 
     start: int
     node: SyntaxTreeNode | None
@@ -58,7 +57,7 @@ class Block:
 
 
 def split_blocks(text: str) -> list[Block]:
-    """The blocks of a text."""
+    """Split a text into its blocks."""
     tokens = _parser().parse(text)
     if any(token.level >= _MAX_NESTING - 1 for token in tokens):
         return [Block(0, None, build_plain(text))]
@@ -70,22 +69,22 @@ def split_blocks(text: str) -> list[Block]:
 
 
 def divide(block: Block, lines: list[str]) -> tuple[str, str] | None:
-    """The text of the only block of these lines as two texts that are drawn as the one is.
+    """Divide the only block of these lines into two texts that together look the same.
 
-    The second one is as short as can be. None if the block is drawn otherwise without its end.
+    The second text is as short as possible. Returns None if the block cannot be divided.
     """
     node = block.node
     if node is None:
         return None
     if node.type == "fence":
-        # The last line may be the end of the code, and the one before belongs to it then.
+        # The last line may be the closing fence, which must stay with the line before.
         cut = len(lines) - 2
         is_divisible = cut >= block.start + 2
         first_line = f"{lines[block.start]}\n{lines[cut]}"
     else:
         cut = _find_last_item(node)
         is_divisible = cut > block.start
-        # Items are numbered from that of the first, whatever the text has for the others.
+        # Markdown numbers the items from the first one, regardless of the other numbers.
         number = int(node.attrs.get("start", 1)) + len(node.children) - 1
         first_line = _NUMBER.sub(str(number), lines[cut])
     if not is_divisible:
@@ -94,7 +93,7 @@ def divide(block: Block, lines: list[str]) -> tuple[str, str] | None:
 
 
 def divide_anywhere(block: Block, text: str) -> tuple[str, str]:
-    """The text of the only block as two texts; that of code is code in both."""
+    """Divide the only block at a line break or a space. Both parts of a code block are code."""
     prefix = ""
     if block.node is not None and block.node.type == "fence":
         prefix = text.split("\n")[block.start] + "\n"
@@ -104,7 +103,7 @@ def divide_anywhere(block: Block, text: str) -> tuple[str, str]:
 
 
 def _find_last_item(node: SyntaxTreeNode) -> int:
-    """The line at which the last item of a list begins; 0 if there is no list."""
+    """Return the line at which the last item of a list begins, or 0 if it is not a list."""
     if node.type not in ("bullet_list", "ordered_list"):
         return 0
     lines = node.children[-1].map
@@ -112,14 +111,14 @@ def _find_last_item(node: SyntaxTreeNode) -> int:
 
 
 def build_plain(text: str) -> Text:
-    """A text as it is."""
+    """Return a text without rendering."""
     return Text(remove_controls(text).rstrip("\n"), overflow="fold")
 
 
 @functools.cache
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING})
-    # A definition would vanish, and what refers to it may be on the screen already.
+    # A link definition would not be shown, and a reference to it may already be on the screen.
     return parser.enable(["strikethrough", "table"]).disable("reference")
 
 
@@ -157,7 +156,8 @@ def _build_code(node: SyntaxTreeNode) -> RenderableType:
 def _build_list(node: SyntaxTreeNode) -> RenderableType:
     is_ordered = node.type == "ordered_list"
     first = int(node.attrs.get("start", 1))
-    # An item does not depend on those after it, which need not be there yet.
+    # Numbers are not aligned, so that an item does not depend on later ones, which may not have
+    # arrived yet.
     return Group(
         *(
             _Marked(f" {first + index}. " if is_ordered else " • ", None, item.children)
@@ -185,7 +185,7 @@ def _build_table(node: SyntaxTreeNode) -> RenderableType:
 
 
 def _join(nodes: list[SyntaxTreeNode]) -> RenderableType:
-    """The blocks in a list item or a quote, with blank lines where the text has them."""
+    """Render the blocks of a list item or a quote, with the blank lines of the text."""
     parts: list[RenderableType] = []
     for index, node in enumerate(nodes):
         if index and not nodes[index - 1].hidden:
@@ -195,7 +195,7 @@ def _join(nodes: list[SyntaxTreeNode]) -> RenderableType:
 
 
 class _Marked:
-    """Blocks with a mark at the left of their first line, and another one at that of the others."""
+    """Blocks with a mark at the left of the first line, and another mark at all other lines."""
 
     def __init__(self, first: str, others: str | None, nodes: list[SyntaxTreeNode]) -> None:
         self._first = first
@@ -206,7 +206,7 @@ class _Marked:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         inner = options.update(width=max(1, options.max_width - len(self._first)))
         mark = self._first
-        # An empty item has a mark all the same.
+        # An empty item has a mark, too.
         for line in console.render_lines(self._drawing, inner, pad=False) or [[]]:
             yield Segment(mark.translate(_ASCII) if options.ascii_only else mark, self._style)
             yield from line
@@ -217,18 +217,18 @@ class _Marked:
 def _build_inline(node: SyntaxTreeNode) -> Text:
     text = Text(overflow="fold")
     for content, style in _walk_inline(node, Style()):
-        # Entities such as &#x202e; become characters only here.
+        # Entities such as &#x202e; have only now become characters.
         text.append(remove_controls(content), style)
     return text
 
 
 def _walk_inline(node: SyntaxTreeNode, style: Style) -> Iterator[tuple[str, Style]]:
-    """The texts in a node, each with its style."""
+    """Yield the texts in a node, each with its style."""
     match node.type:
         case "text":
             yield node.content, style
         case "softbreak" | "hardbreak":
-            # Poems and addresses are written by models with plain line breaks.
+            # Models write poems and addresses with plain line breaks.
             yield "\n", style
         case "code_inline":
             yield node.content, style + _CODE_STYLE
@@ -242,7 +242,7 @@ def _walk_inline(node: SyntaxTreeNode, style: Style) -> Iterator[tuple[str, Styl
 
 
 def _walk_link(node: SyntaxTreeNode, style: Style) -> Iterator[tuple[str, Style]]:
-    """The text of a link and then its target, so that no link leads elsewhere than it shows."""
+    """Yield the text of a link and its target, so that a link cannot hide its target."""
     shown = list(_walk_children(node, style))
     target = str(node.attrs["href"])
     if "".join(content for content, _ in shown) != target:

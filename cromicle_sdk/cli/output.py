@@ -1,4 +1,4 @@
-"""What the command prints: replies on stdout, errors and reports on stderr."""
+"""Printing: replies on stdout, errors and reports on stderr."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = [
 
 _MARK = "\N{REPLACEMENT CHARACTER}"
 
-# What a reply must not do to the terminal, or hide in it. U+FFFD shows where it was.
+# Characters that are dangerous on a terminal. They are replaced by U+FFFD.
 _REPLACED = (
-    # The controls of ECMA-48, C0, DEL and C1: an escape sequence can retitle the window, write to
-    # the clipboard or overwrite what is on the screen.
+    # The controls of ECMA-48, C0, DEL and C1: an escape sequence can change the title of the
+    # window, write to the clipboard, or overwrite the screen.
     *range(0x20),
     *range(0x7F, 0xA0),
-    # They change the order of what follows, so that a line shows something else than it is.
+    # Bidirectional overrides and isolates change the order of the text that follows.
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
-    # Line breaks to some programs, and not to others.
+    # Line breaks to some programs and not to others.
     *(0x2028, 0x2029),
-    # Letters that nobody can see, for text that only a model reads.
+    # Invisible tag characters, which can hide text for a model.
     *range(0xE0000, 0xE0080),
 )
 
-# What takes no space, and is in honest texts too, such as emoji, Persian and Hebrew: it is left
-# out, so that a text that is copied from the terminal is the text that was seen. Carriage returns
-# are half of a line break in too many texts to mark each.
-_LEFT_OUT = (
+# Zero-width characters, which legitimate texts also contain, such as emoji, Persian and Hebrew.
+# They are removed, so that a text copied from the terminal is the text that was visible. A carriage
+# return is too often part of a line break to be replaced.
+_REMOVED = (
     *(0x0D, 0xAD, 0x034F, 0x061C, 0x180E, 0xFEFF),
     *range(0x180B, 0x180E),
     *range(0x200B, 0x2010),
@@ -59,69 +59,69 @@ _LEFT_OUT = (
 
 _HARMLESS = {
     **dict.fromkeys(_REPLACED, _MARK),
-    **dict.fromkeys(_LEFT_OUT, ""),
+    **dict.fromkeys(_REMOVED, ""),
     ord("\n"): "\n",
     ord("\t"): "\t",
 }
 
 
-# How long to wait for a terminal or a pipe that is full and does not block.
+# How long to wait before writing again to a full terminal or pipe that is non-blocking.
 RETRY_SECONDS = 0.005
 
 
 class Output(Protocol):
-    """Where a reply is printed.
+    """The destination of a reply.
 
     The methods raise `OSError`, and `BrokenPipeError` if the reader has closed the pipe.
     """
 
     def begin(self) -> None:
-        """The call begins: show people that something happens. `end_line` comes in any case."""
+        """Show the start of a call. `end_line` must be called later in any case."""
         ...
 
     def write(self, text: str) -> None: ...
 
     def note(self, line: str) -> None:
-        """Tell people what happens; programs get the reply alone."""
+        """Show a status line if the output is a terminal."""
         ...
 
     def end_line(self) -> None:
-        """Make the next output of any process begin on a line of its own."""
+        """Move the cursor of a terminal to the beginning of a line."""
         ...
 
 
 class RawOutput:
-    """For a file or a pipe: the text as it arrived, in UTF-8, with nothing added.
+    """A file or a pipe: receives the text unchanged, in UTF-8.
 
-    The encoding is that of the protocol, not of the locale: a program that reads the reply gets
-    the same bytes everywhere, and no character is lost that a code page does not have.
+    The encoding is that of the protocol, not of the locale: a program that reads the reply receives
+    the same bytes everywhere, and no character is lost because a code page lacks it.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
     def begin(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def note(self, line: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write(self, text: str) -> None:
         write_all(self._stream, text.encode())
 
     def end_line(self) -> None:
-        """Nothing: a line break that is not in the reply would be part of the file."""
+        """Do nothing: an additional line break would become part of the file."""
 
 
 class TerminalOutput:
-    """For people: replaces control characters and characters that the terminal cannot encode."""
+    """A terminal: control characters and characters that it cannot encode are replaced."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._at_line_start = True
 
     def begin(self) -> None:
-        """Nothing: what it prints stays."""
+        """Do nothing: this output cannot erase a status line."""
 
     def note(self, line: str) -> None:
         self.end_line()
@@ -131,7 +131,7 @@ class TerminalOutput:
         shown = remove_controls(text)
         if not shown:
             return
-        # Ctrl-C may come as soon as the text is visible, when the cursor is behind it.
+        # Set before writing, because Ctrl-C may interrupt it.
         self._at_line_start = False
         data = shown.replace("\n", os.linesep).encode(self._stream.encoding, "replace")
         write_all(self._stream.buffer, data)
@@ -143,15 +143,15 @@ class TerminalOutput:
 
 
 def write_all(stream: BinaryIO, data: bytes) -> None:
-    """Write all of the data, below the buffer of the stream. Raises `OSError`.
+    """Write all of the data, bypassing the buffer of the stream. Raises `OSError`.
 
-    A terminal or a pipe need not block: another process that shares it may have chosen so. What a
-    buffer does not get rid of then is lost.
+    Another process that shares a terminal or a pipe may have made it non-blocking. Buffered data
+    that cannot be written then is lost.
     """
     stream.flush()
     file: Any = getattr(stream, "raw", stream)
     while data:
-        # None if it is full; a part with PYTHONUNBUFFERED, common in containers.
+        # None if it is full. With PYTHONUNBUFFERED, common in containers, it may be a part.
         written: int | None = file.write(data)
         if written is None:
             time.sleep(RETRY_SECONDS)
@@ -161,11 +161,11 @@ def write_all(stream: BinaryIO, data: bytes) -> None:
 
 
 def open_output(*, raw: bool = False) -> Output:
-    """The output for this stdout: a reply as Markdown on a terminal, unless `raw`, else as it is.
+    """Return the output for stdout, which renders Markdown on a terminal unless `raw` is true.
 
     Raises `ClickException` if stdout is closed.
     """
-    # Python has no stdout at all if the shell has closed it: `cromicle ask … >&-`.
+    # None if the shell has closed it: `cromicle ask … >&-`.
     if sys.stdout is None:
         raise click.ClickException("There is no standard output to write to.")
     if not sys.stdout.isatty():
@@ -179,9 +179,9 @@ def open_output(*, raw: bool = False) -> Output:
 
 
 def abandon_stdout() -> None:
-    """Discard what stdout has not accepted.
+    """Discard the data in the buffer of stdout.
 
-    Python writes it once more at exit and reports when that fails; the documentation of the
+    Otherwise Python would try to write it at exit and report the failure. The documentation of the
     `signal` module recommends this for SIGPIPE.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -190,9 +190,10 @@ def abandon_stdout() -> None:
 
 
 def report(line: str, *, label: str = "", style: str = "bold") -> None:
-    """Print a line on stderr, after a label, which has a style of rich on a terminal.
+    """Print a label and a line on stderr. On a terminal, the label has a style of rich.
 
-    Line breaks become spaces and control characters are replaced: the line may quote a server.
+    Line breaks become spaces, and control characters are replaced, because the line may quote a
+    server.
     """
     line = remove_controls(" ".join(line.split()))
     # If stderr fails, there is no other place to report it.
@@ -209,7 +210,10 @@ def report_error(message: str) -> None:
 
 
 def report_quietly(text: str, *, rows: Iterable[tuple[str, str]] = ()) -> None:
-    """Print rows of two columns and a text on stderr, dim on a terminal, controls replaced."""
+    """Print rows of two columns and a text on stderr, dimmed on a terminal.
+
+    Control characters are replaced.
+    """
     with contextlib.suppress(OSError):
         if sys.stderr is None:
             return
@@ -236,8 +240,8 @@ def _print_styled(line: str, label: str, style: str) -> None:
 
 
 def remove_controls(text: str) -> str:
-    """The text as a terminal may get it: no control, bidi or zero-width character is in it.
+    """Return the text without control, bidirectional and zero-width characters.
 
-    "\\n" and "\\t" stay; U+FFFD shows where a control or a bidi override was.
+    "\\n" and "\\t" are kept. Controls and bidirectional overrides become U+FFFD.
     """
     return text.translate(_HARMLESS)

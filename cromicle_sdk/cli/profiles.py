@@ -48,13 +48,13 @@ __all__ = [
 # The settings of a profile, in the order in which they are shown.
 NAMES = ("base_url", "token", "system", "model", "extra_body")
 
-# The profile in use where neither an option, the environment nor the file names another.
+# The profile in use if neither an option, the environment nor the file names one.
 DEFAULT_PROFILE = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The settings of one profile, None where it does not have them."""
+    """The settings of one profile, which are None if not set."""
 
     base_url: str | None = field(default=None, repr=False)
     token: Secret | None = None
@@ -72,14 +72,14 @@ class Profiles:
 
 
 def find_file() -> Path:
-    """The path of `config.toml`, which need not be there."""
+    """Return the path of `config.toml`, which may not exist."""
     return platformdirs.user_config_path("cromicle", appauthor=False) / "config.toml"
 
 
 def complete_profile(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """The names of profiles, for a shell's completion; none of a file that is not valid."""
+    """Return the names of profiles for shell completion; none if the file is invalid."""
     try:
         names = read_profiles(find_file()).by_name
     except Misuse:
@@ -88,15 +88,15 @@ def complete_profile(
 
 
 def warn_of_other_users(file: Path) -> None:
-    """Report on stderr that other users of this machine can read or change the file."""
+    """Print a warning on stderr if other users of this machine can read or change the file."""
     with contextlib.suppress(OSError):
         if os.name != "nt" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            line = f"other users of this machine can use {file}; chmod 600 takes that away."
+            line = f"other users of this machine can access {file}; chmod 600 prevents it."
             report(line, label="Warning: ", style="bold yellow")
 
 
 def read_profiles(file: Path) -> Profiles:
-    """The checked content of the file; nothing if it is not there.
+    """Return the checked content of the file, or empty profiles if it does not exist.
 
     Raises `Misuse`, which names the file and the key, and never quotes a value.
     """
@@ -109,7 +109,7 @@ def read_profiles(file: Path) -> Profiles:
 
 
 def _read_text(file: Path) -> str:
-    """The text of the file, "" if it is not there. Raises `Misuse`."""
+    """Return the text of the file, or "" if it does not exist. Raises `Misuse`."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -124,17 +124,17 @@ def _read_text(file: Path) -> str:
 
 
 def change_file(file: Path, change: Callable[[Any], None], *, is_removal: bool = False) -> None:
-    """Apply a change to the file, which is made if it is not there, and replaced as a whole.
+    """Apply a change to the file, which is created if missing and replaced atomically.
 
-    `change` gets the document of tomlkit, which keeps comments and order. The new file is for its
-    owner alone. Raises `Misuse`, also for a new file that is not valid, unless something was
-    removed: that may be the first of several repairs.
+    `change` receives the tomlkit document, which preserves comments and order. Only the owner can
+    read the new file. Raises `Misuse`, also if the new content is invalid, unless `is_removal` is
+    true: a removal may be the first of several repairs.
     """
-    # Imported here because only this needs it: it takes as long to import as click.
+    # Imported here because only this needs it, and its import takes as long as that of click.
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    # Of a link, the file that it leads to: dotfiles are often kept elsewhere.
+    # Follows a link, because dotfiles are often kept elsewhere.
     target = Path(os.path.realpath(file))
     try:
         document = tomlkit.parse(_read_text(target))
@@ -179,7 +179,7 @@ def _check_profile(file: Path, key: str, settings: object) -> Profile:
 
 
 def check_table(file: Path, key: str, value: object) -> dict[str, Any]:
-    """The value, which must be a table. Raises `Misuse`."""
+    """Return the value if it is a table. Raises `Misuse` otherwise."""
     if not isinstance(value, dict):
         raise Misuse(f"{file}: {key}: expected a table, as in [profile.work].")
     return cast("dict[str, Any]", value)
@@ -189,11 +189,11 @@ def _check_keys(file: Path, prefix: str, table: Mapping[str, Any], known: tuple[
     for key in table:
         if key not in known:
             names = ", ".join(known)
-            raise Misuse(f"{file}: {prefix}{key}: there is no such key; the keys are {names}.")
+            raise Misuse(f"{file}: {prefix}{key}: unknown key; the keys are {names}.")
 
 
 def check_value(label: str, name: str, value: object) -> Any:
-    """A setting's value as it is used, checked; a token becomes a `Secret`.
+    """Check and return the value of a setting. A token becomes a `Secret`.
 
     Raises `Misuse`, which begins with the label and never quotes the value.
     """
@@ -201,13 +201,13 @@ def check_value(label: str, name: str, value: object) -> Any:
 
 
 def check(label: str, name: str, value: object) -> Any:
-    """The value, a token as a `Secret`. Raises as `check_value`."""
+    """Check and return a value; a token is a `Secret`. Raises as `check_value` does."""
     try:
         return _CHECKS[name](value)
     except ConfigurationError as error:
         hint = f"; {error.hint}" if error.hint and name != "extra_body" else ""
         problem = f"{label}: {error.detail}{hint}"
-    # Raised here, so that the error's frames, which hold the value, are not its context.
+    # Raised here, so that the error, whose frames contain the value, is not its context.
     raise Misuse(problem)
 
 
@@ -222,7 +222,7 @@ def _check_extra_body(value: object) -> object:
 
 
 def _check_system(value: object) -> object:
-    # An empty text is that of no system message.
+    # An empty text means no system message.
     return value if value == "" else check_text("system", value)
 
 

@@ -1,4 +1,4 @@
-"""The line of a chat: typed at a prompt of prompt_toolkit, or read from stdin."""
+"""Reading the lines of a chat at a prompt of prompt_toolkit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Commands", "PromptReader"]
 
 
 class PromptReader:
-    """Reads lines at a prompt; Alt-Enter begins a new one, and a pasted block is one line.
+    """Reads questions at a prompt. Alt-Enter inserts a line break; a pasted block is one question.
 
-    Ctrl-C clears what is typed, Tab completes commands and the names of files.
+    Ctrl-C clears the line, and Tab completes commands and the names of files.
     """
 
     def __init__(self, archive: Archive | None) -> None:
@@ -36,10 +36,10 @@ class PromptReader:
         )
 
     def read(self, draft: str = "") -> str:
-        """A line; `draft` is there to be edited.
+        """Return the next line. `draft` is its initial text, to be edited.
 
-        Raises `EOFError` at Ctrl-D, and `KeyboardInterrupt` at Ctrl-C if the line was empty, or a
-        draft.
+        Raises `EOFError` at Ctrl-D, and `KeyboardInterrupt` at Ctrl-C if the line is empty or began
+        as a draft.
         """
         self._draft = draft
         return self._session.prompt(default=draft)
@@ -66,7 +66,7 @@ class PromptReader:
 
 
 class _Lines(History):
-    """The lines of an archive, and without one those of this chat."""
+    """The lines of an archive, or without one, only those of this chat."""
 
     def __init__(self, archive: Archive | None) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A reply on a terminal while it arrives, as Markdown.
+"""Rendering of a reply as Markdown on a terminal while it arrives.
 
-A block that is complete is printed once for good; only the last one is painted again, and of it
-only the lines that have changed. So a reply may be longer than the screen, and nothing flickers.
+A complete block is printed once. Only the last block is repainted, and only the lines of it that
+have changed. Therefore a reply may be longer than the screen, and nothing flickers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["LiveOutput", "Painter", "RenderedText", "build_console", "draw", "op
 
 REPAINTS_PER_SECOND = 12
 
-# What takes long to paint is painted less often: it takes this part of a core at most.
-LARGEST_SHARE = 0.25
+# A block that takes long to paint is painted less often, to use at most this share of a core.
+MAX_CPU_SHARE = 0.25
 
-# A longer block is printed in parts, since each paint costs as much as the block is long.
-LONGEST_BLOCK = 16_384
+# A longer block is printed in parts, because the cost of each paint grows with its length.
+MAX_BLOCK_LENGTH = 16_384
 
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _ASCII_FRAMES = "|/-\\"
@@ -42,16 +42,16 @@ _STYLE_CODES = re.compile(r"\x1b\[[\d;]*m")
 
 
 def open_live(stream: TextIO) -> LiveOutput | None:
-    """An output that renders on this terminal; None if that does not move its cursor as told."""
+    """Return an output that renders on this terminal, or None if it cannot move its cursor."""
     console = build_console(stream.encoding)
     is_simple = console.is_dumb_terminal or console.legacy_windows
     return None if is_simple else LiveOutput(stream, console)
 
 
 def build_console(encoding: str, **options: Any) -> Console:
-    """The console that knows how the terminal is, and draws for it, but writes nothing to it.
+    """Return a console with the properties of the terminal, which renders but does not write.
 
-    rich flushes the file of a console after each drawing.
+    rich flushes the file of a console after each rendering.
     """
     return Console(
         file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), force_terminal=True, **options
@@ -59,9 +59,9 @@ def build_console(encoding: str, **options: Any) -> Console:
 
 
 class LiveOutput:
-    """An `Output` for a terminal and one reply: a clock until its first text, then it as Markdown.
+    """An `Output` for one reply on a terminal: a clock until its first text, then its Markdown.
 
-    A thread paints, at most `REPAINTS_PER_SECOND` times a second, so `write` does not wait for it.
+    A thread paints at most `REPAINTS_PER_SECOND` times a second. `write` does not wait for it.
     """
 
     def __init__(self, stream: TextIO, console: Console) -> None:
@@ -75,7 +75,7 @@ class LiveOutput:
         self._error: OSError | None = None
         self._started = 0.0
         self._keyboard = contextlib.ExitStack()
-        # A daemon: a terminal that is paused must not keep the process.
+        # A daemon thread, so that a paused terminal does not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="cromicle-terminal", daemon=True)
 
     def begin(self) -> None:
@@ -85,7 +85,7 @@ class LiveOutput:
 
     @property
     def repaints(self) -> int:
-        """How often the screen has been painted."""
+        """The number of times that the screen has been painted."""
         return self._painter.repaints
 
     def write(self, text: str) -> None:
@@ -99,7 +99,7 @@ class LiveOutput:
         self._changed.set()
 
     def end_line(self) -> None:
-        """Print what is left, and leave the cursor on a line of its own. Idempotent."""
+        """Print the rest, and move the cursor to the beginning of a line. Idempotent."""
         if self._over.is_set():
             return
         self._over.set()
@@ -113,15 +113,15 @@ class LiveOutput:
 
     def _run(self) -> None:
         try:
-            # A reply that comes at once needs no clock.
+            # No clock for a reply that arrives at once.
             self._changed.wait(1 / REPAINTS_PER_SECOND)
             while not self._over.is_set():
                 began = time.monotonic()
                 self._changed.clear()
                 self._paint()
                 spent = time.monotonic() - began
-                if self._over.wait(max(1 / REPAINTS_PER_SECOND, spent / LARGEST_SHARE)):
-                    # `end_line` has set the other event, too, which may be cleared again.
+                if self._over.wait(max(1 / REPAINTS_PER_SECOND, spent / MAX_CPU_SHARE)):
+                    # Do not wait for `_changed`, which may have been cleared after `end_line`.
                     break
                 if self._text.has_begun:
                     self._changed.wait()
@@ -131,8 +131,8 @@ class LiveOutput:
     def _paint(self, *, is_last: bool = False) -> None:
         while self._written:
             self._text.append(self._written.popleft())
-        # Less than the screen has, since not all agree how wide a character is, and since the
-        # cursor waits at the end of the last line.
+        # One less than the screen has: terminals differ in the width of some characters, and the
+        # cursor stays at the end of the last line.
         width, height = self._console.width - 1, self._console.height - 1
         final: list[str] = []
         while self._notes:
@@ -151,11 +151,11 @@ class LiveOutput:
 
 
 class RenderedText:
-    """A text that grows, as lines for a terminal."""
+    """A growing text, rendered as lines for a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # The text from the first block on that is not final, and what has come since.
+        # The text from the first block that is not final, and the text added since.
         self._open = ""
         self._new: list[str] = []
         # Whether a blank line comes before the next block.
@@ -174,10 +174,9 @@ class RenderedText:
     def render(
         self, width: int, height: int, *, is_last: bool = False
     ) -> tuple[list[str], list[str]]:
-        """The lines that have become final since the last call, and those that have not.
+        """Return the lines that have become final since the last call, and those that may change.
 
-        Of the latter only the last ones, if there are more than `height`; with `is_last` all lines
-        are final.
+        The latter are at most the last `height` lines. With `is_last`, all lines are final.
         """
         self._open += "".join(self._new)
         self._new.clear()
@@ -192,7 +191,7 @@ class RenderedText:
                 self._open = "\n".join(lines[blocks[count].start :]) if blocks[count:] else ""
                 continue
             drawn = self._draw(blocks, width)
-            is_too_long = len(self._open) > LONGEST_BLOCK
+            is_too_long = len(self._open) > MAX_BLOCK_LENGTH
             if len(blocks) != 1 or not (is_too_long or len(drawn) > height):
                 return final, drawn[-height:]
             (block,) = blocks
@@ -206,7 +205,7 @@ class RenderedText:
             self._open = parts[1]
 
     def _draw(self, blocks: list[Block], width: int) -> list[str]:
-        """The lines of blocks, with a blank one between two."""
+        """Return the lines of blocks, separated by blank lines."""
         drawn: list[str] = []
         for index, block in enumerate(blocks):
             if index or self._needs_gap:
@@ -225,7 +224,7 @@ class Painter:
         self.repaints: int = 0
 
     def paint(self, final: list[str], lines: list[str], width: int) -> None:
-        """Show these lines in the place of those of the last call; the final ones stay for good.
+        """Replace the lines of the last call. The `final` lines will not change any more.
 
         `width` is that of the screen. Raises `OSError`.
         """
@@ -240,13 +239,13 @@ class Painter:
         self.repaints += 1
 
     def end_line(self) -> None:
-        """Go to the next line, if the cursor is behind text."""
+        """Move the cursor to the next line if it is after text."""
         if self._lines:
             self._write("\n")
             self._lines = []
 
     def _build_changes(self, target: list[str], width: int) -> str:
-        """What makes the terminal show `target`, the cursor being at the end of the old lines."""
+        """Return the output that replaces the old lines, at whose end the cursor is."""
         old = self._lines
         if not old:
             return "\n".join(target)
@@ -256,43 +255,43 @@ class Painter:
         if same == len(old):
             return "".join(f"\n{line}" for line in target[same:])
         if same == len(old) - 1 and target[same:] and target[same].startswith(old[same]):
-            # Nearly always: the last line has become longer.
+            # The most frequent case: the last line has become longer.
             longer = target[same][len(old[same]) :]
             return "\n".join([longer, *target[same + 1 :]])
-        # The cursor has to end behind a line.
+        # The cursor has to end after a line.
         same = max(0, min(same, len(target) - 1))
         rows = sum(_count_rows(line, width) for line in old[same:]) - 1
         start = "\r" + (f"\x1b[{rows}A" if rows else "")
-        # Behind the text, so that there is no moment at which the terminal shows nothing.
+        # Lines are erased after they are written, which avoids flicker.
         return start + "\n".join(f"{line}\x1b[K" for line in target[same:]) + "\x1b[J"
 
     def _write(self, text: str) -> None:
         data = text.replace("\n", os.linesep).encode(self._stream.encoding, "replace")
-        # In one piece, so that the terminal shows all of it or nothing.
+        # In a single write, so that the terminal shows no intermediate state.
         write_all(self._stream.buffer, data)
 
 
 def draw(console: Console, drawing: RenderableType, width: int) -> list[str]:
-    """The lines of a drawing, with the codes of their styles."""
+    """Render a drawing to lines, including the escape codes of their styles."""
     with console.capture() as capture:
         console.print(drawing, width=max(1, width))
     return [line.rstrip(" ") for line in capture.get().removesuffix("\n").split("\n")]
 
 
 def _count_final(blocks: list[Block], lines: list[str]) -> int:
-    """How many blocks stay as they are whatever follows."""
-    # The line that begins the last one may become one of the block before.
+    """Return the number of blocks that will not change, whatever follows."""
+    # The first line of the last block may still become part of the block before.
     is_open = blocks and blocks[-1].start == len(lines) - 1
     return max(0, len(blocks) - (2 if is_open else 1))
 
 
 def _count_rows(line: str, width: int) -> int:
-    """The rows of a line, which is more than one once a window has become narrower."""
+    """Return the number of rows of a line, more than one after the window has become narrower."""
     return max(1, math.ceil(cell_len(_STYLE_CODES.sub("", line)) / width))
 
 
 def _join(thread: threading.Thread) -> None:
-    """Wait for the end of a thread, which paints; Ctrl-C counts only then."""
+    """Wait for the end of the painting thread, and delay `KeyboardInterrupt` until then."""
     interrupt: KeyboardInterrupt | None = None
     while thread.is_alive():
         try:
@@ -305,18 +304,18 @@ def _join(thread: threading.Thread) -> None:
 
 @contextlib.contextmanager
 def _without_echo() -> Generator[None]:
-    """Keep what is typed meanwhile off the screen, for the next program that reads it."""
+    """Disable the echo of typed characters, which stay available to the next program."""
     try:
         import termios
     except ImportError:
-        # Windows, which echoes only what a program reads.
+        # Windows echoes only while a program reads.
         yield
         return
     try:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
     except (AttributeError, OSError, ValueError, termios.error):
-        # It is not a terminal, or there is none.
+        # Stdin is closed or not a terminal.
         yield
         return
     changed = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]

@@ -1,4 +1,4 @@
-"""`cromicle serve`: its options become an app, which is served in the foreground."""
+"""`cromicle serve`: builds an app from its options and serves it in the foreground."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "serve_in_foreground",
 ]
 
-# The flags by the names of the SDK's options.
+# The flags, by the names of the SDK's options.
 FLAGS = {
     "allow_options": "--allow-options",
     "allow_origins": "--allow-origin",
@@ -53,11 +53,11 @@ FLAGS = {
     "top_p": "--top-p",
 }
 
-# The same for the client of a Cromicle endpoint.
-_FLAGS_OF_CLIENT = {**FLAGS, "base_url": "--cromicle", "token": "--upstream-key"}
+# The same, for the client of a Cromicle endpoint.
+_CLIENT_FLAGS = {**FLAGS, "base_url": "--cromicle", "token": "--upstream-key"}
 
-# The flags that need --upstream, by the names of their parameters.
-_OF_UPSTREAM = {
+# The flags that require --upstream, by the names of their parameters.
+_UPSTREAM_FLAGS = {
     "models": "--model",
     "upstream_key": "--upstream-key",
     "upstream_headers": "--upstream-header",
@@ -73,8 +73,8 @@ _OF_UPSTREAM = {
     "allow_options": "--allow-options",
 }
 
-# Those that a Cromicle endpoint behind the server takes as well.
-_OF_CROMICLE = frozenset(
+# The parameters of these that also apply to --cromicle.
+_CROMICLE_PARAMETERS = frozenset(
     {"allow_options", "extra_body", "models"}
     | {"upstream_headers", "upstream_key", "upstream_timeout"}
 )
@@ -82,13 +82,13 @@ _OF_CROMICLE = frozenset(
 # The value of --allow-options without names.
 ALL_OPTIONS = "all"
 
-# The total timeout is never below that of the clients, in seconds.
+# The minimum of the total timeout, in seconds: the clients' default.
 _TOTAL_SECONDS = 600.0
 
-# How many models of the model server are named on stderr.
-_MOST_NAMES = 20
+# How many models of the model server are listed on stderr.
+_MAX_NAMES = 20
 
-# The codes of a model server that will not list its models later either.
+# The codes of errors after which requesting the list of models again would not help.
 _WITHOUT_LIST = frozenset(
     {"upstream_denied", "upstream_invalid", "upstream_redirected", "upstream_refused"}
 )
@@ -96,13 +96,13 @@ _WITHOUT_LIST = frozenset(
 _WARNING = "Warning: "
 _FORGERY = (
     "with --parse-roles, a caller's text can forge messages of any role: a line that begins with"
-    ' "Assistant: " becomes one. Callers that send their messages with roles do not need it.'
+    ' "Assistant: " becomes a message. It is not needed for callers that send messages with roles.'
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The options of `cromicle serve` that make the app, None where not given."""
+    """The options of `cromicle serve` for the app, which are None if not given."""
 
     token: Secret | None
     tokens_file: str | None
@@ -134,15 +134,15 @@ class Service:
 
     @property
     def required_token(self) -> str | None:
-        """A description of the token that callers need, None for the well-known one."""
+        """A description of the token that clients need, or None for the well-known one."""
         if self.tokens_file is not None:
-            return f"one of the tokens in {self.tokens_file}, in $CROMICLE_TOKEN or in --token."
+            return f"one of the tokens in {self.tokens_file}, as $CROMICLE_TOKEN or --token."
         if self.token is not None and self.token.reveal() != DEFAULT_TOKEN:
-            return "the same token in $CROMICLE_TOKEN, or in --token."
+            return "the same token, as $CROMICLE_TOKEN or --token."
         return None
 
     def build_backend(self, server: ModuleType) -> Any:
-        """The backend; None with --cromicle. `server` is the package `cromicle_sdk.server`.
+        """Return the backend, or None with --cromicle. `server` is `cromicle_sdk.server`.
 
         Raises `ConfigurationError`, as `build_app` does.
         """
@@ -168,7 +168,7 @@ class Service:
         )
 
     def build_app(self, server: ModuleType, backend: Any) -> Any:
-        """The app with this backend, or that of OpenAI's API with --cromicle."""
+        """Return the app with this backend, or the app of OpenAI's API with --cromicle."""
         shared = {
             **self._choose_tokens(server),
             "max_request_bytes": self.max_request_bytes,
@@ -190,7 +190,7 @@ class Service:
         )
 
     def describe_address(self, base_url: str) -> list[tuple[str, str]]:
-        """Labels and lines about how clients reach the server."""
+        """Return labels and lines that describe how clients connect to the server."""
         token = self.required_token
         if self.cromicle is not None:
             base_url = f"{base_url}/v1"
@@ -198,13 +198,13 @@ class Service:
             variables = f"OPENAI_BASE_URL={base_url}, and {key} as OPENAI_API_KEY."
             return [("Serving at ", base_url), ("OpenAI's clients need ", variables)]
         example = f'cromicle ask --base-url {base_url} "Hello, how are you?"'
-        needs = [] if token is None else [("Callers need ", token)]
+        needs = [] if token is None else [("Clients need ", token)]
         advice = "Try it in a browser, or with " if self.page else "Try it with "
         return [("Serving at ", base_url), (advice, example), *needs]
 
     def _build_client(self, base_url: str) -> AsyncClient:
         key = Secret(DEFAULT_TOKEN) if self.upstream_key is None else self.upstream_key
-        with errors_for_the_shell(_FLAGS_OF_CLIENT):
+        with errors_for_the_shell(_CLIENT_FLAGS):
             return AsyncClient(
                 base_url=base_url,
                 token=key.reveal(),
@@ -232,26 +232,26 @@ class Network:
 
 
 def check_combination(context: click.Context) -> None:
-    """Raise `click.UsageError` for options that exclude each other."""
+    """Raise `click.UsageError` for options that cannot be used together."""
     typed = {
         name
         for name in context.params
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     if "upstream" in typed and "delay" in typed:
-        raise click.UsageError("--delay slows down the echo, which --upstream replaces.")
+        raise click.UsageError("--delay applies to the echo only: omit it with --upstream.")
     if "cromicle" in typed:
         excluded = {"upstream", "delay"} | ({"page"} if context.params["page"] else set[str]())
         for name in typed & excluded:
-            raise click.UsageError(f"--cromicle and --{name} exclude each other.")
-    allowed = _OF_CROMICLE if "cromicle" in typed else frozenset[str]()
+            raise click.UsageError(f"--cromicle and --{name} cannot be used together.")
+    allowed = _CROMICLE_PARAMETERS if "cromicle" in typed else frozenset[str]()
     if "upstream" not in typed:
-        for name in (name for name in _OF_UPSTREAM if name in typed - allowed):
+        for name in (name for name in _UPSTREAM_FLAGS if name in typed - allowed):
             raise click.UsageError(
-                f"{_OF_UPSTREAM[name]} is for a model server: pass its --upstream URL as well."
+                f"{_UPSTREAM_FLAGS[name]} requires a model server: also pass its --upstream URL."
             )
     if "tokens_file" in typed and "token" in typed:
-        raise click.UsageError("--token and --tokens-file exclude each other.")
+        raise click.UsageError("--token and --tokens-file cannot be used together.")
 
 
 def serve_in_foreground(service: Service, network: Network, *, access_log: bool) -> None:
@@ -261,7 +261,7 @@ def serve_in_foreground(service: Service, network: Network, *, access_log: bool)
     is not available.
     """
     server = load_server()
-    # The options may be worth a warning in the log.
+    # Entered first, because building the app may log a warning.
     with log_to_stderr(access=access_log):
         backend = service.build_backend(server)
         app = service.build_app(server, backend)
@@ -283,10 +283,10 @@ def serve_in_foreground(service: Service, network: Network, *, access_log: bool)
 
 
 def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]]:
-    """Labels and lines about the model server, which is asked for its models once.
+    """Return labels and lines about the model server and its list of models.
 
-    Raises `ConfigurationError` if no model is given and there is not exactly one. A model server
-    that is not ready is asked again with the first request.
+    Raises `ConfigurationError` if no model is given and the list does not have exactly one. If the
+    model server is not ready, the list is requested again with the first prompt.
     """
     import anyio
 
@@ -294,17 +294,17 @@ def _describe_upstream(server: ModuleType, backend: Any) -> list[tuple[str, str]
     try:
         names: list[str] = anyio.run(backend.find_models)
     except server.BackendError as error:
-        warning = (_WARNING, f"the models could not be looked up: {error.detail}")
+        warning = (_WARNING, f"the list of models is not available: {error.detail}")
         if backend.models:
             return [upstream, _name_models(backend), warning]
         if error.code in _WITHOUT_LIST:
             raise _build_model_error(
-                f"the model server does not tell its models: {error.detail}"
+                f"the model server does not list its models: {error.detail}"
             ) from None
-        return [upstream, ("Model ", "looked up with the first request"), warning]
+        return [upstream, ("Model ", "chosen at the first request"), warning]
     known = _join_names(names) if names else "none"
     if not backend.models:
-        raise _build_model_error(f"the model server does not have exactly one: it has {known}")
+        raise _build_model_error(f"the model server does not have exactly one; it has {known}")
     lines = [upstream, _name_models(backend)]
     unlisted = backend.find_unlisted(names)
     listed = [model for model in backend.models if model not in unlisted]
@@ -322,26 +322,26 @@ def _name_models(backend: Any) -> tuple[str, str]:
 
 def _build_model_error(problem: str) -> ConfigurationError:
     return ConfigurationError(
-        f"it is left out, and {problem}", option="model", hint="pass the name of one"
+        f"it is not set, and {problem}", option="model", hint="pass the name of one"
     )
 
 
 def _join_names(names: Sequence[str]) -> str:
-    shown = [name[:100] for name in names[:_MOST_NAMES]]
+    shown = [name[:100] for name in names[:_MAX_NAMES]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _parse_names(value: str | None) -> bool | list[str]:
-    """The value of --allow-options for the SDK."""
+    """Convert the value of --allow-options for the SDK."""
     if value is None or value == ALL_OPTIONS:
         return value is not None
     return [name.strip() for name in value.split(",")]
 
 
 def load_server() -> ModuleType:
-    """The package `cromicle_sdk.server`. Raises `ClickException` if its extra is not installed."""
-    # Its import takes as long as all others together, and `ask` rarely needs it.
+    """Import `cromicle_sdk.server`. Raises `ClickException` if its extra is not installed."""
+    # Imported here because it takes as long as all other imports, and `ask` rarely needs it.
     try:
         from cromicle_sdk import server
     except ImportError as error:
@@ -350,7 +350,7 @@ def load_server() -> ModuleType:
 
 
 def _describe(error: OSError) -> str:
-    # `socket.create_server` adds the address as a Python tuple.
+    # `socket.create_server` appends the address as a Python tuple.
     return str(error.strerror).partition(" (while attempting")[0]
 
 

@@ -10,7 +10,7 @@ __all__ = ["COMMANDS", "FILE_COMMANDS", "SlashCommand", "complete_name", "parse_
 
 @dataclass(frozen=True)
 class SlashCommand:
-    """A command: its name, its argument as in its help, and what it does."""
+    """A command: its name, its argument as shown in the help, and its description."""
 
     name: str
     argument: str
@@ -19,30 +19,30 @@ class SlashCommand:
 
 COMMANDS = (
     SlashCommand("system", "[TEXT]", "set the system message, or remove it"),
-    SlashCommand("retry", "", "ask the last question again"),
-    SlashCommand("edit", "", "change the last question, and ask it again"),
+    SlashCommand("retry", "", "send the last question again"),
+    SlashCommand("edit", "", "edit the last question and send it again"),
     SlashCommand("undo", "", "remove the last question and its reply"),
     SlashCommand("copy", "", "copy the last reply to the clipboard"),
-    SlashCommand("clear", "", "begin a new conversation"),
+    SlashCommand("clear", "", "start a new conversation"),
     SlashCommand("model", "[NAME]", "choose a model, or show the current one"),
     SlashCommand("set", "[NAME=JSON]", "send a field with each request; NAME= removes it"),
     SlashCommand("save", "FILE", "write the conversation as JSON"),
     SlashCommand("load", "FILE", "continue the conversation in a file"),
     SlashCommand("help", "", "show this list"),
-    SlashCommand("quit", "", "leave the chat, as Ctrl-D does"),
+    SlashCommand("quit", "", "exit, like Ctrl-D"),
 )
 
-# Their argument is completed as a path.
+# The commands whose argument is completed as a path.
 FILE_COMMANDS = ("save", "load")
 
-# A path at the beginning of a question is not a command.
+# Does not match a path at the beginning of a question.
 _COMMAND = re.compile(r"/(\w*)(?:\s+(.*))?\s*\Z", re.DOTALL)
 
 
 def parse_line(line: str) -> tuple[str | None, str]:
-    """The command in a line and its argument; None and the text if it is a question.
+    """Return the command in a line and its argument, or None and the text of a question.
 
-    The second of two slashes at the beginning is that of a question.
+    A question that starts with a slash is written with two.
     """
     if line.startswith("//"):
         return None, line[1:]
@@ -53,5 +53,5 @@ def parse_line(line: str) -> tuple[str | None, str]:
 
 
 def complete_name(text: str) -> list[str]:
-    """The commands, each with its slash, that begin with a text."""
+    """Return the commands, each with its slash, that begin with a text."""
     return [f"/{command.name}" for command in COMMANDS if f"/{command.name}".startswith(text)]

@@ -1,4 +1,4 @@
-"""Where a call goes, and how: the options that `ask` and its siblings share, and their client."""
+"""The options that `ask`, `chat` and `batch` share, and the client that they configure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The client of a command: its settings, and the options of a call, None where not given."""
+    """The settings and the call options of a command, which are None if not given."""
 
     settings: Settings
     timeout: float | None = None
@@ -46,7 +46,7 @@ class Target:
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """How errors name the options of the SDK; nothing for one that cannot be given."""
+        """The names of the SDK's options in errors; "" for an option that cannot be given."""
         hidden = {"base_url": ""} if self.local else {}
         return {**_LABELS, **self.settings.labels, **hidden}
 
@@ -54,7 +54,7 @@ class Target:
     def open(
         self, *, send_messages: bool = False, has_many_calls: bool = False
     ) -> Generator[Client]:
-        """A client. Raises `ConfigurationError`, and `ClickException` for `local`."""
+        """Yield a client. Raises `ConfigurationError`, and `ClickException` for `local`."""
         with contextlib.ExitStack() as stack:
             token = self.settings.token
             if self.local:
@@ -88,8 +88,8 @@ def add_profile_option(function: Function) -> Function:
         "--profile",
         metavar="NAME",
         shell_complete=complete_profile,
-        help="The profile of config.toml for the settings that neither an option nor the"
-        " environment gives.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
+        help="The profile in config.toml for settings that are not set by an option or the"
+        " environment.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
     )(function)
 
 
@@ -109,7 +109,7 @@ _SETTINGS = (
     click.option(
         "--model",
         metavar="NAME",
-        help="The model, for a server that lets callers choose: the field model of the request."
+        help="The model, sent as the field model, for a server that lets callers choose."
         "  [default: the profile's, else the server's]",
     ),
     click.option("--system", metavar="TEXT", help="A system message.  [default: the profile's]"),
@@ -125,8 +125,8 @@ _SETTINGS = (
         multiple=True,
         callback=parse_fields,
         metavar="NAME=JSON",
-        help="An additional field of the request, such as temperature=0.5; may be given several"
-        " times. Fields of the profile are sent as well.",
+        help="An additional field of the request, such as temperature=0.5. Repeatable. It is added"
+        " to the fields of the profile.",
     ),
 )
 
@@ -142,7 +142,7 @@ _CALL = (
         "--total",
         type=parse_limit,
         metavar="SECONDS",
-        help="The time limit for the whole call, retries included.  [default: 600]",
+        help="The time limit for the whole call, including retries.  [default: 600]",
     ),
     click.option(
         "--retries",
@@ -156,21 +156,21 @@ _CALL = (
         multiple=True,
         callback=parse_headers,
         metavar="NAME:VALUE",
-        help="An additional header; may be given several times.",
+        help="An additional header. Repeatable.",
     ),
     click.option(
-        "--local", is_flag=True, help="Use an embedded server that echoes, for a first try."
+        "--local", is_flag=True, help="Use an embedded echo server instead of an endpoint."
     ),
 )
 
 
 def add_settings_options(function: Function) -> Function:
-    """Add the options that `take_settings` takes."""
+    """Add the options for `take_settings`."""
     return _decorate(function, _SETTINGS)
 
 
 def target_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `Target`, which reach the function as its argument `target`."""
+    """Add the options of `Target`, which is passed to the function as `target`."""
 
     @functools.wraps(function)
     def call(**options: Any) -> None:
@@ -189,20 +189,20 @@ def _decorate(function: Function, options: tuple[Callable[[Any], Any], ...]) -> 
 
 
 def take_settings(options: dict[str, Any], *, needs_endpoint: bool = False) -> Settings:
-    """The settings in force; their options are taken out of `options`."""
+    """Remove the settings from `options`, and return the settings in effect."""
     is_local = options.get("local", False)
     given = {name: options.pop(name) for name in ("profile", *NAMES)}
     system_file = options.pop("system_file")
     for name, flag in (("base_url", "--base-url"), ("profile", "--profile")):
         if is_local and given[name] is not None:
-            raise click.UsageError(f"--local and {flag} exclude each other.")
+            raise click.UsageError(f"--local and {flag} cannot be used together.")
     if given["system"] is not None and system_file is not None:
-        raise click.UsageError("--system and --system-file exclude each other.")
+        raise click.UsageError("--system and --system-file cannot be used together.")
     if given["token"] is not None:
         given["token"] = Secret(given["token"])
     settings = load_settings(**given, options_only=is_local)
     if needs_endpoint and not is_local:
-        # Before standard input is read, where somebody may be typing.
+        # Checked before standard input is read, which may wait for a user to type.
         settings.require_base_url()
     if system_file is not None:
         settings = settings.with_system(read_file(system_file, "--system-file"), "--system-file")
@@ -220,13 +220,13 @@ def _build_timeout(seconds: float | None, total: float | None) -> Timeout:
 
 def _build_retry(retries: int | None, *, has_many_calls: bool) -> Retry:
     retry = Retry() if retries is None else Retry(attempts=retries + 1)
-    # The budget protects a server that is down from many calls; it is of no use to one.
+    # The budget limits the retries of many calls; a single call has --retries.
     return retry if retries is None or has_many_calls else replace(retry, budget=None)
 
 
 @contextlib.contextmanager
 def _serve_echo(token: Secret | None) -> Generator[tuple[str, Secret]]:
-    """A server that echoes: its base URL and its token, a random one if none is given."""
+    """Run an echo server, and yield its base URL and its token, which is random by default."""
     server = load_server()
     own_token = Secret(secrets.token_hex(16)) if token is None else token
     with server.LocalServer(token=own_token.reveal()) as local:

@@ -1,4 +1,4 @@
-"""The messages of a chat: what its commands do to them, without any I/O."""
+"""The messages of a chat, and the operations of its commands on them, without I/O."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from cromicle_sdk import Conversation, Message
 
 __all__ = ["CUT_MARK", "Transcript"]
 
-# Behind a reply that was cut off, for whoever reads it later, the model included.
+# Appended to a reply that was cut off, for later readers, including the model.
 CUT_MARK = " [cut]"
 
 
 class Transcript:
-    """A conversation whose end may be taken back.
+    """A conversation whose end can be removed.
 
-    The last message may be a question without a reply, since it was stopped or has failed; the next
-    question takes its place, for many models reject two in a row.
+    The last message may be a question without a reply, if the reply was stopped or failed. The next
+    question replaces it, because many models reject two questions in a row.
     """
 
     def __init__(self, conversation: Conversation) -> None:
@@ -26,21 +26,21 @@ class Transcript:
 
     @property
     def system(self) -> str | None:
-        """The system message at the beginning, None where there is none."""
+        """The system message at the beginning, or None."""
         return self._get_content(0, "system")
 
     @property
     def question(self) -> str | None:
-        """The last question, None where there is none."""
+        """The last question, or None."""
         return self._get_content(-1, "user") or self._get_content(-2, "user")
 
     @property
     def reply(self) -> str | None:
-        """The reply to the last question, None where there is none."""
+        """The reply to the last question, or None."""
         return self._get_content(-1, "assistant")
 
     def set_system(self, text: str) -> None:
-        """Replace the system message, by none if the text is empty."""
+        """Replace the system message, or remove it if the text is empty."""
         if self.system is not None:
             del self._messages[0]
         if text:
@@ -52,20 +52,20 @@ class Transcript:
         self._messages.append(Message(role="user", content=text))
 
     def answer(self, text: str, *, is_cut: bool = False) -> None:
-        """Add the reply to the last question, if there is any text in it."""
+        """Add the reply to the last question, unless it is empty."""
         if text:
             content = text + CUT_MARK if is_cut else text
             self._messages.append(Message(role="assistant", content=content))
 
     def take_reply(self) -> str | None:
-        """Remove the reply to the last question and return it, None where there is none."""
+        """Remove the reply to the last question, and return it, or None."""
         reply = self.reply
         if reply is not None:
             del self._messages[-1]
         return reply
 
     def undo(self) -> str | None:
-        """Remove the last question with its reply and return it, None where there is none."""
+        """Remove the last question and its reply, and return the question, or None."""
         question = self.question
         if question is not None:
             self.take_reply()

@@ -1,4 +1,4 @@
-"""What the logger `cromicle_sdk` has to say while a call runs: retries, and all of `--verbose`."""
+"""Printing the records of the logger `cromicle_sdk`: retries, or all of them with `--verbose`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NAME = "cromicle_sdk"
 
 @contextlib.contextmanager
 def calls_on_stderr(output: Output) -> Generator[None]:
-    """Print each attempt, retry and end of a call on stderr, on lines of their own.
+    """Print each attempt, each retry and the end of a call on stderr.
 
-    None of them holds a token, a prompt or a reply.
+    None of these lines contains a token, a prompt or a reply.
     """
     handler = _CallHandler(output)
     try:
@@ -32,7 +32,7 @@ def calls_on_stderr(output: Output) -> Generator[None]:
 
 @contextlib.contextmanager
 def retries_noted(output: Output) -> Generator[None]:
-    """Note each retry on the output while the call waits for it."""
+    """Show each retry as a status line of the output while the call waits."""
     with _handled_by(_RetryHandler(output), logging.INFO):
         yield
 
@@ -75,13 +75,13 @@ def _describe_briefly(error: CromicleError) -> str:
 
 
 class _CallHandler(logging.Handler):
-    """Prints each record at once, but the last of a call after its text, which it may precede."""
+    """Prints each record at once, except for the end of a call, which follows its text."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
         self._end: list[str] = []
-        # Not those below it: the embedded server has a log of its own.
+        # Not child loggers: the embedded server has its own log.
         self.addFilter(lambda record: record.name == _NAME)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -91,8 +91,8 @@ class _CallHandler(logging.Handler):
             report(record.getMessage())
 
     def report_end(self) -> None:
-        """Print the last record of the call, on a line of its own."""
-        # Both may be the same terminal.
+        """Print the last record of the call."""
+        # Stdout and stderr may be the same terminal.
         self._output.end_line()
         for line in self._end:
             report(line)

@@ -1,1 +1,1 @@
-"""Adapters for other projects, one module each."""
+"""Adapters for other packages. Each module requires the extra of the same name."""

@@ -1,4 +1,4 @@
-"""The provider `Cromicle` of gpt4free, for code that uses it; gpt4free itself is not needed."""
+"""A replacement for the provider `Cromicle` of gpt4free, which itself is not required."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 class Cromicle(_Provider):
     """A replacement for `g4f.Provider.Cromicle`: only the import changes.
 
-    Where gpt4free is installed, it is a provider of its clients:
+    If gpt4free is installed, its clients accept it as a provider:
 
     ```python
     from g4f.client import Client
@@ -40,9 +40,9 @@ class Cromicle(_Provider):
     response = client.chat.completions.create("Hello, how are you?", model="any")
     ```
 
-    `url` is the endpoint: set it, here or in a subclass, or pass `base_url=` for one call. While
-    it is the public service, `$CROMICLE_BASE_URL` replaces it. `working` is false, as gpt4free
-    marked the public service as not working.
+    `url` is the endpoint. Set it on this class or on a subclass, or pass `base_url=` to a call.
+    `$CROMICLE_BASE_URL` overrides the default, the public service. `working` is false, because
+    gpt4free marked the public service as not working.
     """
 
     url = DEFAULT_BASE_URL
@@ -56,7 +56,7 @@ class Cromicle(_Provider):
     async def create_async_generator(
         cls, model: str, messages: Messages, proxy: str | None = None, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
-        """Yield the reply to `messages`, each chunk as it arrives; for asyncio and trio.
+        """Yield the reply to `messages` chunk by chunk, on asyncio and trio.
 
         ```python
         async for message in Cromicle.create_async_generator(
@@ -66,13 +66,16 @@ class Cromicle(_Provider):
             print(message, end="")
         ```
 
-        `model` is not sent: the protocol has no such field. Of `kwargs`, the options of
-        `AsyncClient` (`base_url`, `token`, `timeout` in seconds, `headers`, …) are used unless
-        they are None. `stream_timeout` is the longest time from one chunk to the next, in seconds,
-        and `stream=False` yields the whole reply at once. All others are ignored, because gpt4free
-        passes every provider all options of its caller.
+        - `model`: ignored, because the protocol has no such field.
+        - `messages`, `proxy`: as for `AsyncClient`.
+        - `stream`: False yields the complete reply at once.
+        - `stream_timeout`: the maximum time between two chunks, in seconds.
+        - The options of `AsyncClient`, such as `base_url`, `token`, `timeout` (seconds) and
+          `headers`, are used unless they are None.
 
-        Each call has a client of its own, since gpt4free runs calls on event loops of their own.
+        Any other options are ignored, because gpt4free passes all options of its caller to every
+        provider. Each call has its own client, because gpt4free runs each call on its own event
+        loop.
 
         The first iteration raises the errors of `AsyncClient` and its `stream`. The connection is
         closed at the end of the iteration. To close it earlier, use `contextlib.aclosing`, as for
@@ -96,9 +99,9 @@ class Cromicle(_Provider):
     def create_completion(
         cls, model: str, messages: Messages, proxy: str | None = None, **kwargs: Any
     ) -> Iterator[str]:
-        """Yield the reply to `messages`, each chunk as it arrives; for blocking code.
+        """Yield the reply to `messages` chunk by chunk, in blocking code.
 
-        It is `create_async_generator` over `Client`.
+        The options and errors are those of `create_async_generator`, for `Client`.
         """
         whole = kwargs.get("stream") is False
         options = cls._select_options(hide_token(kwargs), proxy)
@@ -132,7 +135,7 @@ def _open(kind: Callable[..., T], options: dict[str, Any]) -> T:
 
 
 class _End(str, _FinishReason):  # noqa: SLOT000 - it has an attribute
-    """Why a reply ended, for gpt4free; an empty text for everybody else."""
+    """The finish reason of a reply in the form of gpt4free, which is an empty text elsewhere."""
 
     def __new__(cls, reason: str) -> Self:
         return super().__new__(cls)
@@ -142,6 +145,6 @@ class _End(str, _FinishReason):  # noqa: SLOT000 - it has an attribute
 
 
 def _describe_end(finish_reason: str | None) -> Iterator[str]:
-    """What else gpt4free has to know of a reply that is cut short, or the like."""
+    """Yield the finish reason for gpt4free, unless it is `stop`."""
     if _FinishReason is not object and finish_reason is not None and finish_reason != "stop":
         yield _End(finish_reason)

@@ -1,6 +1,6 @@
 """`ChatCromicle`, a chat model of LangChain.
 
-It needs the extra `langchain`: `pip install "cromicle-sdk[langchain]"`.
+Requires the extra `langchain`: `pip install "cromicle-sdk[langchain]"`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ except ImportError as _error:
 
 __all__ = ["ChatCromicle"]
 
-# Sent beside the prompt, by the names that servers here take.
+# The options that are sent as fields of the request.
 _FIELDS = ("model", "temperature", "max_tokens", "top_p", "seed", "stop")
 
-# The options of one call, in `invoke(..., NAME=VALUE)` or `bind(NAME=VALUE)`.
+# The options of a call, in `invoke(..., NAME=VALUE)` or `bind(NAME=VALUE)`.
 _CALL_OPTIONS = frozenset({*_FIELDS, "extra_body", "timeout", "headers"})
 
 
@@ -56,7 +56,7 @@ def _read_token() -> SecretStr | None:
 
 
 class ChatCromicle(BaseChatModel):
-    """A Cromicle endpoint as a chat model: `invoke`, `stream`, `batch` and their async twins.
+    """A Cromicle endpoint as a chat model: `invoke`, `stream`, `batch` and their async variants.
 
     ```python
     from cromicle_sdk.integrations.langchain import ChatCromicle
@@ -65,30 +65,34 @@ class ChatCromicle(BaseChatModel):
     print(model.invoke("Hello, how are you?").content)
     ```
 
-    - `base_url`, `token` (also `api_key`): default to `$CROMICLE_BASE_URL` and `$CROMICLE_TOKEN`.
-    - `timeout`: seconds for every phase but `total`, a `Timeout`, or None for no limit.
-    - `max_retries`: retries of a call that failed before the first text.
-    - `model`, `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: sent beside the prompt if they
-      are given, to a server that takes them, such as `cromicle serve --allow-options`.
-      `extra_body`: any others, by name.
-    - `headers`: sent with each request.
-    - `client`, `async_client`: clients of your own, for what else they can be given; then
-      `base_url`, `token`, `timeout`, `max_retries` and `headers` are theirs.
+    - `base_url`, `token` (or `api_key`): default to `$CROMICLE_BASE_URL` and `$CROMICLE_TOKEN`.
+    - `timeout`: a `Timeout`, None for no limit, or seconds for every phase but `total`.
+    - `max_retries`: the number of retries of a call that failed before the first text, by
+      default 2.
+    - `model`, `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields that are sent with each
+      request unless they are None. The server must accept them, as `cromicle serve
+      --allow-options` does.
+    - `extra_body`: any other fields, by name.
+    - `headers`: headers that are sent with each request.
+    - `client`, `async_client`: your own clients, for any other options. They replace `base_url`,
+      `token`, `timeout`, `max_retries` and `headers`.
 
-    An option or an argument of a call that it does not know raises an error, which names it. The
-    messages are sent with their roles. The protocol has neither tools nor structured output nor
-    a usage of tokens; a message with anything but text is an `InvalidMessageError`. Otherwise the
-    errors are those of the clients.
+    The fields, `extra_body`, `timeout` and `headers` may also be passed to a call. The messages are
+    sent with their roles. The protocol has no tools, no structured output and no token usage.
+
+    An unknown option raises pydantic's `ValidationError`, and an unknown option of a call raises
+    `ConfigurationError`; both name it. A message with anything other than text raises
+    `InvalidMessageError`. All other errors are those of `Client`.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         arbitrary_types_allowed=True,
         extra="forbid",
-        # An invalid option is named, and its value, which may be the token, is not shown.
+        # The value of an invalid option may be the token.
         hide_input_in_errors=True,
     )
 
-    # It may have a user and a password in it.
+    # The URL may contain a user name and a password.
     base_url: str | None = Field(
         default_factory=lambda: os.environ.get("CROMICLE_BASE_URL"), repr=False
     )
@@ -113,7 +117,7 @@ class ChatCromicle(BaseChatModel):
     _async_client: AsyncClient = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make the clients, which check their options."""
+        """Create the clients, which check their options."""
         super().model_post_init(context)
         options: dict[str, Any] = {
             "base_url": self.base_url or None,
@@ -122,7 +126,7 @@ class ChatCromicle(BaseChatModel):
             "headers": self.headers,
             "send_messages": True,
         }
-        # The token is in no local of a frame that an error about an option leaves through.
+        # Revealed here, so that the token is not a local of a frame in the traceback of an error.
         self._client = self.client or Client(token=_reveal(self.token), **options)
         self._async_client = self.async_client or AsyncClient(token=_reveal(self.token), **options)
 
@@ -132,7 +136,7 @@ class ChatCromicle(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What tells two models apart, for caches of replies."""
+        """The key of a model in LangChain's caches of replies."""
         return {
             "endpoint": repr(self._client),
             "extra_body": self.extra_body,
@@ -199,24 +203,24 @@ class ChatCromicle(BaseChatModel):
             yield _build_last_chunk(stream.reply, options)
 
     def _get_fields(self) -> dict[str, Any]:
-        """The fields to send that are given. An empty `stop` is none."""
+        """Return the fields to send. An empty `stop` is not sent."""
         given = {name: getattr(self, name) for name in _FIELDS}
         return {name: value for name, value in given.items() if value not in (None, [])}
 
     def _build_call_options(
         self, stop: list[str] | None, arguments: dict[str, Any]
     ) -> dict[str, Any]:
-        """The options of the clients' calls. Raises `ConfigurationError`, which names one."""
+        """Build the options of a client's call. Raises `ConfigurationError`, which names one."""
         for name in arguments.keys() - _CALL_OPTIONS:
             known = ", ".join(sorted(_CALL_OPTIONS))
             raise ConfigurationError(
-                "a call has no such option", option=name, hint=f"the options are {known}"
+                "a call has no such option", option=name, hint=f"the options of a call are {known}"
             )
         given = {name: arguments[name] for name in arguments if arguments[name] is not None}
         fields = {**self._get_fields(), **({"stop": stop} if stop else {})}
         fields |= {name: given.pop(name) for name in _FIELDS if name in given}
         own = given.pop("extra_body", {})
-        # The clients check it as well, but it is merged before.
+        # Checked before it is merged, so that an error names it.
         ExtraBody.build(own)
         extra_body = {**(self.extra_body or {}), **own, **fields}
         return {**given, "extra_body": extra_body, "send_messages": True}
@@ -235,7 +239,7 @@ def _build_retry(max_retries: int) -> Retry:
 
 
 def _build_messages(messages: list[BaseMessage]) -> list[Message]:
-    """The messages with their roles and texts. Raises `InvalidMessageError`."""
+    """Convert messages, with their roles and texts. Raises `InvalidMessageError`."""
     built: list[Message] = []
     for index, message in enumerate(messages):
         content: str | list[TextPart]
@@ -248,7 +252,7 @@ def _build_messages(messages: list[BaseMessage]) -> list[Message]:
 
 
 def _build_part(part: Any) -> TextPart:
-    """A part as the clients take it; they refuse one that is not text."""
+    """Convert a part for the clients, which reject one that is not text."""
     return TextPart(type="text", text=part) if isinstance(part, str) else cast("TextPart", part)
 
 
@@ -262,7 +266,7 @@ def _find_role(message: BaseMessage, index: int) -> str:
     if isinstance(message, SystemMessage):
         return "system"
     raise InvalidMessageError(
-        f"the protocol has no tools, so none of this {type(message).__name__}", index=index
+        f"the protocol has no tools, so it cannot carry a {type(message).__name__}", index=index
     )
 
 

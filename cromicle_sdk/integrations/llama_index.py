@@ -1,6 +1,6 @@
 """`Cromicle`, a language model of LlamaIndex.
 
-It needs the extra `llama-index`: `pip install "cromicle-sdk[llama-index]"`.
+Requires the extra `llama-index`: `pip install "cromicle-sdk[llama-index]"`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ try:
     )
     from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
     from llama_index.core.llms.callbacks import (
-        llm_chat_callback,  # pyright: ignore[reportUnknownVariableType] - it has no types
+        llm_chat_callback,  # pyright: ignore[reportUnknownVariableType] - it is not annotated
         llm_completion_callback,  # pyright: ignore[reportUnknownVariableType]
     )
     from llama_index.core.llms.llm import LLM
@@ -48,10 +48,10 @@ except ImportError as _error:
 
 __all__ = ["Cromicle"]
 
-# Sent beside the prompt, by the names that servers here take.
+# The options that are sent as fields of the request.
 _FIELDS = ("model", "temperature", "max_tokens", "top_p", "seed", "stop")
 
-# The options of one call, in `chat(..., NAME=VALUE)`.
+# The options of a call, in `chat(..., NAME=VALUE)`.
 _CALL_OPTIONS = frozenset({*_FIELDS, "extra_body", "timeout", "headers"})
 
 _ROLES = {
@@ -67,7 +67,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _chat(method: F) -> F:
-    """LlamaIndex's decorator, which tells its observers of a call."""
+    """Apply LlamaIndex's decorator, which notifies its observers of a call."""
     return cast("F", llm_chat_callback()(method))
 
 
@@ -81,7 +81,7 @@ def _read_token() -> SecretStr | None:
 
 
 class Cromicle(LLM):
-    """A Cromicle endpoint as a language model: `chat`, `complete`, their streams and async twins.
+    """A Cromicle endpoint as a language model: `chat`, `complete`, streams and async variants.
 
     ```python
     from cromicle_sdk.integrations.llama_index import Cromicle
@@ -91,29 +91,35 @@ class Cromicle(LLM):
     ```
 
     - `base_url`, `token`: default to `$CROMICLE_BASE_URL` and `$CROMICLE_TOKEN`.
-    - `timeout`: seconds for every phase but `total`, a `Timeout`, or None for no limit.
-    - `max_retries`: retries of a call that failed before the first text.
-    - `model`, `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: sent beside the prompt if they
-      are given, to a server that takes them, such as `cromicle serve --allow-options`.
-      `extra_body`: any others, by name.
-    - `headers`: sent with each request.
-    - `context_window`: the tokens that the model takes, for LlamaIndex to pack prompts by.
-    - `client`, `async_client`: clients of your own, for what else they can be given; then
-      `base_url`, `token`, `timeout`, `max_retries` and `headers` are theirs.
+    - `timeout`: a `Timeout`, None for no limit, or seconds for every phase but `total`.
+    - `max_retries`: the number of retries of a call that failed before the first text, by
+      default 2.
+    - `model`, `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields that are sent with each
+      request unless they are None. The server must accept them, as `cromicle serve
+      --allow-options` does.
+    - `extra_body`: any other fields, by name.
+    - `headers`: headers that are sent with each request.
+    - `context_window`: the context window of the model in tokens, which LlamaIndex uses to pack
+      prompts.
+    - `client`, `async_client`: your own clients, for any other options. They replace `base_url`,
+      `token`, `timeout`, `max_retries` and `headers`.
 
-    An option or an argument of a call that it does not know raises an error, which names it. The
-    messages are sent with their roles. The protocol has no tools; a message with anything but text
-    is an `InvalidMessageError`. Otherwise the errors are those of the clients.
+    The fields, `extra_body`, `timeout` and `headers` may also be passed to a call. The messages are
+    sent with their roles. The protocol has no tools.
+
+    An unknown option raises pydantic's `ValidationError`, and an unknown option of a call raises
+    `ConfigurationError`; both name it. A message with anything other than text raises
+    `InvalidMessageError`. All other errors are those of `Client`.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         arbitrary_types_allowed=True,
         extra="forbid",
-        # An invalid option is named, and its value, which may be the token, is not shown.
+        # The value of an invalid option may be the token.
         hide_input_in_errors=True,
     )
 
-    # It may have a user and a password in it.
+    # The URL may contain a user name and a password.
     base_url: str | None = Field(
         default_factory=lambda: os.environ.get("CROMICLE_BASE_URL"), repr=False
     )
@@ -136,7 +142,7 @@ class Cromicle(LLM):
     _async_client: AsyncClient = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make the clients, which check their options."""
+        """Create the clients, which check their options."""
         super().model_post_init(context)
         options: dict[str, Any] = {
             "base_url": self.base_url or None,
@@ -144,18 +150,18 @@ class Cromicle(LLM):
             "retry": _build_retry(self.max_retries),
             "headers": self.headers,
         }
-        # The token is in no local of a frame that an error about an option leaves through.
+        # Revealed here, so that the token is not a local of a frame in the traceback of an error.
         self._client = self.client or Client(token=_reveal(self.token), **options)
         self._async_client = self.async_client or AsyncClient(token=_reveal(self.token), **options)
 
     @classmethod
     def class_name(cls) -> str:
-        """The name of the class in what LlamaIndex serializes."""
+        """Return the name of the class for LlamaIndex's serialization."""
         return "Cromicle"
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex has to know of the model."""
+        """The properties of the model for LlamaIndex."""
         return LLMMetadata(
             context_window=self.context_window,
             num_output=self.max_tokens or -1,
@@ -165,13 +171,13 @@ class Cromicle(LLM):
 
     @_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The reply to the messages."""
+        """Return the reply to the messages."""
         reply = self._client.chat(_build_messages(messages), **self._build_call_options(kwargs))
         return _build_chat_response(reply)
 
     @_chat
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The reply to the messages."""
+        """Return the reply to the messages."""
         options = self._build_call_options(kwargs)
         return _build_chat_response(
             await self._async_client.chat(_build_messages(messages), **options)
@@ -179,7 +185,7 @@ class Cromicle(LLM):
 
     @_chat
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """The reply to the messages, so far and by the last chunk, as each chunk arrives."""
+        """Yield the reply to the messages as it arrives: the text so far, and the new chunk."""
         options = self._build_call_options(kwargs)
         with self._client.stream(_build_messages(messages), **options) as stream:
             for text in stream:
@@ -190,7 +196,7 @@ class Cromicle(LLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """The reply to the messages, so far and by the last chunk, as each chunk arrives."""
+        """Yield the reply to the messages as it arrives: the text so far, and the new chunk."""
         options = self._build_call_options(kwargs)
 
         async def generate() -> ChatResponseAsyncGen:
@@ -203,7 +209,7 @@ class Cromicle(LLM):
 
     @_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The reply to the text."""
+        """Return the reply to the prompt."""
         prompt = self._format(prompt, formatted)
         return _build_completion(self._client.chat(prompt, **self._build_call_options(kwargs)))
 
@@ -211,7 +217,7 @@ class Cromicle(LLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """The reply to the text."""
+        """Return the reply to the prompt."""
         prompt = self._format(prompt, formatted)
         options = self._build_call_options(kwargs)
         return _build_completion(await self._async_client.chat(prompt, **options))
@@ -220,7 +226,7 @@ class Cromicle(LLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """The reply to the text, so far and by the last chunk, as each chunk arrives."""
+        """Yield the reply to the prompt as it arrives: the text so far, and the new chunk."""
         prompt = self._format(prompt, formatted)
         with self._client.stream(prompt, **self._build_call_options(kwargs)) as stream:
             for text in stream:
@@ -231,7 +237,7 @@ class Cromicle(LLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """The reply to the text, so far and by the last chunk, as each chunk arrives."""
+        """Yield the reply to the prompt as it arrives: the text so far, and the new chunk."""
         prompt = self._format(prompt, formatted)
         options = self._build_call_options(kwargs)
 
@@ -244,22 +250,22 @@ class Cromicle(LLM):
         return generate()
 
     def _format(self, prompt: str, formatted: bool) -> str:
-        assert self.completion_to_prompt is not None, "LlamaIndex has set it"
+        assert self.completion_to_prompt is not None, "LlamaIndex sets a default"
         return prompt if formatted else self.completion_to_prompt(prompt)
 
     def _build_call_options(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The options of the clients' calls. Raises `ConfigurationError`, which names one."""
+        """Build the options of a client's call. Raises `ConfigurationError`, which names one."""
         for name in arguments.keys() - _CALL_OPTIONS:
             known = ", ".join(sorted(_CALL_OPTIONS))
             raise ConfigurationError(
-                "a call has no such option", option=name, hint=f"the options are {known}"
+                "a call has no such option", option=name, hint=f"the options of a call are {known}"
             )
         given = {name: getattr(self, name) for name in (*_FIELDS, "extra_body")}
         given |= arguments
         given = {name: value for name, value in given.items() if value is not None}
         fields = {name: given.pop(name) for name in _FIELDS if name in given}
         own = given.pop("extra_body", {})
-        # The clients check it as well, but it is merged before.
+        # Checked before it is merged, so that an error names it.
         ExtraBody.build(own)
         extra_body = {**own, **fields}
         return {**given, "extra_body": extra_body, "send_messages": True}
@@ -278,7 +284,7 @@ def _build_retry(max_retries: int) -> Retry:
 
 
 def _build_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The messages with their roles and texts. Raises `InvalidMessageError`."""
+    """Convert messages, with their roles and texts. Raises `InvalidMessageError`."""
     built: list[Message] = []
     for index, message in enumerate(messages):
         if message.role not in _ROLES or message.additional_kwargs.get("tool_calls"):
@@ -286,7 +292,7 @@ def _build_messages(messages: Sequence[ChatMessage]) -> list[Message]:
         for block in message.blocks:
             if block.block_type not in ("text", "thinking"):
                 raise InvalidMessageError(
-                    f"the protocol has only text, no {type(block).__name__}", index=index
+                    f"the protocol supports only text, not a {type(block).__name__}", index=index
                 )
         built.append(Message(role=_ROLES[message.role], content=message.content or ""))
     return built

@@ -1,7 +1,7 @@
 """The plugin of llm (https://llm.datasette.io): the model `cromicle`, blocking and async.
 
-It needs the extra `llm`, or llm itself: `llm install cromicle-sdk`. llm finds it by its entry
-point.
+Requires the extra `llm`; or install it into llm with `llm install cromicle-sdk`. llm loads it by
+its entry point.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["AsyncCromicle", "Cromicle", "CromicleOptions", "register_models"]
 
 MODEL_ID = "cromicle"
 
-# Sent beside the prompt, by the names that servers here take.
+# The options that are sent as fields of the request.
 _FIELDS = ("model", "temperature", "max_tokens", "top_p", "seed", "stop")
 
 
@@ -42,35 +42,40 @@ class CromicleOptions(llm.KeyModel.Options):
     """The options of a prompt: `llm -m cromicle -o NAME VALUE`."""
 
     base_url: str | None = Field(
-        default=None, description="URL of the endpoint, else $CROMICLE_BASE_URL"
+        default=None, description="URL of the endpoint; defaults to $CROMICLE_BASE_URL"
     )
     total: float | None = Field(
-        default=None, description="Seconds for the whole call, with its retries; 600 by default"
+        default=None,
+        description="Time limit for the whole call, including retries, in seconds; default 600",
     )
     attempts: int | None = Field(
-        default=None, description="Requests at most, the first one included; 3 by default"
+        default=None,
+        description="Maximum number of attempts, including the first; default 3",
     )
     model: str | None = Field(
-        default=None, description="One of the models of a gateway that has several"
+        default=None, description="Name of the model, for a gateway with several"
     )
     temperature: float | None = Field(default=None, description="Sampling temperature")
-    max_tokens: int | None = Field(default=None, description="Tokens of the reply at most")
-    top_p: float | None = Field(default=None, description="Nucleus sampling")
-    seed: int | None = Field(default=None, description="Seed of the sampling")
+    max_tokens: int | None = Field(
+        default=None, description="Maximum number of tokens in the reply"
+    )
+    top_p: float | None = Field(default=None, description="Nucleus sampling probability")
+    seed: int | None = Field(default=None, description="Sampling seed")
     stop: str | None = Field(default=None, description="Text at which the reply ends")
 
 
 class _Key:
-    """The key of either model: the token, which is optional."""
+    """The key of both models: the token, which is optional."""
 
     needs_key: str | None = MODEL_ID
     key_env_var: str | None = "CROMICLE_TOKEN"
     key: str | None
 
     def get_key(self, explicit_key: str | None = None) -> str | None:
-        """The key given, that of `llm keys set cromicle`, or `$CROMICLE_TOKEN`.
+        """Return the explicit key, that of `llm keys set cromicle`, or `$CROMICLE_TOKEN`.
 
-        None for the well-known token, which a server without tokens of its own takes.
+        None, if there is none of these, stands for the well-known token, which a server without its
+        own token accepts.
         """
         if self.key is not None:
             return self.key
@@ -94,11 +99,11 @@ class Cromicle(_Key, llm.KeyModel):
         conversation: llm.Conversation | None,
         key: str | None,
     ) -> Iterator[str]:
-        """Yield the reply, each chunk as it arrives; all of it at once unless `stream`.
+        """Yield the reply chunk by chunk, or at once if `stream` is false.
 
         Raises the errors of `Client`.
         """
-        # An error about an option leaves through this frame, whose locals may be printed.
+        # A traceback of an error about an option may print the locals of this frame.
         hidden = hide_token({"token": key})
         key = None
         messages = _build_messages(prompt)
@@ -130,11 +135,11 @@ class AsyncCromicle(_Key, llm.AsyncKeyModel):
         conversation: llm.AsyncConversation | None,
         key: str | None,
     ) -> AsyncGenerator[str, None]:
-        """Yield the reply, each chunk as it arrives; all of it at once unless `stream`.
+        """Yield the reply chunk by chunk, or at once if `stream` is false.
 
         Raises the errors of `AsyncClient`.
         """
-        # An error about an option leaves through this frame, whose locals may be printed.
+        # A traceback of an error about an option may print the locals of this frame.
         hidden = hide_token({"token": key})
         key = None
         messages = _build_messages(prompt)
@@ -152,12 +157,12 @@ class AsyncCromicle(_Key, llm.AsyncKeyModel):
 
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
-    """Called by llm: the model, in both forms."""
+    """Register the blocking and the async model. llm calls this."""
     register(Cromicle(), AsyncCromicle())
 
 
 def _build_options(prompt: llm.Prompt) -> dict[str, Any]:
-    """The options of the client."""
+    """Build the options of the client."""
     given: dict[str, Any] = {name: value for name, value in prompt.options if value is not None}
     options: dict[str, Any] = {
         "base_url": given.get("base_url"),
@@ -172,7 +177,7 @@ def _build_options(prompt: llm.Prompt) -> dict[str, Any]:
 
 
 def _build_messages(prompt: llm.Prompt) -> list[Message]:
-    """The whole conversation, with its roles. Raises `InvalidMessageError`."""
+    """Build the messages of the conversation. Raises `InvalidMessageError`."""
     messages: list[Message] = []
     for index, message in enumerate(prompt.messages):
         texts: list[str] = []
@@ -181,13 +186,13 @@ def _build_messages(prompt: llm.Prompt) -> list[Message]:
                 texts.append(part.text)
             elif not isinstance(part, ReasoningPart):
                 raise InvalidMessageError(
-                    f"the protocol has only text, no {type(part).__name__}", index=index
+                    f"the protocol supports only text, not a {type(part).__name__}", index=index
                 )
         messages.append(Message(role=message.role, content="".join(texts)))
     return messages
 
 
 def _describe(reply: Reply) -> dict[str, Any]:
-    """What `llm logs` keeps beside the text."""
+    """Return the metadata for `llm logs`."""
     facts = {"finish_reason": reply.finish_reason, "request_id": reply.request_id}
     return {name: value for name, value in facts.items() if value is not None}

@@ -1,4 +1,7 @@
-"""OpenTelemetry: a span for each call, metrics, and spans of the server, with its API alone."""
+"""Tracing and metrics of clients and servers with OpenTelemetry.
+
+Requires the extra `otel`: `pip install "cromicle-sdk[otel]"`, which installs only the API.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ __all__ = ["CromicleInstrumentor"]
 
 _SCOPE = "cromicle_sdk"
 
-# What the semantic conventions for generative AI advise, in seconds.
+# The buckets that the semantic conventions for generative AI recommend, in seconds.
 _DURATION_BUCKETS = [0.01 * 2**power for power in range(14)]
 _FIRST_CHUNK_BUCKETS = [
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
     *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
 ]
 
-# The fields of `extra_body` that have an attribute, by the types of their values.
+# The fields of `extra_body` that have a span attribute, and the types of their values.
 _REQUEST_FIELDS: Mapping[str, tuple[type, ...]] = {
     "frequency_penalty": (int, float),
     "max_tokens": (int,),
@@ -47,30 +50,36 @@ _REQUEST_FIELDS: Mapping[str, tuple[type, ...]] = {
 
 
 class CromicleInstrumentor:
-    """Traces and measures every client of the process, and every server of this package in it.
+    """Traces and measures all clients and servers of this package in the process.
 
     ```python
     CromicleInstrumentor().instrument()
     ```
 
-    A call of a client is one span of the kind CLIENT, by the semantic conventions for generative
-    AI: `chat`, with `gen_ai.operation.name`, `gen_ai.provider.name`, `server.address` and
-    `server.port`, the options in `extra_body` that have an attribute, `gen_ai.request.stream`; at
-    its end `gen_ai.response.finish_reasons`, `gen_ai.response.time_to_first_chunk` of a stream,
-    `cromicle.attempts`, `cromicle.end` (`complete`, `failed`, `cancelled` or `closed`) and
-    `error.type`. Each attempt is sent in its context and with its `traceparent`, so the spans of
-    an instrumented httpx are below it. It ends when its stream does, is closed, fails or is
-    dropped.
+    Each call of a client is a span `chat` or `chat MODEL` of kind CLIENT, with attributes of the
+    semantic conventions for generative AI:
 
-    The metrics are `gen_ai.client.operation.duration` and, for streams,
+    - at its start: `gen_ai.operation.name`, `gen_ai.provider.name`, `server.address`,
+      `server.port`, `gen_ai.request.stream`, and `gen_ai.request.*` for the options in
+      `extra_body`;
+    - at its end: `gen_ai.response.finish_reasons`, `gen_ai.response.time_to_first_chunk` (seconds,
+      streams only), `error.type`, `cromicle.attempts`, and `cromicle.end`: `complete`, `failed`,
+      `cancelled` or `closed`.
+
+    The span ends when its stream ends, fails, is closed or is garbage-collected. Each attempt is
+    sent in its context and with its `traceparent`, so spans of an instrumented httpx are its
+    children.
+
+    The metrics are the histograms `gen_ai.client.operation.duration` and, for streams,
     `gen_ai.client.operation.time_to_first_chunk`, in seconds.
 
-    A request to a server of this package is one span of the kind SERVER, below that of its caller
-    or of an instrumented framework around it, and the gateway passes its context on to the model
-    server.
+    Each request to a server of this package is a span of kind SERVER, the child of the client's
+    span, or INTERNAL inside an instrumented framework. The gateway propagates its context to the
+    model server.
 
-    No token, hash, header, prompt or reply is in any of them, and no text of a server. Prompt and
-    reply are in `gen_ai.input.messages` and `gen_ai.output.messages` with `capture_content`.
+    Spans and metrics contain no token, hash, header, prompt or reply, and no other text of a
+    server. With `capture_content`, prompts and replies are recorded as `gen_ai.input.messages` and
+    `gen_ai.output.messages`.
     """
 
     def instrument(
@@ -81,10 +90,10 @@ class CromicleInstrumentor:
         capture_content: bool = False,
         **_: Any,
     ) -> None:
-        """Begin to observe; calls in progress are not observed.
+        """Start observing. Calls in progress are not observed.
 
         The providers default to the global ones. `capture_content` records the text of prompts and
-        replies. Further options, as `opentelemetry-instrument` passes them, are ignored.
+        replies. Other options, which `opentelemetry-instrument` passes, are ignored.
         """
         tracer = trace.get_tracer(_SCOPE, __version__, tracer_provider)
         meter = metrics.get_meter(_SCOPE, __version__, meter_provider)
@@ -94,12 +103,12 @@ class CromicleInstrumentor:
         OBSERVERS.build_headers = _build_headers
 
     def uninstrument(self, **_: Any) -> None:
-        """Stop observing; the spans of calls in progress still end."""
+        """Stop observing. The spans of calls in progress still end."""
         OBSERVERS.start_call = OBSERVERS.trace_request = OBSERVERS.build_headers = None
 
 
 class _Calls:
-    """The instruments that all calls share."""
+    """The tracer and the metric instruments of all calls."""
 
     def __init__(
         self, tracer: trace.Tracer, meter: metrics.Meter, *, capture_content: bool
@@ -193,7 +202,7 @@ class _ServerSpans:
     @contextmanager
     def trace(self, scope: Any, record: Any) -> Generator[None]:
         context = None
-        # Below the span of a framework around the app, where that is instrumented as well.
+        # A child of the current span, if an instrumented framework around the app has one.
         is_inner = trace.get_current_span().get_span_context().is_valid
         if not is_inner:
             pairs = ((name.decode("latin-1"), value) for name, value in scope["headers"])
@@ -237,7 +246,7 @@ def _make_current(span: trace.Span) -> Generator[None]:
     try:
         yield
     finally:
-        # A coroutine that is dropped is finished in the context of another task.
+        # A garbage-collected coroutine is closed in the context of another task.
         if trace.get_current_span() is span:
             otel_context.detach(token)
 
@@ -263,7 +272,7 @@ def _find_fields(options: Options) -> dict[str, Any]:
 
 
 def _build_input(request: Request) -> str:
-    """The messages of a request as the conventions write them; the body has no others."""
+    """Format the messages of a request as the semantic conventions define."""
     body = json.loads(request.body)
     messages = body.get("messages") or [{"role": "user", "content": body["message"]}]
     return json.dumps(

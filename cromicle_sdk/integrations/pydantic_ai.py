@@ -1,6 +1,6 @@
 """`CromicleModel`, a model of Pydantic AI.
 
-It needs the extra `pydantic-ai`: `pip install "cromicle-sdk[pydantic-ai]"`.
+Requires the extra `pydantic-ai`: `pip install "cromicle-sdk[pydantic-ai]"`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ except ImportError as _error:
 
 __all__ = ["CromicleModel"]
 
-# The settings that are sent beside the prompt, and the names that servers here take them by.
+# The settings that are sent as fields of the request, and the names of the fields.
 _FIELDS = {
     "temperature": "temperature",
     "max_tokens": "max_tokens",
@@ -65,7 +65,7 @@ _FIELDS = {
     "frequency_penalty": "frequency_penalty",
 }
 
-# Settings of Pydantic AI that no field of the protocol or of the gateway stands for.
+# Settings of Pydantic AI without an equivalent in the protocol or the gateway.
 _NOT_SENT = frozenset({"top_k", "logit_bias", "service_tier"})
 
 _FINISH_REASONS: dict[str, FinishReason] = {
@@ -87,22 +87,23 @@ class CromicleModel(Model):
     print(agent.run_sync("Hello, how are you?").output)
     ```
 
-    - `model_name`: sent as the field `model`, to a gateway that has several models; None for its
-      default.
-    - `base_url`, `token`: those of `AsyncClient`. Or `client`: a client of your own, which has them
-      already, and which you may close.
-    - `settings`: of these `temperature`, `max_tokens`, `top_p`, `seed`, `stop_sequences`,
-      `presence_penalty` and `frequency_penalty` are sent to a server that takes them, such as
-      `cromicle serve --allow-options`; `timeout`, `max_retries`, `extra_headers` and `extra_body`
-      are those of the client. A name that Pydantic AI does not know, or that has no counterpart
-      here, is a `ConfigurationError`, which names it.
-    - `profile`: changes to what Pydantic AI knows of the model.
+    - `model_name`: sent as the field `model`, for a gateway with several models. None, the default,
+      for the default model of the gateway.
+    - `base_url`, `token`: as for `AsyncClient`.
+    - `client`: instead of these, your own `AsyncClient`, which is not closed.
+    - `settings`: `temperature`, `max_tokens`, `top_p`, `seed`, `stop_sequences`,
+      `presence_penalty` and `frequency_penalty` are sent as fields of the request, which the server
+      must accept, as `cromicle serve --allow-options` does. `timeout`, `max_retries`,
+      `extra_headers` and `extra_body` are options of the call.
+    - `profile`: overrides of the model profile of Pydantic AI.
 
-    The messages are sent with their roles. The protocol has no tools, so an `output_type` is asked
-    for in the prompt, and an agent with tools is a `UserError`; nor has it a usage of tokens. A
-    message with anything but text is an `InvalidMessageError`. Other errors are the
-    `ModelHTTPError` and `ModelAPIError` of Pydantic AI, so that `FallbackModel` works; their
-    `__cause__` is that of `AsyncClient`.
+    The messages are sent with their roles. The protocol has no token usage and no tools: an
+    `output_type` is requested in the prompt, and an agent with tools raises `UserError`.
+
+    A setting that is unknown to Pydantic AI, or has no equivalent here, raises
+    `ConfigurationError`, which names it. A message with anything other than text raises
+    `InvalidMessageError`. All other errors are the `ModelHTTPError` and `ModelAPIError` of Pydantic
+    AI, so that `FallbackModel` works; their `__cause__` is the error of `AsyncClient`.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class CromicleModel(Model):
         settings: ModelSettings | None = None,
         profile: ModelProfile | None = None,
     ) -> None:
-        # An error about an option leaves through this frame, whose locals may be printed.
+        # A traceback of an error about an option may print the locals of this frame.
         hidden = hide_token({"token": token})
         is_given = {"base_url": base_url is not None, "token": token is not None}
         token = None
@@ -128,7 +129,7 @@ class CromicleModel(Model):
 
     @property
     def model_name(self) -> str:
-        """The model that is asked for, else `cromicle`."""
+        """The requested model, or `cromicle`."""
         return self._requested_model or "cromicle"
 
     @property
@@ -142,7 +143,7 @@ class CromicleModel(Model):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Called by Pydantic AI: the whole reply."""
+        """Return the complete reply. Pydantic AI calls this."""
         built, options = self._prepare(messages, model_settings, model_request_parameters)
         try:
             reply = await self._client.chat(built, **options)
@@ -164,7 +165,7 @@ class CromicleModel(Model):
         model_request_parameters: ModelRequestParameters,
         run_context: RunContext[Any] | None = None,
     ) -> AsyncGenerator[StreamedResponse, None]:
-        """Called by Pydantic AI: the reply as it arrives."""
+        """Yield the reply as it arrives. Pydantic AI calls this."""
         built, options = self._prepare(messages, model_settings, model_request_parameters)
         stream = self._client.stream(built, **options)
         try:
@@ -187,17 +188,17 @@ class CromicleModel(Model):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> tuple[list[Message], dict[str, Any]]:
-        """The messages to send, and the options of the call."""
+        """Return the messages to send, and the options of the call."""
         settings, parameters = self.prepare_request(model_settings, model_request_parameters)
         if parameters.function_tools:
-            raise UserError("The Cromicle protocol has no tools, so the agent may not have any.")
+            raise UserError("The Cromicle protocol has no tools. Remove the tools of the agent.")
         options = _build_options(dict(settings or {}))
         if self._requested_model is not None:
             options["extra_body"] = {"model": self._requested_model, **options["extra_body"]}
         return _build_messages(messages, parameters), options
 
 
-# What Pydantic AI has to know of the protocol.
+# The capabilities of the protocol.
 _PROFILE = ModelProfile(
     supports_tools=False,
     supports_json_schema_output=False,
@@ -208,7 +209,7 @@ _PROFILE = ModelProfile(
 
 @dataclass(kw_only=True)
 class _Response(StreamedResponse):
-    """A reply while it arrives, as the events of Pydantic AI."""
+    """A reply while it arrives, as events of Pydantic AI."""
 
     stream: AsyncStream = field(repr=False)
     name: str
@@ -225,7 +226,7 @@ class _Response(StreamedResponse):
 
     @property
     def provider_url(self) -> None:
-        """None: it may have a password in it."""
+        """None, because the URL may contain a password."""
 
     @property
     def timestamp(self) -> datetime:
@@ -259,13 +260,13 @@ def _translate(error: CromicleError, model_name: str) -> Exception:
 
 
 def _build_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """The options of a call. Raises `ConfigurationError`, which names the setting."""
+    """Build the options of a call. Raises `ConfigurationError`, which names the setting."""
     given = {name: value for name, value in settings.items() if value is not None}
     for name in given:
         if name in _NOT_SENT or name not in ModelSettings.__annotations__:
             raise ConfigurationError("the model has no such setting", option=name)
     extra_body = given.get("extra_body", {})
-    # The clients check it as well, but it is merged before.
+    # Checked before it is merged, so that an error names it.
     ExtraBody.build(extra_body)
     fields = {_FIELDS[name]: given[name] for name in _FIELDS if name in given}
     options: dict[str, Any] = {
@@ -289,7 +290,7 @@ def _build_retry(max_retries: object) -> Retry:
 def _build_messages(
     messages: Sequence[ModelMessage], parameters: ModelRequestParameters
 ) -> list[Message]:
-    """The messages with their roles. Raises `InvalidMessageError`, with the index of one."""
+    """Convert messages, with their roles. Raises `InvalidMessageError`, with the index of one."""
     built: list[Message] = []
     instructions = _find_instructions(messages, parameters)
     if instructions:
@@ -303,7 +304,7 @@ def _build_messages(
 def _find_instructions(
     messages: Sequence[ModelMessage], parameters: ModelRequestParameters
 ) -> str | None:
-    """Those of the agent; else, in a call of the model without one, those of the last request."""
+    """Return the instructions of the agent or, without an agent, those of the last request."""
     if parameters.instruction_parts is not None:
         return "\n\n".join(part.content for part in parameters.instruction_parts)
     requests = [message for message in messages if isinstance(message, ModelRequest)]
@@ -321,10 +322,12 @@ def _build_message(part: ModelRequestPart | ModelResponsePart, index: int) -> Me
         return Message(role="user", content=_join_content(part.content, index))
     if isinstance(part, TextPart):
         return Message(role="assistant", content=part.content)
-    # Newer versions make a prompt of the user of it themselves.
+    # Newer versions of Pydantic AI convert it to a user prompt themselves.
     if part.part_kind == "retry-prompt" and part.tool_name is None:
         return Message(role="user", content=part.model_response())
-    raise InvalidMessageError(f"the protocol has only text, no {type(part).__name__}", index=index)
+    raise InvalidMessageError(
+        f"the protocol supports only text, not a {type(part).__name__}", index=index
+    )
 
 
 def _join_content(content: str | Sequence[UserContent], index: int) -> str:
@@ -336,6 +339,6 @@ def _join_content(content: str | Sequence[UserContent], index: int) -> str:
             texts.append(item if isinstance(item, str) else item.content)
         elif not isinstance(item, CachePoint):
             raise InvalidMessageError(
-                f"the protocol has only text, no {type(item).__name__}", index=index
+                f"the protocol supports only text, not a {type(item).__name__}", index=index
             )
     return "\n\n".join(texts)

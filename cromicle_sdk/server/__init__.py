@@ -8,10 +8,11 @@ with LocalServer() as server, Client(base_url=server.base_url) as client:
     print(client.chat("Hello!").text)
 ```
 
-`create_app(openai_backend(...))` is a gateway in front of an OpenAI-compatible model server;
-`create_openai_app(client)` has OpenAI's API in front of a Cromicle endpoint.
+`create_app(openai_backend(...))` is a gateway to an OpenAI-compatible model server.
+`create_openai_app(client)` serves OpenAI's API from a Cromicle endpoint. `serve` runs either of
+them until Ctrl-C; any other ASGI server can run them, too.
 
-It needs the extra `server`: `pip install "cromicle-sdk[server]"`.
+Requires the extra `server`: `pip install "cromicle-sdk[server]"`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Addresses of clients: parsed, grouped as one client, and matched with trusted proxies."""
+"""Client addresses: parsing, grouping by client, and matching against trusted proxies."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["Proxies", "group_address", "parse_address"]
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# A customer gets a /64 or more (RFC 6177), so a single client has that many addresses.
+# Providers assign a /64 or more to each customer (RFC 6177), so one client may use all of it.
 _IPV6_PREFIX = 64
 
 
 def parse_address(host: str) -> _Address | None:
-    """The address, IPv4 where it is mapped to IPv6, without its zone; None for any other text.
+    """Return the address without its zone, or None if `host` is not an IP address.
 
-    Its `str` is safe in a log: a proxy may forward any text as an address.
+    An IPv4-mapped IPv6 address is returned as IPv4. The `str` of the result is safe to log, unlike
+    `host`: a proxy may forward any text as an address.
     """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -29,7 +30,10 @@ def parse_address(host: str) -> _Address | None:
 
 
 def group_address(host: str) -> str:
-    """A key that is the same for all addresses of a client: the IPv4 address, or the IPv6 /64."""
+    """Return the key shared by all addresses of a client: the IPv4 address, or the IPv6 /64.
+
+    The key is "" if `host` is not an IP address.
+    """
     address = parse_address(host)
     if isinstance(address, ipaddress.IPv6Address) and not address.is_loopback:
         return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
@@ -50,7 +54,7 @@ class Proxies:
         self._networks = [_parse_network(option, item) for item in items]
 
     def __contains__(self, host: str) -> bool:
-        """Whether it is listed; with `*` no address is, since that may be any client."""
+        """Whether the address is listed. Under `*` none is, since it may be that of any client."""
         address = parse_address(host)
         return address is not None and any(address in network for network in self._networks)
 
@@ -63,5 +67,5 @@ def _parse_network(option: str, item: str) -> ipaddress.IPv4Network | ipaddress.
     raise ConfigurationError(
         f"{item[:100]!r} is neither an IP address nor a network",
         option=option,
-        hint="separate several with commas, as in 127.0.0.1,10.0.0.0/8, or pass * for all",
+        hint="separate addresses with commas, as in 127.0.0.1,10.0.0.0/8, or pass * for any",
     )

@@ -27,8 +27,8 @@ from .tokens import TokenFile, Tokens, hide_tokens
 
 __all__ = ["create_app", "find_tokens", "has_well_known_token", "resolve_app"]
 
-# Far more than an app has. An object that makes up its attributes has any number.
-_MOST_OBJECTS = 10_000
+# Far more objects than an app has. An object with a dynamic `__getattr__` may yield any number.
+_MAX_OBJECTS = 10_000
 
 
 def create_app(
@@ -47,61 +47,69 @@ def create_app(
     allow_origins: Iterable[str] = (),
     page: bool = False,
 ) -> Starlette:
-    """An ASGI app that serves the Cromicle protocol; it runs on asyncio and trio.
+    """Create an ASGI app that serves the Cromicle protocol. It runs on asyncio and trio.
 
-    `POST /chat` streams the reply of `backend` (an echo by default) as chunked UTF-8 text. A finish
-    reason that the backend sets follows as the trailer `x-finish-reason`, where the ASGI server has
-    the extension `http.response.trailers`, as those of `serve` and `LocalServer` do. A request may
-    also have `messages`, which must be those that its prompt is formatted from.
+    `POST /chat` streams the reply of `backend`, by default `echo_backend()`, as chunked UTF-8 text.
+    A finish reason set by the backend follows the last chunk as the trailer `x-finish-reason` if
+    the ASGI server supports `http.response.trailers`, as `serve` and `LocalServer` do. A request
+    may also have `messages`, whose `format_prompt` must equal its prompt.
 
-    `GET /health` returns `{"status": "ok"}` and `GET /openapi.json` a description of the API. If
-    the backend has a method `describe_health`, the mapping that it returns is the field `upstream`
-    of the former. The app may be mounted under any path of another ASGI app and needs no lifespan.
+    `GET /health` returns `{"status": "ok"}`. If the backend has a method `describe_health`, the
+    mapping that it returns is added as the field `upstream`. `GET /openapi.json` returns a
+    description of the API. The app may be mounted under any path of another ASGI app, and needs no
+    lifespan.
 
-    - `token`: the token that clients must send; defaults to `$CROMICLE_TOKEN`, then to `abc`, as
-      in the clients. Alternatively, `tokens` is an iterable of accepted tokens or a `TokenFile`.
-    - `max_request_bytes`: the longest accepted request body.
-    - `max_buffered_bytes`: the length of all request bodies that are being received, by default
-      64 MiB, or `max_request_bytes` if that is more. Beyond it the longest is answered with a 503.
-    - `max_concurrent`, `max_concurrent_per_token`: the number of replies that may be in progress at
-      once, in all and for one token; None for no limit. Further callers wait for their turn.
-    - `max_waiting`: the number of callers that may wait, by default four times `max_concurrent`, of
-      which a token has the same share as of the replies. Further ones get a 503 with `Retry-After`.
-    - `allow_options`: the names of the JSON fields that a request may have beside the protocol's,
-      as the clients send them by `extra_body`; True for any name. `backend` receives them as
-      `request.options`, so it must take a `BackendRequest`. Any other field is a 400 that names it.
-      The default is the attribute `allow_options` of the backend, where it has one.
+    - `token`: the token that clients must send. Defaults to `$CROMICLE_TOKEN`, then to `abc`, as
+      in the clients.
+    - `tokens`: instead of `token`, an iterable of accepted tokens, or a `TokenFile`.
+    - `max_request_bytes`: the maximum size of a request body, by default 1 MiB.
+    - `max_buffered_bytes`: the maximum size of all request bodies that are being received. Defaults
+      to 64 MiB, or to `max_request_bytes` if that is more. If they exceed it, the largest of them
+      is rejected with a 503.
+    - `max_concurrent`, `max_concurrent_per_token`: the maximum number of replies in progress, in
+      total and for one token. None, the default, disables the limit. Further requests are queued.
+    - `max_waiting`: the maximum number of queued requests, by default four times `max_concurrent`.
+      A token's share of the queue is that of its replies. Further requests are rejected with a 503
+      and `Retry-After`.
+    - `allow_options`: the names of the JSON fields that a request may have beside the protocol's
+      (`extra_body` of the clients), or True for any name. `backend` receives them as
+      `request.options`, so it must take a `BackendRequest`. Any other field is rejected with a 400
+      that names it. Defaults to the attribute `allow_options` of the backend if it has one.
     - `metrics`: add `GET /metrics` in the format of Prometheus, readable without a token: requests
       by path, status and end; requests in progress and waiting; seconds to the first text and to
       the end; characters. Metrics contain no text, token or prompt.
+    - `allowed_hosts`: the accepted host names and addresses (`Host` header), `*.domain` for all
+      subdomains, `*` for any. Loopback names and addresses are always accepted. By default any host
+      is accepted, but `serve` and `LocalServer` on a loopback address accept loopback hosts only.
+    - `allow_origins`: the origins of the web pages whose requests are accepted and may read the
+      responses (CORS), such as `https://app.example`, or `*` for any. By default, `serve` and
+      `LocalServer` reject requests from pages of any other host than their own.
+    - `page`: add `GET /`, a web page to chat with this app. A request that does not accept HTML
+      receives JSON with the paths of `/chat` and `/openapi.json`.
 
-    - `allowed_hosts`: the names or addresses for which a request may be, `*.domain` for all names
-      below one, `*` for any; loopback names and addresses always are. By default any is accepted,
-      but `serve` and `LocalServer` on a loopback address accept no other than those.
-    - `allow_origins`: the origins of the pages whose requests are accepted, such as
-      `https://app.example`, or `*` for any; their browsers may read the responses (CORS). By
-      default `serve` and `LocalServer` reject a request of a page from another host.
-    - `page`: add `GET /`, a page that chats with this app in a browser. A program that does not ask
-      for HTML gets JSON that says where `/chat` and `/openapi.json` are.
+    An error is `{"error": {"code": …, "message": …}}`. The first failed check sets the status:
 
-    An error is `{"error": {"code": …, "message": …}}`. The first failed check decides: 403 host and
-    origin, 404 path, 405 method, 505 HTTP version below 1.1 (it has no chunked encoding, so a
-    truncated reply would look complete), 415 content type, 413 size, 503 (with `Retry-After`) too
-    many bodies, 400 body, 401 token, 422 hash, 503 (with `Retry-After`) too many callers; then 500
-    if the backend fails before its first chunk, or the status of its `BackendError`. A 413 or 503
-    closes the connection unless the whole body was read. After ten wrong tokens in a minute from
-    one address, further wrong ones are a 429 with `Retry-After`; a right token is always accepted.
-    Every response has an `x-request-id`: that of the request if it is safe to log, else a new one.
+    - 403 host or origin, 404 path, 405 method;
+    - 505 HTTP version below 1.1, which has no chunked encoding: a truncated reply would look
+      complete;
+    - 415 content type, 413 size, 503 `max_buffered_bytes`, 400 body, 401 token, 422 hash;
+    - 503 `max_waiting`;
+    - 500 if the backend fails before its first chunk, or the status of its `BackendError`.
 
-    If the backend fails later, or the client reads nothing for 60 seconds, the app raises an
-    exception, and the ASGI server closes the connection without completing the body. Most servers
-    log a traceback for it; `serve` and `LocalServer` do not.
+    A 503 has `Retry-After`. A 413 or 503 closes the connection unless the whole body was read.
+    After ten wrong tokens in a minute from one address, further wrong tokens are a 429 with
+    `Retry-After`; a valid token is always accepted. Every response has an `x-request-id`: that of
+    the request if it is safe to log, otherwise a generated one.
 
-    Each request is one INFO line of the logger `cromicle_sdk.server.access`: method, path, status,
-    bytes, seconds to the first text and to the end, the kind of end, the client's address, and the
-    comment of its token in a `TokenFile`, or a fingerprint. A failure of the backend is one line of
-    the logger `cromicle_sdk.server`: type and location of the exception, not its message. Tokens,
-    hashes and prompts are never logged.
+    If the backend fails after its first chunk, or the client reads nothing for 60 seconds, the app
+    raises an exception, and the ASGI server closes the connection without completing the body. Most
+    servers log a traceback of that exception; `serve` and `LocalServer` do not.
+
+    Each request is logged as one INFO line of `cromicle_sdk.server.access`: method, path, status,
+    bytes, seconds to the first text and to the end, how it ended, the client's address, and the
+    comment of its token in a `TokenFile`, or a fingerprint of the token. A failure of the backend
+    is logged as one line of `cromicle_sdk.server`: the type and location of the exception, not its
+    message. Tokens, hashes and prompts are never logged.
 
     Raises `ConfigurationError`, which names the invalid option.
     """
@@ -126,7 +134,7 @@ def create_app(
     with_request = takes_request(backend)
     if allowed != frozenset() and not with_request:
         raise ConfigurationError(
-            "the backend does not take a BackendRequest, and would ignore them",
+            "the backend does not take a BackendRequest, so it would ignore these fields",
             option="allow_options",
             hint="give the backend a second parameter: backend(prompt, request)",
         )
@@ -169,7 +177,7 @@ def resolve_app(
     page: bool,
     default_page: bool,
 ) -> ASGIApp:
-    """`app` if it is given, otherwise a new app with the other options.
+    """Return `app`, or a new app with the other options if it is None.
 
     Raises `ConfigurationError` for an invalid option, and for options that `app` would ignore.
     """
@@ -193,14 +201,14 @@ def resolve_app(
 
 
 def find_tokens(app: object) -> list[Tokens]:
-    """The accepted tokens of every app of `create_app` in `app`: itself, mounted, or wrapped.
+    """Return the accepted tokens of every app of `create_app` in `app`: itself, mounted or wrapped.
 
-    What an app keeps in any other attribute than `app` or `routes` is not found.
+    An app that is held in any attribute other than `app` or `routes` is not found.
     """
     found: list[Tokens] = []
     seen: dict[int, object] = {}
     waiting = [app]
-    while waiting and len(seen) < _MOST_OBJECTS:
+    while waiting and len(seen) < _MAX_OBJECTS:
         each = waiting.pop()
         if each is None or id(each) in seen:
             continue
@@ -215,7 +223,7 @@ def find_tokens(app: object) -> list[Tokens]:
 
 
 def has_well_known_token(app: ASGIApp) -> bool:
-    """Whether an app of `create_app` in it accepts the well-known token."""
+    """Whether any app of `create_app` in `app` accepts the well-known token."""
     return any(tokens.has_well_known for tokens in find_tokens(app))
 
 

@@ -27,16 +27,16 @@ __all__ = [
 
 
 class BackendRequest:
-    """What a request holds beside its prompt: the second argument of a backend.
+    """A request without its prompt: the second argument of a backend.
 
-    - `id`: the request's ID, which the client receives as `x-request-id`.
+    - `id`: the ID of the request.
     - `messages`: the messages that the prompt was built from, if the client sent them
-      (`send_messages=True`); None otherwise. Their roles are as the client wrote them.
-    - `options`: the other JSON fields of the request by name, read-only. They are limited to the
-      names that `allow_options` of `create_app` allows; their values are any JSON and unchecked.
-    - `finish_reason`: None, unless the backend sets it while it runs.
+      (`send_messages=True`).
+    - `options`: the other JSON fields of the request. Their names are limited by `allow_options` of
+      `create_app`; their values are unchecked JSON.
+    - `finish_reason`: None, until the backend sets it.
 
-    The constructor is for tests of a backend.
+    The server creates these objects. Construct one only to test a backend.
     """
 
     __slots__ = ("_finish_reason", "_id", "_messages", "_options")
@@ -55,26 +55,29 @@ class BackendRequest:
 
     @property
     def id(self) -> str:
+        """The ID of the request, which the client receives as `x-request-id`."""
         return self._id
 
     @property
     def messages(self) -> list[Message] | None:
+        """The messages with their roles as the client sent them; None if it did not send them."""
         return self._messages
 
     @property
     def options(self) -> Mapping[str, Any]:
+        """The other JSON fields of the request by name, read-only and unchecked."""
         return self._options
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the reply ended: "stop", "length", "content_filter", or another such word.
+        """Why the reply ended: "stop", "length", "content_filter" or a similar word.
 
-        The client receives it as `Reply.finish_reason`, by an HTTP trailer that `serve` and
-        `LocalServer` send after the last chunk; other ASGI servers may not send it. It may be set
-        until the backend's iterator ends.
+        The backend may set it until its iterator ends. The client receives it as
+        `Reply.finish_reason`, from an HTTP trailer that `serve` and `LocalServer` send after the
+        last chunk. Other ASGI servers may not send the trailer.
 
-        Setting it raises `ValueError` for anything but None and a word of 1 to 64 letters, digits,
-        `_`, `-` and `.`.
+        Setting it raises `ValueError` unless it is None or a word of 1 to 64 letters, digits, `_`,
+        `-` and `.`.
         """
         return self._finish_reason
 
@@ -95,18 +98,18 @@ Chunks: TypeAlias = AsyncIterator[str] | Awaitable[AsyncIterator[str]]
 Backend: TypeAlias = Callable[[str], Chunks] | Callable[[str, BackendRequest], Chunks]
 """Generates the reply to a prompt, chunk by chunk.
 
-Called with the prompt, it returns an async iterator of `str`: either directly, as an async
-generator function does, or as an awaitable, as a coroutine function does. Each chunk is sent on
-its own as soon as it is yielded; empty chunks are skipped. A backend runs in a single task, so
-`anyio` task groups and timeouts may span a `yield`. When the client disconnects, the iterator is
-cancelled where it waits. Its `aclose`, if it has one, is always called in the end.
+A backend is called with the prompt and returns an async iterator of `str`: either directly, as an
+async generator function does, or as an awaitable, as a coroutine function does. Each chunk is sent
+as soon as it is yielded; empty chunks are skipped. A backend runs in a single task, so `anyio` task
+groups and timeouts may span a `yield`. When the client disconnects, the iterator is cancelled
+where it waits. Its `aclose`, if it has one, is always called at the end.
 
-A backend with a second parameter, which has no default or is named `request`, is called with the
-prompt and a `BackendRequest`. Its signature decides, once, when the app is created.
+A backend with a second parameter that has no default or is named `request` is called with the
+prompt and a `BackendRequest`. `create_app` inspects the signature once.
 
-An exception fails the reply. Before the first chunk the client receives a 500, or the error that
-a `BackendError` describes; after that the reply is truncated, which the client detects. A backend
-must not block, since it would block the event loop of the whole server.
+If a backend raises before its first chunk, the client receives a 500, or the error described by a
+`BackendError`. If it raises later, the reply is truncated, which the client detects. A backend must
+not block, since that blocks the event loop of the whole server.
 """
 
 _USER_LINE = "\nUser: "
@@ -119,12 +122,12 @@ _WORD = re.compile(r"\s*\S+\s*|\s+")
 class BackendError(Exception):
     """Raised by a backend to choose the error response.
 
-    Before the first chunk the caller receives `status` with the JSON
+    Before the first chunk, the client receives `status` with the JSON
     `{"error": {"code": …, "message": …}}`, and a `Retry-After` of `retry_after` seconds (rounded
-    up) where it is given. After the first chunk the reply is truncated, as by any other exception.
+    up) unless it is None. After the first chunk, the reply is truncated, as by any other exception.
 
-    `status` is an int from 400 to 599, `code` a word for programs, `message` a sentence for
-    people. `detail` is logged instead of the message. Neither may quote the prompt or a key.
+    `status` is an int from 400 to 599, `code` an identifier for programs, `message` a sentence for
+    people. `detail` is logged and defaults to the message. Neither may quote the prompt or a key.
 
     Raises `ValueError` for a status or a `retry_after` out of range.
     """
@@ -156,14 +159,14 @@ class BackendError(Exception):
 def takes_request(backend: Backend) -> bool:
     """Whether a backend is called with a `BackendRequest` as its second argument.
 
-    Its second positional parameter decides: one without a default, or named `request`. Another
-    one with a default, or `*args`, is the backend's own. Raises `ConfigurationError` for a
-    signature that fits neither call.
+    It is if its second positional parameter has no default or is named `request`. Any other
+    parameter with a default, or `*args`, is left to the backend. Raises `ConfigurationError` if the
+    signature accepts neither call.
     """
     try:
         signature = inspect.signature(backend)
     except ValueError:
-        # Some callables that are written in C have no signature.
+        # Some callables implemented in C have no signature.
         return False
     positional = [
         parameter
@@ -181,7 +184,7 @@ def takes_request(backend: Backend) -> bool:
 
 
 def _fits(signature: inspect.Signature, count: int) -> bool:
-    """Whether a call with so many positional arguments is valid."""
+    """Whether the signature accepts `count` positional arguments."""
     try:
         signature.bind(*range(count))
     except TypeError:
@@ -190,16 +193,16 @@ def _fits(signature: inspect.Signature, count: int) -> bool:
 
 
 def echo_backend(*, delay: float = 0.0) -> Callable[[str], AsyncIterator[str]]:
-    """A backend that repeats the last user message of the prompt, word by word.
+    """Return a backend that repeats the last user message of the prompt, word by word.
 
     Each chunk is a word and the white space after it; joined, the chunks are exactly the message.
     `delay` is the number of seconds before each word but the first. An empty message yields an
     empty reply, which a client in strict mode rejects.
 
     In a prompt that `format_prompt` built from several messages, the last user message is the
-    text between the last line that starts with "User: " and the final "\\nAssistant:", line
-    breaks included. Any other prompt is a single message. A prompt does not mark where a message
-    ends, so a line of its content that starts with "User: " is taken for the start of a message.
+    text between the last line that starts with "User: " and the final "\\nAssistant:", including
+    line breaks. Any other prompt is a single message. Since a prompt does not mark where a message
+    ends, a line of the content that starts with "User: " counts as the start of a message.
 
     Raises `ConfigurationError` for a `delay` that is negative or not finite.
     """
@@ -215,7 +218,7 @@ def echo_backend(*, delay: float = 0.0) -> Callable[[str], AsyncIterator[str]]:
 
 
 def last_user_message(prompt: str) -> str:
-    """The last user message of a prompt, as `echo_backend` defines it."""
+    """Return the last user message of a prompt, as `echo_backend` defines it."""
     if not prompt.endswith(PROMPT_END):
         return prompt
     lines = "\n" + prompt.removesuffix(PROMPT_END)

@@ -1,4 +1,4 @@
-"""The memory for the bodies of requests in progress: a budget that all of them share."""
+"""The memory budget shared by all request bodies that are being received."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .errors import RequestRejected
 
 __all__ = ["BodyBuffer", "BufferBudget"]
 
-# Until then the clients whose bodies fill the budget have sent them or have timed out.
+# By then, the bodies that fill the budget have been received or have timed out.
 RETRY_AFTER_SECONDS = 5
 
-# A client may send a byte at a time; a part of its own for each would take fifty times as much.
+# A client may send one byte at a time: an object for each byte takes fifty times the memory.
 PART_BYTES = 16 * 1024
 
 
 class BufferBudget:
     """At most `limit` bytes for all bodies that are being received.
 
-    Beyond it the largest body is rejected, whoever sends it: so large ones that never end do not
-    keep out prompts of the usual size.
+    If they exceed it, the largest body is rejected, regardless of its sender: large bodies that
+    never end must not keep out prompts of the usual size.
     """
 
     def __init__(self, limit: int) -> None:
@@ -33,7 +33,7 @@ class BufferBudget:
 
     @contextlib.contextmanager
     def open_buffer(self) -> Generator[BodyBuffer]:
-        """A buffer for one body, which is counted while the block runs."""
+        """Yield a buffer for one body, which counts until the block exits."""
         buffer = BodyBuffer(self)
         self._buffers.add(buffer)
         try:
@@ -43,7 +43,7 @@ class BufferBudget:
             self._used -= buffer.size
 
     def reserve(self, size: int) -> None:
-        """Count so many bytes more, which a buffer has just received; may evict that one too."""
+        """Count `size` bytes that a buffer has just received. This may evict that buffer, too."""
         self._used += size
         while self._used > self._limit:
             largest = max(self._buffers, key=lambda buffer: buffer.size)
@@ -58,7 +58,7 @@ class BodyBuffer:
         self._budget = budget
         self._scope: anyio.CancelScope | None = None
         self._is_evicted = False
-        # Not one array: the memory of those that grow and are discarded is not reused for others.
+        # Not a single array: arrays that grow and are discarded fragment the memory.
         self._parts: list[bytearray] = []
         self.size: int = 0
 
@@ -66,7 +66,7 @@ class BodyBuffer:
         return b"".join(self._parts)
 
     async def receive(self, receive: Receive) -> Message:
-        """The next message. Raises `RequestRejected` 503 if the body is evicted until then."""
+        """Receive the next message. Raises `RequestRejected` 503 if the body has been evicted."""
         message: Message = {}
         with anyio.CancelScope() as self._scope:
             message = await receive()

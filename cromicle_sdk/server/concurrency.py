@@ -1,4 +1,4 @@
-"""How many replies are in progress at once, and who waits for one of them to end."""
+"""The limit of concurrent replies, and the queue of requests that wait for a slot."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .tokens import AcceptedToken
 
 __all__ = ["ConcurrencyLimit", "Slot"]
 
-# By default so many callers wait for each reply in progress: with replies of ten seconds, the last
-# one waits for forty, which is less than the clients' limits.
+# The default length of the queue for each slot. With replies of ten seconds, the last request waits
+# for forty seconds, which is less than the clients' timeouts.
 WAITING_PER_SLOT = 4
 
-# The clients obey a `Retry-After` of a minute at most by default.
+# By default, the clients obey a `Retry-After` of at most a minute.
 MAX_RETRY_AFTER_SECONDS = 60
 
-# The weight of the last reply in the mean duration of replies, which begins at a second.
+# The weight of the last reply in the moving average of durations, which starts at one second.
 _WEIGHT = 0.1
 
 
 class ConcurrencyLimit:
-    """Slots for at most `limit` replies at once, `per_token` of each token; None for any number.
+    """Slots for at most `limit` replies at once, `per_token` of each token; None for no limit.
 
-    Without a free slot a caller waits in a queue, first come, first served, except that callers
-    whose token has no free slot do not keep others waiting. The queue has `max_waiting` places, by
-    default four for each slot. A token's share of them is that of the slots.
+    Without a free slot, a request waits in a queue: first in, first out, except that requests whose
+    token has no free slot do not hold up others. The queue holds `max_waiting` requests, by default
+    four for each slot. A token's share of the queue is that of the slots.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ConcurrencyLimit:
             max_waiting = 0 if limit is None else WAITING_PER_SLOT * limit
             share = WAITING_PER_SLOT * slots
         else:
-            # At least one: a share of none would be another limit than the one that was chosen.
+            # Rounded up: a share of zero would disable the queue.
             share = max_waiting if limit is None else math.ceil(max_waiting * slots / limit)
         self._max_waiting = math.inf if limit is None else max_waiting
         self._max_waiting_per_token = share
@@ -63,11 +63,14 @@ class ConcurrencyLimit:
 
     @property
     def waiting(self) -> int:
-        """How many callers are waiting."""
+        """The number of requests in the queue."""
         return len(self._queue)
 
     def request_slot(self, token: AcceptedToken | None) -> Slot:
-        """A slot to wait for and to release. Raises `RequestRejected` 503 if the queue is full."""
+        """Return a slot to wait for and to release.
+
+        Raises `RequestRejected` 503 if the queue is full.
+        """
         slot = Slot(self, token)
         if self._is_free(token):
             self._start(slot)
@@ -81,8 +84,8 @@ class ConcurrencyLimit:
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Give a slot to the next caller, or take it out of the queue if it has not started."""
-        # Whoever was rejected comes back later, so those count as callers who wait as well.
+        """Pass the slot to the next request, or remove it from the queue if it has not started."""
+        # Rejected requests are retried later, so they count as waiting.
         self._rejected = max(0, self._rejected - 1)
         if slot in self._queue:
             self._leave_queue(slot)
@@ -109,26 +112,26 @@ class ConcurrencyLimit:
         _decrement(self._queued_by_token, slot.token)
 
     def _reject(self, waiting: int, slots: float) -> RequestRejected:
-        """The error for one caller too many, which may return once those before it are served."""
+        """Return the error, whose `Retry-After` is when the requests before it should be served."""
         now = self._clock()
         if now >= self._last_rejection + MAX_RETRY_AFTER_SECONDS:
-            # They have all come back, or never will.
+            # All of them have been retried by now, or never will be.
             self._rejected = 0
         self._last_rejection = now
         seconds = self._mean_seconds * (waiting + self._rejected + 1) / slots
-        # A caller that is rejected thousands of times is not so many callers.
+        # A single client may be rejected thousands of times.
         if seconds < MAX_RETRY_AFTER_SECONDS:
             self._rejected += 1
         return RequestRejected(
             503,
             "too_busy",
-            f"no slot is free: replies in progress {slots}, callers that wait {waiting}",
+            f"the server is at its limit: replies in progress {slots}, requests waiting {waiting}",
             retry_after=min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS),
         )
 
 
 class Slot:
-    """A slot for one reply, or a place in the queue for one."""
+    """The slot of one reply, or its position in the queue."""
 
     def __init__(self, limit: ConcurrencyLimit, token: AcceptedToken | None) -> None:
         self.token = token
@@ -144,13 +147,13 @@ class Slot:
             await self._event.wait()
 
     def start(self, now: float) -> None:
-        """Let the reply begin."""
+        """Mark the slot as taken, and wake the request that waits for it."""
         self.started = now
         if self._event is not None:
             self._event.set()
 
     def release(self) -> None:
-        """Give the slot or the place in the queue to others. Idempotent."""
+        """Release the slot, or leave the queue. Idempotent."""
         if not self._is_released:
             self._is_released = True
             self._limit.release(self)

@@ -24,7 +24,7 @@ LINGER_SECONDS = 2.0
 
 
 class ErrorForm(Protocol):
-    """Builds the JSON of an error; `param` is the name of the invalid field, if it is known."""
+    """Builds the JSON of an error. `param` is the name of the invalid field, if known."""
 
     def __call__(
         self, status: int, code: str, message: str, *, param: str | None = None
@@ -34,16 +34,16 @@ class ErrorForm(Protocol):
 def build_error(
     status: int, code: str, message: str, *, param: str | None = None
 ) -> dict[str, Any]:
-    """The JSON of an error of this protocol."""
+    """Return the JSON of an error of the Cromicle protocol."""
     return {"error": {"code": code, "message": message}}
 
 
 class RequestRejected(Exception):  # noqa: N818 - a response to the client, not a server error
-    """The request is answered with an error. `message` never quotes the request.
+    """The request is rejected with an error response. `message` never quotes the request.
 
     `has_unread_body` is true while the client may still be sending a body that is not read.
     `retry_after` is the value of the `Retry-After` header, in seconds. `param` is the name of the
-    invalid field, for an API whose errors have it.
+    invalid field, for an API whose errors contain it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RequestRejected(Exception):  # noqa: N818 - a response to the client, not 
 
 
 class ErrorResponse(JSONResponse):
-    """An error; `retry_after` is sent in whole seconds, rounded up."""
+    """An error response. `retry_after` is sent in whole seconds, rounded up."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class ErrorResponse(JSONResponse):
 
 
 class ClosingErrorResponse(ErrorResponse):
-    """An error after which the connection is closed and the rest of the request is discarded.
+    """An error response that closes the connection and discards the rest of the request.
 
     Closing a socket that has unread bytes resets the connection, and the reset may overtake the
     response (RFC 9112, section 9.6). The rest of the request is therefore read and discarded

@@ -1,4 +1,4 @@
-"""What `serve` and `LocalServer` tell an app beyond ASGI: an extension of the scope."""
+"""The ASGI extension by which an app recognizes `serve` and `LocalServer`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _KEY = "cromicle_sdk.server"
 
 @dataclass(frozen=True)
 class ServerExtension:
-    """One of our servers runs the app: it aborts a connection whose client reads nothing.
+    """A server of this package, which aborts a connection whose client reads nothing.
 
-    `is_loopback` is true if it can be reached from its own machine only.
+    `is_loopback` is true if only its own machine can connect to it.
     """
 
     is_loopback: bool
@@ -27,6 +27,6 @@ def set_extension(scope: Scope, extension: ServerExtension) -> None:
 
 
 def find_extension(scope: Scope) -> ServerExtension | None:
-    """The extension; None under any other server."""
+    """Return the extension, or None under any other server."""
     extension = scope.get("extensions", {}).get(_KEY)
     return extension if isinstance(extension, ServerExtension) else None

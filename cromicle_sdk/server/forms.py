@@ -1,4 +1,4 @@
-"""The form in which a reply and the errors before it are written: plain text, or another API's."""
+"""The format of a response: the plain text of this protocol, or that of another API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["PlainText", "ReplyForm"]
 
 
 class ReplyForm(Protocol):
-    """The bytes of a response, whose body is the concatenation of what these methods return."""
+    """Encodes a reply and its errors. The body is the concatenation of the encoded parts."""
 
     @property
     def media_type(self) -> str:
@@ -24,26 +24,26 @@ class ReplyForm(Protocol):
         ...
 
     def encode(self, text: str) -> bytes:
-        """The bytes of one chunk, which may be none."""
+        """Encode one chunk. The result may be empty."""
         ...
 
     def encode_end(self, finish_reason: str | None) -> bytes:
-        """The bytes after the last chunk of a reply that is complete."""
+        """Return the bytes after the last chunk of a complete reply."""
         ...
 
     def encode_failure(self, error: BackendError) -> bytes:
-        """The bytes after the last chunk of a reply that is truncated."""
+        """Return the bytes after the last chunk of a truncated reply."""
         ...
 
     def build_error(
         self, status: int, code: str, message: str, *, param: str | None = None
     ) -> dict[str, Any]:
-        """The JSON of an error before the first chunk."""
+        """Return the JSON of an error before the first chunk."""
         ...
 
 
 class PlainText:
-    """The form of this protocol: the text as it is."""
+    """The form of the Cromicle protocol: the text itself."""
 
     media_type = "text/plain; charset=utf-8"
     has_trailer = True

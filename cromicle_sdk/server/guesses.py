@@ -1,4 +1,4 @@
-"""Wrong tokens, counted by the address that sends them."""
+"""The limit of wrong tokens per client address."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .addresses import group_address
 
 __all__ = ["GuessLimit"]
 
-# A caller whose token has been changed tries it a few times a minute.
+# A client whose token has been revoked sends it a few times a minute.
 MAX_GUESSES = 10
 PERIOD_SECONDS = 60.0
 
-# A megabyte. Whoever has more addresses than this is limited less.
+# About a megabyte. A client with more addresses than this is limited less.
 MAX_ADDRESSES = 10_000
 
 
 class GuessLimit:
-    """Tells from when on the wrong tokens of an address are too many.
+    """Counts the wrong tokens of each address, `MAX_GUESSES` of which are allowed per period.
 
-    Right tokens are not its concern, because many callers may share the address of a proxy.
+    Valid tokens do not count, because many clients may share the address of a proxy.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +29,7 @@ class GuessLimit:
         self._periods: dict[str, tuple[float, int]] = {}
 
     def record(self, address: str) -> float | None:
-        """Count a wrong token; the seconds until the next may be sent, if it is one too many."""
+        """Count a wrong token. Return the seconds to wait if it exceeds the limit, else None."""
         group = group_address(address)
         now = self._clock()
         start, count = self._periods.get(group, (now, 0))

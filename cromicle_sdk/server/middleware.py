@@ -32,7 +32,7 @@ __all__ = [
     "get_request_id",
 ]
 
-# Without nosniff, a browser may take a reply that begins with markup for a page.
+# Without nosniff, a browser may render a reply that begins with markup as HTML.
 FIXED_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -41,8 +41,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class ResponseHeadersMiddleware:
     """Adds `x-request-id` and `FIXED_HEADERS` to every response.
 
-    The ID is the request's own `x-request-id` where it consists of 1 to 128 letters, digits, `.`,
-    `_` and `-`, which are safe in a log; otherwise it is generated.
+    The ID is the request's own `x-request-id` if it consists of 1 to 128 letters, digits, `.`, `_`
+    and `-`, which are safe to log; otherwise it is generated.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -113,14 +113,14 @@ class RequestRecordMiddleware:
 
 
 def _trace(scope: Scope, record: RequestRecord) -> contextlib.AbstractContextManager[object]:
-    """The context in which a request is traced; an empty one where nothing traces."""
+    """Return the context manager that traces a request, or a null context without a tracer."""
     if OBSERVERS.trace_request is None:
         return contextlib.nullcontext()
     return OBSERVERS.trace_request(scope, record)
 
 
 def get_request_id(scope: Scope) -> str:
-    """The ID of a request that has passed `ResponseHeadersMiddleware`."""
+    """Return the ID of a request, which `ResponseHeadersMiddleware` has set."""
     request_id: str = scope["state"]["request_id"]
     return request_id
 

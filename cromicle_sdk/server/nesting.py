@@ -1,4 +1,4 @@
-"""A bound on what a JSON parser has to build, checked before it does."""
+"""Limits on the arrays and objects of a JSON text, checked before it is parsed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import accumulate
 
 __all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "find_nesting_problem"]
 
-# JSON schemas of tools are nested some twenty deep.
+# JSON schemas of tools are nested about twenty levels deep.
 MAX_DEPTH = 100
 
 # A mebibyte of empty lists takes 0.1 s to parse, of lists in lists 0.7 s, most of it in the garbage
@@ -18,7 +18,7 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def find_nesting_problem(body: bytes) -> str | None:
-    """What is wrong with the arrays and objects of a JSON text, or None.
+    """Describe how a JSON text exceeds the limits; return None if it does not.
 
     The text need not be valid. The time is linear: 10 ms for a mebibyte, 0.5 ms for most prompts.
     """
@@ -28,12 +28,12 @@ def find_nesting_problem(body: bytes) -> str | None:
     if brackets.count(b"[") + brackets.count(b"{") > MAX_CONTAINERS:
         return f"it has more than {MAX_CONTAINERS} arrays and objects"
     if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
-        return f"its arrays and objects are nested more than {MAX_DEPTH} deep"
+        return f"its arrays and objects are nested more than {MAX_DEPTH} levels deep"
     return None
 
 
 def _find_brackets(body: bytes) -> bytes:
-    """The brackets and braces that are not part of a string."""
-    # Without its escapes, a text is outside a string and inside one in turns.
+    """Return the brackets and braces outside strings."""
+    # Without escapes, each quotation mark begins or ends a string.
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     return b"".join(unescaped.split(b'"')[::2]).translate(None, _NOT_BRACKETS)

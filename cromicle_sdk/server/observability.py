@@ -1,4 +1,4 @@
-"""The access log and the Prometheus metrics, from one record of each request."""
+"""The access log and the Prometheus metrics, both built from one record per request."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = [
     "RequestRecord",
 ]
 
-# Where a client gets replies.
+# The paths that return replies.
 CHAT_PATHS = ("/chat", "/v1/chat/completions")
 
-# Any other path or method is text of the client's, of any length and any number of values.
+# Any other path or method is text from the client, of any length and with any number of values.
 PATHS = ("/", *CHAT_PATHS, "/health", "/metrics", "/openapi.json", "/v1/models")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-# The key of an ASGI scope's state that is set once the server has truncated the response.
+# The key in an ASGI scope's state that is set once the response has been truncated.
 TRUNCATED = "cromicle_sdk.truncated"
 
-# The key of an ASGI scope's state that is the number of characters of the reply.
+# The key in an ASGI scope's state for the number of characters of the reply.
 CHARACTERS = "cromicle_sdk.characters"
 
 End = Literal["complete", "truncated", "client_disconnected", "failed"]
 
-# Seconds. Models send their first text within 0.1 s to a minute, and the last within ten minutes.
+# Seconds. Models take from 0.1 s to a minute to their first text, and up to ten minutes to the end.
 _FIRST_TEXT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REPLY_BUCKETS = (0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -50,14 +50,14 @@ class RequestRecord:
     """One request and its response, as far as they have been received and sent.
 
     `path` is one of `PATHS` relative to the mount point, otherwise "other"; `method` is one of
-    `METHODS`, otherwise "other": no attribute is free text. `client` is an IP address, `token` the
-    label of an accepted token; None where they are unknown. `status` is None until the response
+    `METHODS`, otherwise "other": no attribute is free text. `client` is an IP address and `token`
+    the label of an accepted token; both are None while unknown. `status` is None until the response
     starts. `body_length` is in bytes; `characters` is the length of a reply.
     `first_text` and `duration` are seconds since the request's headers were received.
 
-    `end` is None while the request is in progress. Then it is "complete"; "truncated", where the
-    reply broke off visibly; "client_disconnected", where the client left before the end; or
-    "failed", where the app raised an exception of its own.
+    `end` is None while the request is in progress, and then one of: "complete"; "truncated", if the
+    server broke off the reply; "client_disconnected", if the client left before the end; "failed",
+    if the app raised any other exception.
     """
 
     method: str
@@ -85,7 +85,7 @@ class RequestRecord:
             self.status = status
 
     def record_body(self, body: bytes, *, more_body: bool) -> None:
-        """Record a chunk of the response body, unless the request is over."""
+        """Record a chunk of the response body, unless the request has ended."""
         if self.end is not None:
             return
         self.body_length += len(body)
@@ -96,11 +96,11 @@ class RequestRecord:
             self.end = "complete"
 
     def record_end(self, end: End) -> None:
-        """Record how the request ended; the first end that is recorded stays."""
+        """Record how the request ended. Only the first call has an effect."""
         self.end = self.end or end
 
     def finish(self, end: End) -> None:
-        """Stop the clock. `end` applies where no other end was recorded."""
+        """Record the duration, and `end` unless another end was recorded."""
         self.duration = time.monotonic() - self._started
         self.record_end(end)
 
@@ -115,8 +115,8 @@ class RequestObserver(Protocol):
 class AccessLog:
     """Writes one line of `key=value` pairs to `cromicle_sdk.server.access` for each request.
 
-    The level is INFO. Each value is a number, one of a fixed set of words, an IP address, a label
-    that the operator has given to a token, its fingerprint, or the request ID; "-" stands for no
+    The level is INFO. Each value is a number, one of a fixed set of words, an IP address, the
+    operator's label for a token, the fingerprint of a token, or the request ID; "-" stands for no
     value. Times are in seconds.
     """
 
@@ -146,7 +146,7 @@ class AccessLog:
 
 
 class Metrics:
-    """Prometheus metrics of one app. Their size is constant: every label has a few values."""
+    """Prometheus metrics of one app. Their size is bounded: every label has a few values."""
 
     def __init__(self, concurrency: ConcurrencyLimit) -> None:
         # Not the library's global registry: a process may create several apps.
@@ -159,12 +159,12 @@ class Metrics:
         )
         self._in_flight = Gauge(
             "cromicle_requests_in_flight",
-            "Requests for a reply in progress.",
+            "Requests for a reply that are in progress.",
             registry=self._registry,
         )
         Gauge(
             "cromicle_requests_waiting",
-            "Requests for a reply that wait for a reply in progress to end; in flight as well.",
+            "Requests for a reply that wait for a slot. They are also in flight.",
             registry=self._registry,
         ).set_function(lambda: concurrency.waiting)
         self._first_text = Histogram(
@@ -203,7 +203,7 @@ class Metrics:
             self._characters.inc(record.characters)
 
     def build_response(self) -> Response:
-        """The response with all metrics, in the text format of Prometheus."""
+        """Return the response with all metrics, in the text format of Prometheus."""
         return Response(
             generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
         )

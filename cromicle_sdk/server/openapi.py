@@ -12,7 +12,7 @@ __all__ = ["build_openapi"]
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
 _ERRORS = {
-    "400": "The body is not such a JSON object, or has a field that is not accepted.",
+    "400": "The body is not a JSON object of this form, or has a field that is not accepted.",
     "401": "The token is not accepted.",
     "408": "The request was not complete in time.",
     "413": "The body is too long.",
@@ -21,9 +21,9 @@ _ERRORS = {
     "429": "Too many wrong tokens, or the model server limits the rate of requests.",
     "500": "The backend failed before its first chunk.",
     "502": "The model server is unreachable, rejected the request, or sent an invalid response.",
-    "503": "A limit is reached: of concurrent replies, or of requests that are being received.",
+    "503": "Too many concurrent replies, or too many bytes of requests that are being received.",
     "504": "The model server did not respond in time.",
-    "505": "HTTP/1.0, in which a truncated reply would look like a complete one.",
+    "505": "The request uses HTTP/1.0, in which a truncated reply would look complete.",
 }
 _HAVE_RETRY_AFTER = ("429", "502", "503")
 
@@ -31,11 +31,11 @@ _HAVE_RETRY_AFTER = ("429", "502", "503")
 def build_openapi(
     *, metrics: bool, page: bool = False, allow_options: frozenset[str] | None = frozenset()
 ) -> dict[str, Any]:
-    """The description that `GET /openapi.json` returns, with or without `GET /metrics` and `GET /`.
+    """Return the description for `GET /openapi.json`, with `/metrics` and `/` if they exist.
 
-    `allow_options` are the fields of a request beside the protocol's; None for any.
+    `allow_options` are the accepted fields of a request beside the protocol's; None for any.
 
-    Its paths are relative to the mount point of the app, which the caller adds as `servers`.
+    The paths are relative to the mount point of the app, which the caller adds as `servers`.
     """
     paths: dict[str, Any] = {
         "/chat": {"post": _describe_chat()},
@@ -69,7 +69,7 @@ def build_openapi(
     }
 
 
-_PAGE = "Get a page that chats, where the request asks for HTML; otherwise what this server is."
+_PAGE = "Get the chat page if the request accepts HTML, otherwise a description of the server."
 
 _INDEX = {
     "type": "object",
@@ -90,7 +90,7 @@ _HEALTH = {
         "status": {"const": "ok"},
         "upstream": {
             "type": "object",
-            "description": "What the model server was last seen to do.",
+            "description": "The last result of the model server.",
             "properties": {
                 "last_result": {
                     "type": ["string", "null"],
@@ -157,7 +157,7 @@ def _describe_chat() -> dict[str, Any]:
     responses: dict[str, Any] = {
         "200": {
             "description": (
-                "The reply, in chunks; without its last chunk it is not complete. The trailer "
+                "The reply, chunked. It is complete only if the last chunk arrives. The trailer "
                 f"{FINISH_REASON_HEADER} may follow: stop, length, content_filter or another word."
             ),
             "content": text,

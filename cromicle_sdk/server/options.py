@@ -1,4 +1,4 @@
-"""The server's options: defaults and checks, beside those that it shares with the clients."""
+"""The server's own options: defaults and checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 # A megabyte of text is about 250,000 tokens of a model, longer than most context windows.
 DEFAULT_MAX_REQUEST_BYTES = 1024 * 1024
 
-# The longest bodies of 64 clients; 10,000 usual ones.
+# 64 bodies of the maximum size, or 10,000 of the usual size.
 DEFAULT_MAX_BUFFERED_BYTES = 64 * 1024 * 1024
 
 
@@ -42,40 +42,40 @@ def check_host(host: object) -> None:
         )
 
 
-def choose_max_buffered_bytes(wanted: int | None, max_request_bytes: int) -> int:
-    """The option `max_buffered_bytes`, or its default. Raises `ConfigurationError`."""
-    if wanted is None:
+def choose_max_buffered_bytes(value: int | None, max_request_bytes: int) -> int:
+    """Return the option `max_buffered_bytes`, or its default. Raises `ConfigurationError`."""
+    if value is None:
         return max(DEFAULT_MAX_BUFFERED_BYTES, max_request_bytes)
-    check_count("max_buffered_bytes", wanted)
-    if wanted < max_request_bytes:
+    check_count("max_buffered_bytes", value)
+    if value < max_request_bytes:
         raise ConfigurationError(
-            f"{wanted} is less than one request may have, {max_request_bytes}",
+            f"{value} is less than the maximum size of one request, {max_request_bytes}",
             option="max_buffered_bytes",
         )
-    return wanted
+    return value
 
 
 def check_concurrency(limit: object, per_token: object, waiting: object) -> None:
-    """Raise `ConfigurationError` for an invalid limit of replies, or one without effect."""
+    """Raise `ConfigurationError` for an invalid limit, or for one that has no effect."""
     limit = None if limit is None else check_count("max_concurrent", limit)
     if per_token is not None:
         name = "max_concurrent_per_token"
         if check_count(name, per_token) > (math.inf if limit is None else limit):
             raise ConfigurationError(
-                f"{per_token} is more than the {limit} replies for all tokens", option=name
+                f"{per_token} is more than the limit for all tokens, {limit}", option=name
             )
     if waiting is not None:
         check_count("max_waiting", waiting, minimum=0)
         if limit is None and per_token is None:
             raise ConfigurationError(
-                "nobody waits without a limit of replies",
+                "it has no effect without a limit of concurrent replies",
                 option="max_waiting",
-                hint="pass such a limit as well",
+                hint="set a limit for all tokens or for each token, too",
             )
 
 
 def check_exposure(host: str, *, well_known_token: bool) -> None:
-    """Raise `ConfigurationError` if other machines could connect with the well-known token."""
+    """Raise `ConfigurationError` if other machines can connect with the well-known token."""
     if well_known_token and not is_loopback(host):
         raise ConfigurationError(
             f"other machines can connect to {host!r}, and the token is the well-known one",
@@ -85,7 +85,7 @@ def check_exposure(host: str, *, well_known_token: bool) -> None:
 
 
 def check_allow_options(value: bool | Iterable[str]) -> frozenset[str] | None:
-    """The names of the fields that requests may have beside the protocol's; None for any name.
+    """Return the accepted names of fields beside the protocol's; None for any name.
 
     Raises `ConfigurationError`.
     """

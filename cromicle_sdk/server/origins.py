@@ -1,7 +1,7 @@
-"""The browser's part of a request: which host it asks for, and which page has made it ask.
+"""Protection against requests of web pages: checks of `Host` and `Origin`, and CORS.
 
-A page may send requests to a server on its visitor's machine. By DNS rebinding it even reads the
-replies, as those of its own host. Its requests tell: by `Host`, or by `Origin`.
+Any web page can send requests to a server on its visitor's machine and, by DNS rebinding, even read
+the responses. Such a request has the `Host` of the page, or its `Origin`.
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ _HOST_HEADER = re.compile(r"(\[[0-9a-f:.]+\]|[^\s\[\]:@/?#,]+)(?::[0-9]*)?\Z")
 _ORIGIN = re.compile(r"(\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+)\Z")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
-# Of a host name (RFC 1035, section 2.3.4), with a final dot.
-_LONGEST_NAME = 254
+# The maximum length of a host name with a final dot (RFC 1035, section 2.3.4).
+_MAX_NAME_LENGTH = 254
 
-# How long a browser may remember the answer to a preflight request, in seconds; browsers have
-# limits of their own from ten minutes on.
+# How long a browser may cache the response to a preflight request. Browsers limit it themselves,
+# to ten minutes or more.
 _PREFLIGHT_SECONDS = 600
 
-# Private Network Access: Chrome asks this before a page of the internet may use a server on the
-# visitor's machine. Starlette rejects the question by default, and older versions ignore it.
-_ASK_PRIVATE_NETWORK = b"access-control-request-private-network"
+# Private Network Access: Chrome sends this header in the preflight request before a page of the
+# internet may use a server on the visitor's machine. By default, Starlette rejects such a request;
+# its older versions ignore the header.
+_REQUEST_PRIVATE_NETWORK = b"access-control-request-private-network"
 _ALLOW_PRIVATE_NETWORK = "access-control-allow-private-network"
 
 _WRONG_HOST = (
-    "this server does not accept requests for the host; its operator may add it by "
-    "--allowed-host, or by allowed_hosts of create_app"
+    "this server does not accept requests for this host; its operator can allow it with "
+    "--allowed-host, or with allowed_hosts of create_app"
 )
 _WRONG_ORIGIN = (
-    "this server does not accept requests of pages of the origin; its operator may add it by "
-    "--allow-origin, or by allow_origins of create_app"
+    "this server does not accept requests of pages from this origin; its operator can allow it "
+    "with --allow-origin, or with allow_origins of create_app"
 )
 
 
 class OriginMiddleware:
-    """Rejects requests of pages with a 403, and lets those of `allow_origins` read the responses.
+    """Rejects requests of other hosts and origins with a 403, and adds CORS for `allow_origins`.
 
-    A request must be for a loopback name or address, or for one of `allowed_hosts`. Without
-    `allowed_hosts` that only applies where a server of ours listens on a loopback address. A
-    request with an `Origin` must have the host of that origin, or one of `allow_origins`. Without
-    `allow_origins` that only applies under a server of ours. Pages may send `allow_headers`;
-    `error_form` builds the errors.
+    The `Host` must be a loopback name or address, or one of `allowed_hosts`. Without
+    `allowed_hosts`, this is checked only if a server of this package listens on a loopback address.
+    An `Origin` must have the same host as the request, or be one of `allow_origins`. Without
+    `allow_origins`, this is checked only under a server of this package. Pages may send
+    `allow_headers`. `error_form` builds the errors.
     """
 
     def __init__(
@@ -93,12 +94,12 @@ class OriginMiddleware:
             await ErrorResponse(403, *problem, form=self._error_form)(scope, receive, send)
 
     def _find_problem(self, scope: Scope) -> tuple[str, str] | None:
-        """The code and the message of the error, if there is one."""
+        """Return the code and message of the error, or None."""
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         extension = find_extension(scope)
         must_match = bool(self._allowed_hosts) or (extension is not None and extension.is_loopback)
-        # Browsers always send a host; some health checks in HTTP/1.0 do not.
+        # Browsers always send a host; some health checks over HTTP/1.0 do not.
         if must_match and host and not self._allows_host(_split_host(host)):
             return "wrong_host", _WRONG_HOST
         if extension is not None or self._allow_origins:
@@ -108,7 +109,7 @@ class OriginMiddleware:
         return None
 
     def _allows_host(self, name: str) -> bool:
-        if len(name) > _LONGEST_NAME:
+        if len(name) > _MAX_NAME_LENGTH:
             return False
         name = name.removesuffix(".")
         parents = (f"*{name[start:]}" for start, each in enumerate(name) if each == ".")
@@ -125,14 +126,14 @@ class OriginMiddleware:
 
 
 class _PrivateNetworkMiddleware:
-    """Allows pages whose origin is allowed to use a server on a loopback or private address."""
+    """Grants Private Network Access to the pages whose origin is allowed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope.get("headers", [])
-        others = [each for each in headers if each[0] != _ASK_PRIVATE_NETWORK]
+        others = [each for each in headers if each[0] != _REQUEST_PRIVATE_NETWORK]
 
         async def send_with_permission(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -146,7 +147,7 @@ class _PrivateNetworkMiddleware:
 
 
 def parse_allowed_hosts(hosts: Iterable[str]) -> frozenset[str]:
-    """The option `allowed_hosts`. Raises `ConfigurationError`."""
+    """Parse the option `allowed_hosts`. Raises `ConfigurationError`."""
     return frozenset(
         _check_text("allowed_hosts", host, _HOST, "a host without scheme and port, or *.domain")
         .strip("[]")
@@ -156,7 +157,7 @@ def parse_allowed_hosts(hosts: Iterable[str]) -> frozenset[str]:
 
 
 def parse_allow_origins(origins: Iterable[str]) -> frozenset[str]:
-    """The option `allow_origins`. Raises `ConfigurationError`."""
+    """Parse the option `allow_origins`. Raises `ConfigurationError`."""
     return frozenset(
         _normalize_origin(
             _check_text(
@@ -178,7 +179,7 @@ def _check_iterable(option: str, value: object) -> Iterable[object]:
 
 
 def _check_text(option: str, value: object, pattern: re.Pattern[str], expected: str) -> str:
-    """The text in lower case."""
+    """Return the text in lower case, or raise `ConfigurationError`."""
     if not isinstance(value, str) or not pattern.match(value):
         shown = repr(value[:100]) if isinstance(value, str) else type(value).__name__
         raise ConfigurationError(f"expected {expected}, not {shown}", option=option)
@@ -186,12 +187,12 @@ def _check_text(option: str, value: object, pattern: re.Pattern[str], expected: 
 
 
 def _split_host(host: str) -> str:
-    """The name or address of a `Host` header, without its port; "" if it is not valid."""
+    """Return the name or address in a `Host` header, without the port; "" if it is invalid."""
     match = _HOST_HEADER.match(host)
     return "" if match is None else match[1].strip("[]")
 
 
 def _normalize_origin(origin: str) -> str:
-    """The origin as browsers send it: in lower case, without the port that its scheme implies."""
+    """Return the origin as browsers send it: in lower case, without the default port."""
     origin = origin.lower()
     return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], ""))

@@ -28,7 +28,7 @@ def build_page_route() -> ExactRoute:
     page = html.encode()
     page_headers = {
         "content-security-policy": build_policy(html),
-        # Without a referrer policy of its own, a link in a reply would tell where the page is.
+        # Otherwise a link in a reply would disclose the address of the page to other sites.
         "referrer-policy": "same-origin",
         "vary": "accept",
     }
@@ -43,10 +43,10 @@ def build_page_route() -> ExactRoute:
 
 
 def build_policy(html: str) -> str:
-    """The content security policy of a page, whose inline scripts and styles run by their hashes.
+    """Return the content security policy of a page, with the hashes of its scripts and styles.
 
-    It may connect to its own origin and to no other, load nothing, be in no frame, and write no
-    HTML by script: "Trusted Types" without a policy make each `innerHTML` an exception.
+    The page may connect to its own origin only, load no resources, and not be framed. Trusted Types
+    without a policy make every assignment of HTML, as to `innerHTML`, an exception.
     """
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for name, text in _INLINE.findall(html):
@@ -56,7 +56,7 @@ def build_policy(html: str) -> str:
         "default-src": "'none'",
         "script-src": " ".join(hashes["script"]),
         "style-src": " ".join(hashes["style"]),
-        # The icon, which is in the page.
+        # The icon is part of the page.
         "img-src": "data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
@@ -69,9 +69,9 @@ def build_policy(html: str) -> str:
 
 
 def asks_for_html(accept: str) -> bool:
-    """Whether an `Accept` header names HTML, and prefers no JSON that it names too.
+    """Whether an `Accept` header lists HTML, with a quality not lower than that of JSON.
 
-    Wildcards do not count: programs send `*/*`.
+    Wildcards do not count, because programs send `*/*`.
     """
     quality = {"text/html": 0.0, "application/json": 0.0}
     for part in accept.lower().split(","):
@@ -83,7 +83,7 @@ def asks_for_html(accept: str) -> bool:
 
 
 def _build_index(root_path: str) -> dict[str, Any]:
-    """What a program reads at `GET /`."""
+    """Return the JSON for programs at `GET /`."""
     return {
         "name": "cromicle-sdk",
         "version": __version__,

@@ -1,4 +1,4 @@
-"""What every app of this package has: its tokens, its limits, and the middleware around it."""
+"""The parts common to all apps of this package: tokens, limits, and middleware."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Protections:
         allowed_hosts: Iterable[str],
         allow_origins: Iterable[str],
     ) -> Protections:
-        """Those of the options of `create_app`. Raises `ConfigurationError`."""
+        """Build them from the options of `create_app`. Raises `ConfigurationError`."""
         tokens = build_tokens(given)
         check_count("max_request_bytes", max_request_bytes)
         check_concurrency(max_concurrent, max_concurrent_per_token, max_waiting)
@@ -90,9 +90,9 @@ class Protections:
         allow_headers: Sequence[str] = ("content-type", "x-request-id"),
         error_form: ErrorForm = build_error,
     ) -> Starlette:
-        """An app of these routes, with `/health` and, unless they are disabled, `/metrics`.
+        """Return an app of these routes, with `/health` and, unless disabled, `/metrics`.
 
-        `chat_path` is what a request for another path is told. Pages of `allow_origins` may send
+        The error for an unknown path names `chat_path`. Pages of `allow_origins` may send
         `allow_headers`. `error_form` builds every error.
         """
         observers: list[RequestObserver] = [AccessLog()]
@@ -113,7 +113,7 @@ class Protections:
             ],
             exception_handlers=_build_exception_handlers(chat_path, error_form),
         )
-        # A redirect would make clients send their token again; `/chat/` is a 404.
+        # `/chat/` is a 404: a redirect would make clients send their token again.
         app.router.redirect_slashes = False
         app.state.tokens = self.tokens
         return app
@@ -140,7 +140,7 @@ def _build_public_routes(
 
 def _build_exception_handlers(chat_path: str, form: ErrorForm) -> dict[Any, Any]:
     async def handle_http_exception(request: Request, error: Exception) -> Response:
-        """The response to what Starlette's router rejects: 404 and 405."""
+        """Respond to a request that Starlette's router rejects: 404 or 405."""
         assert isinstance(error, HTTPException)  # the only type that it is registered for
         if error.status_code == 405:
             return ErrorResponse(
@@ -173,5 +173,5 @@ def _build_exception_handlers(chat_path: str, form: ErrorForm) -> dict[Any, Any]
 
 
 async def _handle_disconnect(request: Request, error: Exception) -> Response:
-    """The response to a client that disconnected during its request; it is never delivered."""
+    """Respond to a client that disconnected during its request. It never receives this."""
     return Response(status_code=400)

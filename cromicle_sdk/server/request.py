@@ -1,4 +1,4 @@
-"""The checks that turn a request into its fields, in the order of the protocol."""
+"""Receiving and checking a request, in the order that `create_app` documents."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
     "receive_object",
 ]
 
-# A name that an error may quote. Any other is text of the client's, of any length.
+# The names of fields that an error may quote. Any other name may be any text, of any length.
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """The fields of a request, as they were received: the protocol's, and all others."""
+    """The fields of a request as received: those of the protocol, and all others as `options`."""
 
     message: str = field(repr=False)
     token: str = field(repr=False)
@@ -50,9 +50,9 @@ class ChatRequest:
 async def receive_chat_request(
     request: Request, protections: Protections, *, allow_options: frozenset[str] | None
 ) -> ChatRequest:
-    """The fields of a request that passes every check, whose token is then in its scope.
+    """Receive and check a request. Store its token in its scope, and return its fields.
 
-    `allow_options` are the names of the fields beside the protocol's; None for any name.
+    `allow_options` are the accepted names of fields beside the protocol's; None for any name.
 
     Raises `RequestRejected` with the status of the first failed check: those of `receive_object`,
     400 fields, those of `check_token`, 422 hash. Raises `ClientDisconnect` if the client
@@ -64,7 +64,7 @@ async def receive_chat_request(
 
 
 async def receive_object(request: Request, protections: Protections) -> dict[str, Any]:
-    """The JSON object that is the body of a request.
+    """Receive the JSON object in the body of a request.
 
     Raises `RequestRejected` with the status of the first failed check: 505 version, 415 content
     type, 413 size, 503 the budget of all bodies, 400 JSON. Raises `ClientDisconnect`.
@@ -78,9 +78,9 @@ async def receive_object(request: Request, protections: Protections) -> dict[str
 
 
 def check_token(request: Request, token: str, protections: Protections) -> AcceptedToken:
-    """The accepted token that equals `token`, which is then in the scope of the request.
+    """Return the accepted token that equals `token`, and store it in the scope of the request.
 
-    Raises `RequestRejected`: 401, or 429 once there are too many wrong ones from the client.
+    Raises `RequestRejected`: 401, or 429 after too many wrong tokens from the client's address.
     """
     accepted = protections.tokens.find(token)
     if accepted is None:
@@ -110,7 +110,7 @@ def _parse_chat_request(
 def check_hash(chat: ChatRequest, token: AcceptedToken) -> None:
     """Raise `RequestRejected` 422 for an incorrect hash.
 
-    The duration reveals nothing about how much of it was correct.
+    The duration does not reveal how much of the hash is correct.
     """
     expected = hash_prompt(token.secret.reveal(), chat.message)
     if not hmac.compare_digest(chat.hash.encode(), expected.encode()):
@@ -127,14 +127,15 @@ def _wrong_token(retry_after: float | None) -> RequestRejected:
     return RequestRejected(
         429,
         "too_many_wrong_tokens",
-        "this server does not accept the token, and has received too many wrong ones from here",
+        "this server does not accept the token, and has received too many wrong tokens from your "
+        "address",
         retry_after=retry_after,
     )
 
 
 def _check_version(http_version: str) -> None:
     # Earlier versions have no chunked encoding: the reply ends when the connection closes, whether
-    # it is complete or not. A proxy that uses HTTP/1.0 would forward a truncated reply as complete.
+    # it is complete or not. A proxy that uses HTTP/1.0 would pass on a truncated reply as complete.
     if http_version < "1.1":
         raise RequestRejected(
             505,
@@ -154,13 +155,13 @@ def _check_content_type(headers: Headers) -> None:
 
 def _check_content_length(headers: Headers, limit: int) -> None:
     length = headers.get("content-length", "")
-    # `int` itself rejects a string of too many digits.
+    # `int` raises ValueError for a string of thousands of digits.
     if length.isdecimal() and (len(length) > 20 or int(length) > limit):
         raise _too_large(limit, has_unread_body=True)
 
 
 async def _read_body(request: Request, limit: int, buffer: BodyBuffer) -> None:
-    # Starlette's `Request.stream` does not expose whether the chunk past the limit was the last.
+    # Starlette's `Request.stream` does not tell whether the chunk beyond the limit is the last.
     more_body = True
     while more_body:
         message = await buffer.receive(request.receive)
@@ -203,8 +204,8 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     built = dict(pairs)
-    # "The names within an object SHOULD be unique" (RFC 8259): of two tokens, two parsers could
-    # each use a different one.
+    # "The names within an object SHOULD be unique" (RFC 8259, section 4): if a request has two
+    # tokens, different parsers may use different ones.
     if len(built) != len(pairs):
         raise ValueError("duplicate names")
     return built
@@ -215,7 +216,7 @@ def _reject_constant(name: str) -> Any:
 
 
 def _parse_messages(value: Any, message: str) -> list[Message]:
-    """The field `messages`, which must be the messages that `message` was built from.
+    """Parse the field `messages`, whose `format_prompt` must equal `message`.
 
     The hash covers only `message`.
     """
@@ -228,7 +229,7 @@ def _parse_messages(value: Any, message: str) -> list[Message]:
         is_same = False
     if not is_same:
         raise _bad_request(
-            "the field 'messages' does not have the messages that 'message' is formatted from",
+            "the field 'message' is not the prompt that the field 'messages' is formatted to",
             code="messages_mismatch",
         )
     return messages
@@ -239,8 +240,8 @@ def _parse_message(item: object) -> Message:
     role, content = fields.get("role"), fields.get("content")
     if len(fields) != 2 or not isinstance(role, str) or not isinstance(content, str):
         raise _bad_request(
-            "each of the field 'messages' must be an object with the strings 'role' and 'content', "
-            "and with nothing else"
+            "each item of the field 'messages' must be an object with the strings 'role' and "
+            "'content', and no other fields"
         )
     return Message(role=role, content=content)
 
@@ -253,7 +254,7 @@ def is_field_name(name: str) -> bool:
 def _check_option(name: str, value: Any, allowed: frozenset[str] | None) -> Any:
     shown = f"the field {name!r}" if is_field_name(name) else "a field of the body"
     if allowed is not None and name not in allowed:
-        raise _bad_request(f"{shown} is not one that this server accepts", code="unknown_field")
+        raise _bad_request(f"this server does not accept {shown}", code="unknown_field")
     problem = find_json_problem({name: value})
     if problem is not None:
         raise _bad_request(f"{shown} is invalid: {problem}")

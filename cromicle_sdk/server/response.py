@@ -1,4 +1,4 @@
-"""The streamed response: complete only where the backend ended without an exception."""
+"""The streamed response, which is completed only if the backend raises no exception."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ __all__ = [
 # model server, short enough not to delay the shutdown of this one.
 CLOSE_SECONDS = 2.0
 
-# How long a client may read nothing. Without a limit it would keep its slot and the backend for
-# ever. Other servers than ours do not show how much it reads: under these it is the limit for a
-# part of a chunk, which a client has to read at 2 kbit/s.
+# How long a client may read nothing before its connection is closed: otherwise it would hold its
+# slot and the backend for ever. The servers of this package measure how much a client reads. Under
+# any other, this is the time limit for each part of a chunk (2 kbit/s).
 SEND_SECONDS = 60.0
 PART_BYTES = 16 * 1024
 
@@ -51,20 +51,20 @@ _LOGGED_FRAMES = 8
 
 
 class ResponseTruncated(Exception):  # noqa: N818 - a signal to the ASGI server, already logged
-    """Makes the ASGI server drop the connection, because the reply cannot be completed.
+    """Makes the ASGI server close the connection, because the reply cannot be completed.
 
-    Raising after the response has started is the only way in ASGI to leave a body without its end.
+    Raising after the response has started is the only way in ASGI to leave a body incomplete.
     """
 
 
 class UnsendableBody:
-    """A response body that cannot be sent: whatever serializes it fails.
+    """A response body that cannot be serialized, so that the ASGI server fails to send it.
 
     Starlette's `BaseHTTPMiddleware` (FastAPI's `@app.middleware("http")`) completes the body of
-    an app that raises and re-raises the exception afterwards, so that a truncated reply looks
-    complete. The server above the middleware therefore has to fail, and this body makes it fail.
-    Middleware in between has to forward the body, as `GZipMiddleware` does for clients that do
-    not accept gzip, such as those of this protocol.
+    an app that raises, and re-raises the exception only afterwards, so a truncated reply would look
+    complete. This body therefore makes the server itself fail. Middleware in between must pass the
+    body on, as `GZipMiddleware` does for clients that do not accept gzip, such as those of this
+    protocol.
     """
 
     # Some servers skip an empty body.
@@ -79,7 +79,7 @@ class UnsendableBody:
 
 
 def is_truncation(error: object) -> bool:
-    """Whether an exception results from truncating a reply on purpose."""
+    """Whether an exception is the result of truncating a reply deliberately."""
     # The TypeError that Python itself raises for an `UnsendableBody` names the type.
     return isinstance(error, ResponseTruncated) or UnsendableBody.__name__ in str(error)
 
@@ -92,14 +92,14 @@ class _SendTimeout(Exception):  # noqa: N818 - handled here; the client is the o
 class StreamedReply:
     """The ASGI response that streams the reply of `backend` to `prompt`.
 
-    The response starts with the first chunk, so that an earlier failure has a status of its own:
-    500, or that of a `BackendError`. A later failure raises `ResponseTruncated`, as does a client
-    that reads nothing for `SEND_SECONDS`. A long chunk is sent in parts. When the client
-    disconnects, the backend is cancelled immediately. Raises `RequestRejected` if too many callers
-    wait for a slot of `concurrency`.
+    The response starts with the first chunk, so an earlier failure has its own status: 500, or that
+    of a `BackendError`. After a later failure, or if the client reads nothing for `SEND_SECONDS`,
+    it raises `ResponseTruncated`. A long chunk is sent in parts. When the client disconnects, the
+    backend is cancelled immediately. Raises `RequestRejected` if too many requests wait for a slot
+    of `concurrency`.
 
-    `request` is None for a backend that does not take one. Otherwise its finish reason is sent, by
-    a `form` that has a trailer only where the ASGI server has the extension for trailers.
+    `request` is None for a backend that does not take one. Otherwise its finish reason is sent; if
+    `form` has a trailer, only if the ASGI server has the extension for trailers.
     """
 
     backend: Backend
@@ -125,10 +125,10 @@ class StreamedReply:
             raise ResponseTruncated
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send, slot: Slot) -> bool:
-        """Send the reply or an error; returns True if the reply has to be truncated.
+        """Send the reply or an error. Returns True if the reply has to be truncated.
 
-        The slot is released before the last message is sent: the client may send its next request
-        as soon as it has received it.
+        The slot is released before the last message is sent, because the client may send its next
+        request as soon as it has received that message.
         """
         chunks = _Chunks(self, get_request_id(scope))
         try:
@@ -160,12 +160,12 @@ class StreamedReply:
     async def _send_reply(
         self, chunks: _Chunks, first: str | None, send: Send, slot: Slot, *, has_trailers: bool
     ) -> bool:
-        """Send headers and chunks; returns True if the backend failed after the first chunk."""
+        """Send headers and chunks. Returns True if the backend failed after the first chunk."""
         request, form = self.request, self.form
         has_trailers = has_trailers and request is not None
         headers = [(b"content-type", form.media_type.encode())]
         if has_trailers:
-            # The backend may set its finish reason until its end, so the head only announces it.
+            # Only announced here: the backend may set the finish reason until its end.
             headers.append((b"trailer", FINISH_REASON_HEADER.encode()))
         await send(
             {
@@ -185,9 +185,9 @@ class StreamedReply:
                 return True
         reason = None if request is None else request.finish_reason
         await _send_parts(send, form.encode_end(reason))
-        # uvicorn waits for its buffer to drain before it accepts a message, not after. An empty
-        # chunk therefore waits until all text is written: a client that disconnects until then has
-        # left before the end.
+        # uvicorn waits for its buffer to drain before it accepts a message, not afterwards. Sending
+        # an empty chunk therefore waits until all text is written. A client that disconnects before
+        # that is recorded as such.
         await send({"type": "http.response.body", "body": b"", "more_body": True})
         slot.release()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -200,7 +200,7 @@ class StreamedReply:
 
 
 class _Chunks:
-    """The non-empty chunks of a backend. Exceptions are logged and converted."""
+    """The non-empty chunks of a backend. Its exceptions are logged and converted."""
 
     def __init__(self, reply: StreamedReply, request_id: str) -> None:
         self._reply = reply
@@ -209,7 +209,7 @@ class _Chunks:
         self.characters = 0
 
     async def receive(self) -> str | None:
-        """The next chunk, None at the end. Raises `BackendError` for any exception."""
+        """Return the next chunk, or None at the end. Raises `BackendError` for any exception."""
         try:
             if self._iterator is None:
                 self._iterator = await _open(self._reply)
@@ -253,14 +253,18 @@ def _check(chunk: object) -> str:
     if not isinstance(chunk, str):
         kind = type(chunk).__name__
         raise BackendError(500, *_FAILED, detail=f"the backend yielded {kind}, not str")
-    # A subclass of str may have other methods. No form can send a lone surrogate.
+    # A subclass of str may override methods.
     text = str.__str__(chunk)
+    # Raises for a lone surrogate, which no form can send.
     text.encode()
     return text
 
 
 def _limit(send: Send, scope: Scope) -> Send:
-    """A `send` that raises `_SendTimeout` after `SEND_SECONDS`, unless the server has a limit."""
+    """Return a `send` that raises `_SendTimeout` after `SEND_SECONDS`.
+
+    The servers of this package have such a limit themselves.
+    """
     if find_extension(scope) is not None:
         return send
 
@@ -274,7 +278,7 @@ def _limit(send: Send, scope: Scope) -> Send:
 
 
 def _has_trailers(scope: Scope) -> bool:
-    """Whether the ASGI server has the extension for trailers, and for this request."""
+    """Whether the ASGI server supports trailers for this request."""
     return "http.response.trailers" in (scope.get("extensions") or {})
 
 
@@ -282,13 +286,13 @@ async def _send_parts(send: Send, data: bytes) -> None:
     for start in range(0, len(data), PART_BYTES):
         part = data[start : start + PART_BYTES]
         await send({"type": "http.response.body", "body": part, "more_body": True})
-        # Neither a backend that never waits nor a long chunk, which a client that has left takes
-        # without waiting, may keep the event loop from noticing a disconnect.
+        # Lets the event loop notice a disconnect even if the backend never waits. After one, `send`
+        # does not wait, either.
         await anyio.lowlevel.checkpoint()
 
 
 async def _send_unsendable(send: Send) -> None:
-    # Each server raises its own exception for it; `ResponseTruncated` follows in any case.
+    # Each server raises its own exception. `ResponseTruncated` follows in any case.
     with anyio.move_on_after(SEND_SECONDS), contextlib.suppress(Exception):
         await send({"type": "http.response.body", "body": UnsendableBody(), "more_body": True})
 
@@ -300,7 +304,7 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
 
 
 def _log_backend_error(error: BackendError, request_id: str, *, has_started: bool) -> None:
-    # Rate limiting is not a failure.
+    # A rate limit is not a failure.
     level = logging.WARNING if error.status == 429 else logging.ERROR
     detail = " ".join(error.detail.split())
     logging.getLogger("cromicle_sdk.server").log(
@@ -314,7 +318,7 @@ def _log_backend_error(error: BackendError, request_id: str, *, has_started: boo
 
 
 def _log_exception(error: Exception, request_id: str) -> None:
-    # The type and the frames, not the message, which may quote the prompt or a key.
+    # Not the message, which may quote the prompt or a key.
     frames = [
         f"{PurePath(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
         for frame, line in traceback.walk_tb(error.__traceback__)

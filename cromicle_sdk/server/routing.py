@@ -1,4 +1,4 @@
-"""Routes, and the path of a request that they are matched with."""
+"""Routes, and the path of a request that they match."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["ExactRoute", "get_path"]
 
 
 class ExactRoute(Route):
-    """A route whose path is exactly its own: Starlette's also match one with a line break."""
+    """A route that matches its path exactly: Starlette's also match a trailing line break."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
@@ -19,7 +19,7 @@ class ExactRoute(Route):
 
 
 def get_path(scope: Scope) -> str:
-    """The path of a request, relative to the mount point of the app."""
-    # ASGI: the path includes the prefix under which the app is mounted.
+    """Return the path of a request, relative to the mount point of the app."""
+    # In ASGI, the path includes the prefix under which the app is mounted.
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -1,4 +1,4 @@
-"""The accepted tokens: given ones, or those of a file that can be reloaded."""
+"""The accepted tokens: passed as options, or read from a file that can be reloaded."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ __all__ = [
     "set_token",
 ]
 
-# The key of a scope's state.
+# The key in a scope's state.
 _TOKEN = "cromicle_sdk.token"  # noqa: S105 - a name
 
 # A token file is short; a wrong path (a disk image, a log) must not be read into memory.
-_LONGEST_FILE_BYTES = 16 * 1024 * 1024
+_MAX_FILE_BYTES = 16 * 1024 * 1024
 
-# What follows a token on its line. Without the white space it is part of the token.
+# The start of a comment after a token. A `#` without white space before it is part of the token.
 _COMMENT = re.compile(rb"\s+#")
 
-# What a label in the log may consist of: nothing that a line of `key=value` pairs is split at.
+# The log consists of `key=value` pairs, so a label must not have white space or `=`.
 _NOT_IN_LABEL = re.compile(r"[^\w.@+-]+")
-_LONGEST_LABEL = 40
+_MAX_LABEL_LENGTH = 40
 
-# 95 bits, if they are random. A shorter one is likely to be a word.
-_SHORTEST_SAFE_TOKEN = 16
+# 95 bits if the token is random. A shorter token is likely to be a word.
+_MIN_SAFE_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class AcceptedToken:
 
     @property
     def label(self) -> str:
-        """What stands for the token in the log: its comment, else a fingerprint of 32 bits."""
+        """The name of the token in the log: its comment, otherwise a fingerprint of 32 bits."""
         if self.comment:
             return self.comment
-        # Unlike a hash of the protocol, so that it says nothing about one.
+        # The prefix makes it unrelated to the hashes of the protocol.
         data = b"cromicle token: " + self.secret.reveal().encode()
         return hashlib.sha256(data).hexdigest()[:8]
 
 
 class Tokens:
-    """A set of accepted tokens. Its repr shows their number and none of them."""
+    """A set of accepted tokens. Its repr shows only their number."""
 
     def __init__(self, tokens: Iterable[AcceptedToken]) -> None:
         self._key = secrets.token_bytes(32)
@@ -77,24 +77,24 @@ class Tokens:
         return self.find(DEFAULT_TOKEN) is not None
 
     def find(self, token: str) -> AcceptedToken | None:
-        """The accepted token that equals `token`, or None.
+        """Return the accepted token that equals `token`, or None.
 
-        It takes as long for any number of tokens. The duration reveals nothing about them: what is
-        compared is a digest with a random key.
+        The duration does not depend on the number of tokens and reveals nothing about them, because
+        digests with a random key are compared.
         """
         return self._by_digest.get(self._digest(token))
 
     def warn_of_short_ones(self) -> None:
-        """Log one line if a token is short enough to be guessed."""
+        """Log a warning if any token is short enough to be guessed."""
         tokens = self._by_digest.values()
-        short = sum(len(token.secret.reveal()) < _SHORTEST_SAFE_TOKEN for token in tokens)
+        short = sum(len(token.secret.reveal()) < _MIN_SAFE_LENGTH for token in tokens)
         if short:
             logging.getLogger("cromicle_sdk.server").warning(
-                "tokens: %d of %d have fewer than %d characters, and may be guessed; "
-                'python -c "import secrets; print(secrets.token_urlsafe())" makes a safe one',
+                "tokens: %d of %d have fewer than %d characters and can be guessed; "
+                'python -c "import secrets; print(secrets.token_urlsafe())" prints a safe one',
                 short,
                 len(tokens),
-                _SHORTEST_SAFE_TOKEN,
+                _MIN_SAFE_LENGTH,
             )
 
     def replace(self, other: Tokens) -> None:
@@ -114,13 +114,13 @@ class Tokens:
 class TokenFile(Tokens):
     """The tokens in a file: UTF-8, one per line; a line that starts with `#` is a comment.
 
-    White space around a token is not part of it. A `#` after white space begins a comment, which
-    stands for the token in the access log: `s3cret  # alice`. The constructor reads the file;
-    `reload` reads it again, which `serve` and `cromicle serve` do on SIGHUP. A file that other
-    users of the machine can read is a warning in the log.
+    White space around a token is ignored. A `#` after white space begins a comment, which
+    represents the token in the access log: `s3cret  # alice`. The constructor reads the file.
+    `serve` and `cromicle serve` reload it on SIGHUP. If other users of the machine can read the
+    file, a warning is logged.
 
     Raises `ConfigurationError` if it is not a regular file or a link to one, if it cannot be read,
-    or if it holds no token. Errors name the file and the line, never its content.
+    or if it contains no token. Errors name the file and the line, never its content.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -128,18 +128,18 @@ class TokenFile(Tokens):
         super().__init__(_read_tokens(self._path))
 
     def reload(self, *, allow_well_known: bool = True) -> bool:
-        """Read the file again; returns True if its tokens are now the accepted ones.
+        """Reload the file. Returns True if its tokens are now the accepted ones.
 
-        If that fails, or if the file holds the well-known token and `allow_well_known` is
-        false, the previous tokens stay valid. Either case logs one line to `cromicle_sdk.server`.
-        Where the well-known token is not allowed, short ones are a warning as well.
+        If the file is invalid, or contains the well-known token while `allow_well_known` is false,
+        the previous tokens stay valid and False is returned. The result is logged as one line of
+        `cromicle_sdk.server`. If `allow_well_known` is false, short tokens are logged as a warning.
         """
         logger = logging.getLogger("cromicle_sdk.server")
         try:
             tokens = Tokens(_read_tokens(self._path))
             if tokens.has_well_known and not allow_well_known:
                 raise ConfigurationError(
-                    f"{self._path} holds the well-known token, which admits everybody",
+                    f"{self._path} contains the well-known token, which admits everybody",
                     option="tokens",
                 )
         except ConfigurationError as error:
@@ -153,21 +153,21 @@ class TokenFile(Tokens):
 
 
 def set_token(scope: Scope, token: AcceptedToken) -> None:
-    """Note that a request has this token."""
+    """Store the token of a request in its scope."""
     scope["state"][_TOKEN] = token
 
 
 def find_token_of(scope: Scope) -> AcceptedToken | None:
-    """The token of a request, None as long as it is unknown."""
+    """Return the token of a request, or None while it is unknown."""
     token: AcceptedToken | None = scope["state"].get(_TOKEN)
     return token
 
 
 @dataclass(frozen=True)
 class GivenTokens:
-    """The options `token` and `tokens` of `create_app`, not yet checked and hidden in any repr.
+    """The unchecked options `token` and `tokens` of `create_app`, hidden in any repr.
 
-    `several` holds the values of `tokens`, or its type if that is not an iterable of tokens.
+    `several` is the value of `tokens`, or its type if that is not an iterable of tokens.
     """
 
     token: Secret | None
@@ -177,7 +177,7 @@ class GivenTokens:
 def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> GivenTokens:
     """Wrap both options before any check.
 
-    A `ConfigurationError` passes through frames whose locals a traceback may print.
+    Otherwise the traceback of a `ConfigurationError` could print them as locals of its frames.
     """
     several: Tokens | tuple[Secret, ...] | type | None
     if tokens is None or isinstance(tokens, Tokens):
@@ -190,7 +190,10 @@ def hide_tokens(token: str | None, tokens: Iterable[str] | Tokens | None) -> Giv
 
 
 def build_tokens(given: GivenTokens) -> Tokens:
-    """The accepted tokens. Raises `ConfigurationError`, which names the option or variable."""
+    """Return the accepted tokens.
+
+    Raises `ConfigurationError`, which names the option or environment variable.
+    """
     if given.several is None:
         return Tokens([AcceptedToken(find_token(given.token))])
     if given.token is not None:
@@ -217,14 +220,14 @@ def _read_tokens(path: Path) -> list[AcceptedToken]:
         raise ConfigurationError(f"{path} cannot be read: {problem}", option="tokens") from None
     if data is None:
         raise ConfigurationError(f"{path} is not a regular file", option="tokens")
-    if len(data) > _LONGEST_FILE_BYTES:
+    if len(data) > _MAX_FILE_BYTES:
         raise ConfigurationError(f"{path} is too long for a token file", option="tokens")
     return _parse_tokens(path, data)
 
 
 def _read_regular_file(path: Path) -> bytes | None:
-    """The data, a little more than is allowed; None if it is a FIFO, a device or the like."""
-    # A FIFO without a writer would keep the server waiting, and a terminal would become its own.
+    """Return at most one byte more than the limit, or None if it is not a regular file."""
+    # Opening a FIFO without a writer would block, and a terminal would become the controlling one.
     flags = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
     # `os.fdopen` would not close the file descriptor of a directory, which it rejects.
     with open(path, "rb", opener=lambda name, _: os.open(name, os.O_RDONLY | flags)) as file:
@@ -233,9 +236,9 @@ def _read_regular_file(path: Path) -> bytes | None:
             return None
         if sys.platform != "win32" and mode & stat.S_IROTH:
             logging.getLogger("cromicle_sdk.server").warning(
-                "tokens: other users of this machine can read %s; chmod o-r takes that away", path
+                "tokens: other users of this machine can read %s; chmod o-r prevents it", path
             )
-        return file.read(_LONGEST_FILE_BYTES + 1)
+        return file.read(_MAX_FILE_BYTES + 1)
 
 
 def _parse_tokens(path: Path, data: bytes) -> list[AcceptedToken]:
@@ -255,10 +258,10 @@ def _parse_tokens(path: Path, data: bytes) -> list[AcceptedToken]:
         # Raised here, so that the UnicodeDecodeError, which holds the line, is not its context.
         raise ConfigurationError(problem, option="tokens")
     if not tokens:
-        raise ConfigurationError(f"{path} holds no token", option="tokens")
+        raise ConfigurationError(f"{path} contains no token", option="tokens")
     return tokens
 
 
 def _build_label(comment: bytes) -> str:
     text = comment.decode(errors="replace").strip()
-    return _NOT_IN_LABEL.sub("_", text)[:_LONGEST_LABEL].strip("_")
+    return _NOT_IN_LABEL.sub("_", text)[:_MAX_LABEL_LENGTH].strip("_")

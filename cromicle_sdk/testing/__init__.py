@@ -1,7 +1,18 @@
-"""A server with scripted replies and faults, to test code that uses this SDK.
+"""A server with scripted replies and faults, for tests of code that uses this SDK.
 
-`cromicle_sdk.testing.fixtures` is the pytest plugin, which pytest loads by itself: the fixtures
-`cromicle_server` and `cromicle_faults`.
+```python
+from cromicle_sdk import Client
+from cromicle_sdk.testing import FaultyServer
+
+with FaultyServer() as server, Client(base_url=server.base_url) as client:
+    server.fail(503, retry_after=0).reply("Hello, world!")
+    assert client.chat("Hi").attempts == 2
+```
+
+`FaultyServer` inherits the methods that define its behaviour from `Script`: `reply`, `fail`,
+`redirect`, `cut`, `reset`, `stall`, `drip`, `flood`, `encoded`, `trailing`, `close_idle`, `raw` and
+`script`. The pytest plugin `cromicle_sdk.testing.fixtures`, which pytest loads automatically, has
+the fixtures `cromicle_server` and `cromicle_faults`.
 """
 
 from __future__ import annotations
@@ -44,7 +55,7 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     """Import a public name at its first use (PEP 562).
 
-    pytest imports this package for its plugin in every run, with or without these names.
+    pytest imports this package for its plugin in every run, whether or not these names are used.
     """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

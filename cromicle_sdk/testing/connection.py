@@ -1,4 +1,4 @@
-"""One accepted TCP connection: reads, writes, and waits that end when the client disconnects."""
+"""One accepted TCP connection: reading, writing, and waiting until the client disconnects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Connection", "DisconnectedError"]
 
 _RECEIVE_BYTES = 1 << 18
 
-# Nothing in the standard library waits for an event and a socket at once, so the event is
-# polled, at growing intervals: most events are set soon, and at four polls a second a thousand
-# waiting threads take 28 % of a core.
+# The standard library cannot wait for an event and a socket at the same time, so the event is
+# polled. The intervals grow: most events are set soon, and with four polls a second, a thousand
+# waiting threads use 28 % of a core.
 _FIRST_POLL_SECONDS = 0.001
-_LONGEST_POLL_SECONDS = 0.25
+_MAX_POLL_SECONDS = 0.25
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -33,21 +33,23 @@ class DisconnectedError(ConnectionError):
     """The client has disconnected, or the server is stopping.
 
     Every method of `Connection` that sends or waits raises it. The server handles it, so a
-    behaviour of your own need not catch it.
+    behaviour need not catch it.
     """
 
 
 class Connection:
-    """One accepted connection, the first argument of a behaviour given to `script()`.
+    """One accepted connection, the first argument of a behaviour that is passed to `script()`.
 
     When the behaviour returns, the connection stays open for the next request, unless `close`
-    or `reset` was called. Wait with `pause`, `wait` or `stall` rather than with `time.sleep`:
-    these end when the client disconnects or the server stops.
+    or `reset` was called. To wait, call `pause`, `wait` or `stall` instead of `time.sleep`: they
+    end when the client disconnects or the server stops.
+
+    `number` is the serial number of the connection, from 1.
     """
 
     def __init__(self, sock: socket.socket, number: int) -> None:
-        # So that each chunk is sent at once, in its own packet. On some systems this fails when
-        # the client has already disconnected; the first read or write reports that.
+        # Sends each chunk at once, in its own packet. On some systems this fails if the client
+        # has already disconnected, which the first read or write reports.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
@@ -62,32 +64,32 @@ class Connection:
         return self._closed
 
     def send(self, data: bytes) -> None:
-        """Send `data` as it is, all of it. Raises `DisconnectedError`."""
+        """Send all of `data` unchanged. Raises `DisconnectedError`."""
         with _translate_errors():
             self._sock.settimeout(None)
             self._sock.sendall(data)
 
     def pause(self, seconds: float) -> None:
-        """Wait. Raises `DisconnectedError` as soon as the client disconnects."""
+        """Wait for `seconds`. Raises `DisconnectedError` as soon as the client disconnects."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self._receive(left)
 
     def wait(self, event: threading.Event) -> None:
-        """Wait until `event` is set; return at most a quarter of a second later.
+        """Wait until `event` is set. Returns at most a quarter of a second later.
 
         Raises `DisconnectedError` as soon as the client disconnects.
         """
         interval = _FIRST_POLL_SECONDS
         while not event.is_set():
             self.pause(interval)
-            interval = min(2 * interval, _LONGEST_POLL_SECONDS)
+            interval = min(2 * interval, _MAX_POLL_SECONDS)
 
     def stall(self, *, read: bool = True) -> NoReturn:
         """Send nothing until the client disconnects, then raise `DisconnectedError`.
 
-        With `read=False` nothing is received, so that a client blocks while it sends a long
-        body. Unread bytes also hide its disconnect, so only `stop()` ends this stall.
+        With `read=False` nothing is received, so a client blocks while it sends a long body.
+        Because unread bytes also hide a disconnect, only `stop()` of the server ends this stall.
         """
         if not read:
             self._aborted.wait()
@@ -96,7 +98,7 @@ class Connection:
             self._buffer.clear()
 
     def close(self) -> None:
-        """Close with a FIN, or with a RST where received bytes are unread, as TCP requires."""
+        """Close with a FIN, or with a RST if received bytes are unread, as TCP requires."""
         self._closed = True
         self._sock.close()
 
@@ -118,7 +120,7 @@ class Connection:
         self._end(response.end, read=response.when != "head")
 
     def start_tls(self, context: ssl.SSLContext) -> None:
-        """Do the TLS handshake as the server. Raises `DisconnectedError` if it fails."""
+        """Perform the TLS handshake as the server. Raises `DisconnectedError` if it fails."""
         with _translate_errors():
             wrapped = context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False
@@ -146,7 +148,7 @@ class Connection:
         return data
 
     def abort(self) -> None:
-        """End the current read, write or wait of this connection. Callable from any thread."""
+        """End the current read, write or wait of this connection. Thread-safe."""
         self._aborted.set()
         # `SSLSocket.shutdown` would drop the TLS state while another thread uses it.
         with contextlib.suppress(OSError):
@@ -161,7 +163,7 @@ class Connection:
             self.stall(read=read)
 
     def _receive(self, timeout: float | None) -> None:
-        """Add to the buffer what arrives within `timeout` seconds, possibly nothing."""
+        """Add the bytes that arrive within `timeout` seconds to the buffer, if any."""
         try:
             self._sock.settimeout(timeout)
             data = self._sock.recv(_RECEIVE_BYTES)

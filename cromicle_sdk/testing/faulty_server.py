@@ -1,4 +1,4 @@
-"""The faulty server: a listener on loopback, and a thread for each connection."""
+"""The faulty server: a listener on loopback, and one thread for each connection."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HOST = "127.0.0.1"
 # A thousand clients may connect at once, before the first is accepted.
 _BACKLOG = 2048
 
-# A connection attempt to loopback that takes longer than this has met a full listen queue.
+# If a connection attempt to loopback takes longer than this, the listen queue is full.
 _FULL_QUEUE_SECONDS = 0.2
 
 # How long to wait for a free file descriptor before the next accept.
@@ -41,19 +41,19 @@ _ACCEPT_RETRY_SECONDS = 0.05
 
 
 class FaultyServer(Script):
-    """A server on 127.0.0.1 that responds as its script says.
+    """A server on 127.0.0.1 that plays a script of replies and faults, one for each request.
 
     ```python
     with FaultyServer() as server:
         server.fail(503, retry_after=0).cut(after="Hello, wor").reply("Hello, world!")
-        ...  # your code talks to server.base_url
+        ...  # your code sends "Hi" to server.base_url
         assert [request.message for request in server.requests] == ["Hi", "Hi", "Hi"]
     ```
 
     It accepts any method, path, token and hash, and records every request. The methods of
-    `Script` define its behaviour. With `ssl_context`, an `ssl.SSLContext` with a certificate,
-    it uses TLS, and closes its connections without close_notify. A connection is kept alive
-    until a behaviour closes it.
+    `Script` define its behaviour. With `ssl_context`, an `ssl.SSLContext` with a certificate, it
+    uses TLS, and closes its connections without close_notify. A connection is kept alive until a
+    behaviour closes it.
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -72,23 +72,26 @@ class FaultyServer(Script):
     def base_url(self) -> str:
         """The base URL for a client.
 
-        It stays the same after `stop()`, when its port refuses connections.
-        Raises `RuntimeError` before the first `start()`.
+        It stays the same after `stop()`; its port then refuses connections. Raises `RuntimeError`
+        before the first `start()`.
         """
         if not self._port:
-            raise RuntimeError("The server has no port yet: use `with` or call start() first.")
+            raise RuntimeError(
+                "The server has no base_url before it is started: use it in a with block, or call"
+                " start() first."
+            )
         scheme = "https" if self._ssl_context else "http"
         return f"{scheme}://{_HOST}:{self._port}"
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """The requests read so far, in order; a copy."""
+        """A copy of the list of requests read so far, in order."""
         with self._changed:
             return list(self._requests)
 
     @property
     def connections(self) -> int:
-        """The number of accepted TCP connections, closed ones included."""
+        """The number of accepted TCP connections, including closed ones."""
         return self._accepted
 
     @property
@@ -97,23 +100,23 @@ class FaultyServer(Script):
         return len(self._open)
 
     def start(self) -> Self:
-        """Start to listen, after a `stop()` on the same port as before.
+        """Start to listen, and return the server itself.
 
-        Raises `RuntimeError` if it has been started already, and `OSError` if the port is in
-        use.
+        After a `stop()`, it listens on the same port as before. Raises `RuntimeError` if it is
+        already started, and `OSError` if the port is in use.
         """
         if self._listener is not None:
-            raise RuntimeError("The server has been started already.")
+            raise RuntimeError("The server is already started: call stop() first.")
         listener = self._listen(_BACKLOG)
         self._stopping.clear()
         self._accepting = self._run(self._accept, listener)
         return self
 
     def black_hole(self) -> Self:
-        """Close everything, as `stop()` does, then let every connection attempt hang.
+        """Stop the server, and make every connection attempt hang until `stop()` is called.
 
-        Clients time out while they connect, as with a firewall that drops packets, until
-        `stop()` is called. It fills the listen queue; Windows then refuses connections instead.
+        Clients time out while connecting, as behind a firewall that drops packets. This fills the
+        listen queue; on Windows, connections are refused instead.
         """
         self.stop()
         address = self._listen(0).getsockname()
@@ -125,13 +128,13 @@ class FaultyServer(Script):
     def stop(self) -> None:
         """Close the listener and every connection, and wait until their threads have ended.
 
-        Responses under way are cut off. `requests` and `base_url` stay. Idempotent.
+        Responses in progress are cut off. `requests` and `base_url` are kept. Idempotent.
         """
         if self._listener is None:
             return
         self._stopping.set()
         if self._accepting is not None:
-            # Closing a listener does not wake its accept() on every system; a connection does.
+            # On some systems, closing a listener does not wake its accept(); a connection does.
             with contextlib.suppress(OSError):
                 socket.create_connection(self._listener.getsockname(), timeout=1).close()
             self._accepting.join()
@@ -160,7 +163,7 @@ class FaultyServer(Script):
         self.stop()
 
     def clear(self) -> Self:
-        """Remove all behaviours and all recorded requests. Connections and their count stay."""
+        """Remove all behaviours and recorded requests. Connections and their number are kept."""
         with self._changed:
             super().clear()
             self._requests.clear()
@@ -179,9 +182,9 @@ class FaultyServer(Script):
             return list(self._requests)
 
     def wait_until_closed(self, *, timeout: float = 5.0) -> None:
-        """Wait until no connection is open, to test that a client leaks none.
+        """Wait until no connection is open, to test that a client closes its connections.
 
-        Raises `TimeoutError` with the number of open connections after `timeout` seconds.
+        Raises `TimeoutError`, with the number of open connections, after `timeout` seconds.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._open, timeout):
@@ -211,7 +214,7 @@ class FaultyServer(Script):
         try:
             sock, _ = listener.accept()
         except OSError:
-            # Most likely out of file descriptors, which the clients in this process use as well.
+            # Most likely out of file descriptors, which clients in this process also use.
             self._stopping.wait(_ACCEPT_RETRY_SECONDS)
         else:
             self._start_connection(sock)
@@ -256,7 +259,7 @@ class FaultyServer(Script):
             connection.close()
             return
         body = read_body(connection, head)
-        # One lock for both, so that the n-th recorded request gets the n-th behaviour.
+        # In one critical section, so that the n-th recorded request gets the n-th behaviour.
         with self._changed:
             request = self._record(head, body, connection)
             behaviour = self.take()

@@ -28,18 +28,18 @@ _HOST = "127.0.0.1"
 def cromicle_server(
     monkeypatch: pytest.MonkeyPatch, _cromicle_earlier_clients: None
 ) -> Iterator[LocalServer]:
-    """A running `LocalServer` that echoes, new for each test.
+    """A running `LocalServer` that echoes prompts. Each test has its own.
 
-    During the test `CROMICLE_BASE_URL` and `CROMICLE_TOKEN` point at it, so that a client
-    created without options connects to it. A client that was created before and would connect
-    to another server fails the test. Requires the extra `[server]`; fails if it is missing.
+    During the test, `CROMICLE_BASE_URL` and `CROMICLE_TOKEN` refer to it, so a client created
+    without options connects to it. The test fails if it uses a client that was created before and
+    would connect to another server. Requires the extra `server`, and fails without it.
     """
     try:
         from cromicle_sdk.server import LocalServer
     except ImportError as error:
         pytest.fail(
-            f"The fixture cromicle_server needs the extra [server] ({error}): "
-            "pip install 'cromicle-sdk[server]'",
+            f"The fixture cromicle_server requires the extra server ({error}); "
+            "install it with: pip install 'cromicle-sdk[server]'",
             pytrace=False,
         )
     with LocalServer(token=_TOKEN) as server:
@@ -51,12 +51,12 @@ def cromicle_server(
 def cromicle_faults(
     monkeypatch: pytest.MonkeyPatch, _cromicle_earlier_clients: None
 ) -> Iterator[FaultyServer]:
-    """A running `FaultyServer` with an empty script, new for each test.
+    """A running `FaultyServer` with an empty script. Each test has its own.
 
-    During the test `CROMICLE_BASE_URL` and `CROMICLE_TOKEN` point at it, so that a client
-    created without options connects to it. A client that was created before and would connect
-    to another server fails the test. In a test that requests both fixtures, the environment
-    points at the server of the last one.
+    During the test, `CROMICLE_BASE_URL` and `CROMICLE_TOKEN` refer to it, so a client created
+    without options connects to it. The test fails if it uses a client that was created before and
+    would connect to another server. In a test that requests both fixtures, the environment refers
+    to the server of the last one.
     """
     from .faulty_server import FaultyServer
 
@@ -67,10 +67,10 @@ def cromicle_faults(
 
 @pytest.fixture
 def _cromicle_earlier_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test that uses a client whose options were read before the fixtures changed them.
+    """Fail a test that uses a client created before the fixtures changed the environment.
 
-    Clients read the environment when they are created. One created at import, or in a fixture
-    of a wider scope, would otherwise send the prompts of a test to a real endpoint.
+    Clients read the environment when they are created. A client created at import, or in a
+    fixture of a wider scope, would send the prompts of a test to a real endpoint.
     """
     from cromicle_sdk import AsyncClient, Client
     from cromicle_sdk._core.options import DEFAULT_BASE_URL
@@ -81,8 +81,8 @@ def _cromicle_earlier_clients(monkeypatch: pytest.MonkeyPatch) -> None:
         base_url = client._options.endpoint.base_url  # pyright: ignore[reportPrivateUsage]
         if base_url in earlier:
             pytest.fail(
-                f"This {type(client).__name__} was created before the fixture, and would connect "
-                f"to {base_url}: create it in the test, or in a fixture of function scope."
+                f"This {type(client).__name__} was created before the fixture and would connect to "
+                f"{base_url}: create it in the test, or in a fixture of function scope."
             )
 
     for kind in (Client, AsyncClient):
@@ -91,7 +91,7 @@ def _cromicle_earlier_clients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _call_first(check: Callable[[Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, after `check(self)`. It stays a coroutine function if it is one."""
+    """Wrap a method to call `check(self)` first. A coroutine function stays one."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **options: Any) -> Any:
@@ -113,9 +113,9 @@ def _set_environment(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Allow the servers' address where pytest-socket blocks connections.
+    """Allow the address of the servers if pytest-socket blocks connections.
 
-    A marker on the test overrides the options of pytest-socket; one of the user's own is kept.
+    A marker on the test overrides the options of pytest-socket. A marker of the user is kept.
     """
     fixtures = {"cromicle_server", "cromicle_faults"}
     if fixtures.isdisjoint(getattr(item, "fixturenames", ())):

@@ -1,4 +1,4 @@
-"""Requests: reading and recording them."""
+"""Reading and recording requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MalformedRequestError(ValueError):
 
 @dataclass(frozen=True)
 class RequestHead:
-    """The request line and the headers, their names in lower case."""
+    """The request line and the headers, whose names are in lower case."""
 
     method: str
     path: str
@@ -29,9 +29,10 @@ class RequestHead:
 class RecordedRequest:
     """One request that the server has read.
 
-    `path` is the request target, including its query. `headers` have lower-case names; the
-    values of a repeated header are joined by ", ". `connection` is the serial number of its
-    TCP connection, from 1. The repr shows neither headers nor body, which hold the token.
+    `path` is the request target, including its query. The names of `headers` are in lower case;
+    the values of a repeated header are joined by ", ". `connection` is the serial number of its
+    TCP connection, from 1. The repr shows neither headers nor body, because they contain the
+    token.
     """
 
     method: str
@@ -47,17 +48,17 @@ class RecordedRequest:
 
     @property
     def message(self) -> str:
-        """The prompt. Raises `KeyError` if the body has none, as `token` and `hash` do."""
+        """The prompt. Raises `KeyError` if the body has no field `message`."""
         return str(self.json["message"])
 
     @property
     def token(self) -> str:
-        """The token, in clear."""
+        """The token, in plain text. Raises `KeyError` if the body has no field `token`."""
         return str(self.json["token"])
 
     @property
     def hash(self) -> str:
-        """The hash as the client sent it, unchecked."""
+        """The hash as sent, unchecked. Raises `KeyError` if the body has no field `hash`."""
         return str(self.json["hash"])
 
     @property
@@ -68,7 +69,7 @@ class RecordedRequest:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields beside those of the protocol, as `extra_body` of a client sends them."""
+        """The fields beside those of the protocol, such as those of `extra_body`."""
         return {name: value for name, value in self.json.items() if name not in PROTOCOL_FIELDS}
 
 

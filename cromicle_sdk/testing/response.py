@@ -1,4 +1,4 @@
-"""The bytes of responses, well-formed or not."""
+"""Building the bytes of responses, which may be malformed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 def to_bytes(text: str | bytes) -> bytes:
-    """The UTF-8 bytes of a text. Bytes are returned unchanged: they need not be UTF-8."""
+    """Encode a text as UTF-8. Bytes are returned unchanged, and need not be UTF-8."""
     return text.encode() if isinstance(text, str) else text
 
 
 def to_pairs(headers: Headers | None) -> list[tuple[str, str]]:
-    """The headers in order. Unlike a mapping, a list of pairs can repeat a name."""
+    """Return the headers as pairs. Unlike a mapping, a list of pairs can repeat a name."""
     return headers if isinstance(headers, list) else list((headers or {}).items())
 
 
@@ -55,9 +55,9 @@ def build_head(
 ) -> bytes:
     """Build the status line and headers of a response, for `raw()`.
 
-    `length` is the framing that the head announces: "chunked", a number of bytes, or "none",
-    a body that ends with the connection. `headers`, a mapping or a list of pairs, are added
-    unchecked, even where they contradict the others. A 204 or 304 announces no body.
+    `length` is the framing in the head: "chunked", a content-length in bytes, or "none" for a
+    body that ends with the connection. `headers`, a mapping or a list of pairs, are added
+    unchecked, even if they contradict the others. The head of a 204 or 304 announces no body.
     Raises `TypeError` if the status is not an int.
     """
     if not isinstance(cast("object", status), int):
@@ -74,8 +74,8 @@ def build_head(
 def build_chunk(text: str | bytes, *, size: str | int | None = None, end: bytes = b"\r\n") -> bytes:
     """Build one chunk of a chunked body, for `raw()`.
 
-    `size` replaces the true size: a number of bytes, or a str that is sent unchanged. `end`
-    replaces the CRLF at the end of the chunk. Both serve to make framing errors. `LAST_CHUNK`
+    To build framing errors, `size` replaces the actual size, with a number of bytes or a str
+    that is sent unchanged, and `end` replaces the CRLF at the end of the chunk. `LAST_CHUNK`
     ends a body.
     """
     data = to_bytes(text)
@@ -85,7 +85,7 @@ def build_chunk(text: str | bytes, *, size: str | int | None = None, end: bytes 
 
 
 def build_last_chunk(trailers: Headers | None = None) -> bytes:
-    """Build the end of a chunked body with trailers, for `raw()`; they are added unchecked."""
+    """Build the end of a chunked body with trailers, for `raw()`. They are not checked."""
     lines = [f"{name}: {value}\r\n" for name, value in to_pairs(trailers)]
     return f"0\r\n{''.join(lines)}\r\n".encode()
 
@@ -93,8 +93,8 @@ def build_last_chunk(trailers: Headers | None = None) -> bytes:
 def build_encoded(text: str | bytes, *, coding: str, size: int | None = None) -> bytes:
     """Encode `text` with the content codings named in `coding`, in their order.
 
-    With `size` the text is first repeated up to that many bytes, of which at most a megabyte is
-    in memory at once. A coding other than gzip and deflate leaves the bytes unchanged.
+    With `size`, the text is first repeated up to that many bytes, of which at most a megabyte is
+    in memory at a time. Codings other than gzip and deflate leave the bytes unchanged.
     """
     data = to_bytes(text)
     blocks: Iterable[bytes] = [data] if size is None else _repeat_to(data, size)

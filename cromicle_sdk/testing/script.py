@@ -1,4 +1,4 @@
-"""The script of a faulty server: its behaviours in order, the last one repeated."""
+"""The script of a faulty server: an ordered list of behaviours, the last of which repeats."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["TEXT", "Behaviour", "Framing", "Script"]
 
 Behaviour = Callable[[Connection, RecordedRequest], None]
+"""Responds to a request over its connection, for `script()`."""
+
 Framing = Literal["chunked", "length", "none"]
 
 TEXT = "Hello from the faulty server."
 
 _BOM = b"\xef\xbb\xbf"
-# How many bytes more than it sends a truncated response announces.
+# The number of missing bytes that a truncated response announces.
 _MISSING_BYTES = 64
 _FLOOD_BLOCK_BYTES = 1 << 16
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
@@ -45,16 +47,19 @@ _DUE: dict[When, tuple[When, ...]] = {"accept": ("accept",), "head": ("accept", 
 class Script:
     """An ordered list of behaviours, one for each request. Every method appends one.
 
-    The last behaviour repeats, so that `cut()` alone cuts off every response, those to retries
-    included. An empty script replies with `TEXT`. Methods return the script itself, so that
-    calls can be chained: `server.fail(503).fail(503).reply("At last.")`.
+    The last behaviour repeats, so `cut()` alone cuts off every response, including those to
+    retries. An empty script replies with "Hello from the faulty server." The methods return the
+    script itself, so calls can be chained: `server.fail(503).fail(503).reply("At last.")`.
 
-    A text is a `str`, sent as UTF-8, or `bytes`, sent unchanged. In `cut`, `reset` and `stall`,
-    `after=None` acts before the first byte of the response, `after=""` after its head, and any
-    other text after that text has been sent as a part of the body. `when` selects an earlier
-    moment: "accept" acts on the new connection, before TLS and before a request is read or
-    recorded (on a connection that is kept alive it acts on the next request); "head" acts
-    before the body of a request is read, and closes the connection afterwards.
+    A text is a `str`, which is sent as UTF-8, or `bytes`, which are sent unchanged.
+
+    In `cut`, `reset` and `stall`, `after` is the part of the response that is sent before the
+    fault: None for nothing, "" for the head, or a text for the head and that part of the body.
+
+    `when` is the moment of the behaviour: "request", the default, after the request has been read;
+    "head", before the body of the request is read, after which the connection is closed; or
+    "accept", on the new connection, before TLS and before a request is read or recorded (on a
+    connection that is kept alive, at the next request).
     """
 
     def __init__(self) -> None:
@@ -77,20 +82,23 @@ class Script:
         finish_reason: str | None = None,
         close: bool = False,
     ) -> Self:
-        """Reply with `text`, or with `chunks` (without empty ones) `delay` seconds apart.
+        """Reply with `text`, or with `chunks`, `delay` seconds apart.
 
-        Everything after the first chunk, the end included, waits for `gate`. `headers`, a
-        mapping or a list of pairs, are added unchecked. `length` is the framing: "chunked";
-        "exact", a correct content-length; "none", a body that ends with the connection; or a
-        number, a content-length of your own: the connection closes after a body that is
-        shorter, and a longer body is sent whole. `bom` adds a byte order mark at the start.
-        `finish_reason` is sent unchecked as the trailer `x-finish-reason` after the last chunk.
-        `close` sends `connection: close` and closes the connection.
+        - `chunks`: an iterable of texts, sent one by one. Empty ones are skipped.
+        - `gate`: an event. Everything after the first chunk, including the end, waits for it.
+        - `status`, `content_type`: those of the response. None omits the content type.
+        - `headers`: a mapping or a list of pairs, added unchecked.
+        - `length`: the framing. "chunked"; "exact", a correct content-length; "none", a body that
+          ends with the connection; or a number, which is sent as the content-length. If the body
+          is shorter than that, the connection closes after it; a longer body is sent completely.
+        - `bom`: add a byte order mark at the start.
+        - `finish_reason`: sent unchecked as the trailer `x-finish-reason` after the last chunk.
+        - `close`: send `connection: close`, and close the connection.
 
-        Raises `ValueError` for `finish_reason` with a framing that has no trailers.
+        Raises `ValueError` for `finish_reason` with a framing other than "chunked".
         """
         if finish_reason is not None and length != "chunked":
-            raise ValueError("finish_reason takes the length 'chunked'.")
+            raise ValueError("finish_reason requires length='chunked'.")
         parts = [to_bytes(part) for part in ([text] if chunks is None else chunks)]
         if bom:
             parts[:1] = [_BOM + b"".join(parts[:1])]
@@ -126,11 +134,11 @@ class Script:
     ) -> Self:
         """Respond with an error status and `body`, by default a sentence.
 
-        `retry_after` is the value of the header, unchecked. `close` sends `connection: close`
-        and closes the connection. `when="head"` responds before the body of the request is
-        read, as servers do with 413.
+        `retry_after` is the value of the `Retry-After` header, unchecked. `close` sends
+        `connection: close` and closes the connection. `when="head"` responds before the body of
+        the request is read, as servers do with a 413.
         """
-        sentence = f"The faulty server says {status}." if has_body(status) else ""
+        sentence = f"The faulty server responds with {status}." if has_body(status) else ""
         data = to_bytes(sentence if body is None else body)
         closing = close or when != "request"
         head = build_head(
@@ -148,7 +156,7 @@ class Script:
         )
 
     def redirect(self, status: int = 302, *, location: str | None = "/elsewhere") -> Self:
-        """Respond with a redirect to `location`, unchecked. None omits the header."""
+        """Respond with a redirect to `location`, which is not checked. None omits the header."""
         headers = {} if location is None else {"location": location}
         return self.fail(status, headers=headers)
 
@@ -162,12 +170,13 @@ class Script:
     ) -> Self:
         """Close the connection (FIN) before the response is complete.
 
-        `framing` is the framing that the head announces: "chunked", "length", or "none", with
-        which a truncated body looks complete. `inside_chunk` closes in the middle of a chunk.
-        Raises `ValueError` for `inside_chunk` without a text in `after` or with another framing.
+        `framing` is the framing in the head: "chunked"; "length", a content-length; or "none",
+        with which a truncated body looks complete. `inside_chunk` closes in the middle of a
+        chunk. Raises `ValueError` for `inside_chunk` without a text in `after`, or with another
+        framing than "chunked".
         """
         if inside_chunk and (not after or framing != "chunked"):
-            raise ValueError("inside_chunk takes a text in `after`, and framing 'chunked'.")
+            raise ValueError("inside_chunk requires a text in after=, and framing='chunked'.")
         return self._append_fault(
             after, end="close", when=when, framing=framing, inside_chunk=inside_chunk
         )
@@ -176,17 +185,18 @@ class Script:
         """Reset the connection (RST) before the response is complete.
 
         Bytes sent before may be lost, as on a real network: Linux still delivers them to a
-        client that has not read them yet, other systems do not. With `when="accept"` the reset
-        may reach a client while it connects. Over TLS, CPython's `ssl` may report it as an end.
+        client that has not read them yet; other systems do not. With `when="accept"`, the reset
+        may reach a client while it connects. Over TLS, CPython's `ssl` may report it as an end
+        of file.
         """
         return self._append_fault(after, end="reset", when=when)
 
     def stall(self, after: str | bytes | None = None, *, when: When = "request") -> Self:
-        """Send nothing more, until the client disconnects or `stop()` is called.
+        """Send nothing more until the client disconnects or `stop()` is called.
 
-        With `when="head"` the body of the request is never read, so that a client blocks while
-        it sends a long one. Unread bytes also hide its disconnect, so that connection stays
-        open until `stop()`.
+        With `when="head"`, the body of the request is never read, so a client blocks while it
+        sends a long one. Because unread bytes also hide a disconnect, that connection stays open
+        until `stop()`.
         """
         return self._append_fault(after, end="stall", when=when)
 
@@ -200,9 +210,9 @@ class Script:
     ) -> Self:
         """Reply with `text` slowly, one byte (not character) every `interval` seconds.
 
-        `where` selects what is sent slowly: the bytes of the head; informational responses
-        (102), one for each byte of the text; or the body, each byte in its own chunk. With
-        `forever` it never ends: a header line, informational responses, or the text repeated.
+        `where` selects the slow part: "head", its bytes; "informational", a 102 response for each
+        byte of the text; or "body", each byte in its own chunk. With `forever`, this part never
+        ends: it is a header line without end, 102 responses, or the repeated text.
         """
         data = to_bytes(text)
         head = build_head()
@@ -231,9 +241,10 @@ class Script:
         newline: bool = True,
         status: int = 200,
     ) -> Self:
-        """Reply with `text` repeated, as fast as the client reads: `size` bytes, or without end.
+        """Reply with `text` repeated, as fast as the client reads.
 
-        `newline` adds a line feed after each text; without it the body is a single line.
+        The body has `size` bytes, or never ends if it is None. `newline` adds a line feed after
+        each text; without it, the body is a single line.
         """
         line = to_bytes(text) + (b"\n" if newline else b"")
         block = line * (_FLOOD_BLOCK_BYTES // len(line) + 1)
@@ -250,20 +261,20 @@ class Script:
         """Reply with a content coding that the request does not accept.
 
         `coding` is the value of the header: "gzip", "deflate", several separated by commas, or
-        an unknown one, which leaves the bytes unchanged. `size` makes a decompression bomb: the
-        text is repeated up to that many bytes before it is compressed, at some 200 MB a second.
-        For invalid data: `reply(data, headers={"content-encoding": "gzip"})`.
+        an unknown one, which leaves the bytes unchanged. `size` builds a decompression bomb: the
+        text is repeated up to that many bytes before it is compressed, at about 200 MB a second.
+        For invalid data, use `reply(data, headers={"content-encoding": "gzip"})`.
         """
         data = build_encoded(text, coding=coding, size=size)
         return self.reply(data, length="exact", headers={"content-encoding": coding})
 
     def trailing(self, text: str | bytes = TEXT, *, second: str | bytes = "Not yours.") -> Self:
-        """Reply, and send a second complete response in the same write."""
+        """Reply with `text`, and send a second complete response in the same write."""
         bodies = (text, second)
         return self.raw(b"".join(build_head() + _frame(body) + LAST_CHUNK for body in bodies))
 
     def close_idle(self, text: str | bytes = TEXT) -> Self:
-        """Reply without `connection: close`, then close the connection."""
+        """Reply with `text` without `connection: close`, then close the connection."""
         return self._append(
             ScriptedResponse(steps=(build_head(), _frame(text), LAST_CHUNK), end="close")
         )
@@ -279,8 +290,9 @@ class Script:
     ) -> Self:
         """Send bytes unchanged. `build_head` and `build_chunk` build well-formed parts.
 
-        Several are sent `delay` seconds apart; everything after the first, `end` included,
-        waits for `gate`. `end="keep"` leaves the connection open for the next request.
+        Several parts are sent `delay` seconds apart. Everything after the first part, including
+        `end`, waits for the event `gate`. `end` keeps the connection open for the next request,
+        closes it (FIN), or resets it (RST).
         """
         parts = [data] if isinstance(data, bytes) else list(data)
         return self._append(
@@ -290,13 +302,14 @@ class Script:
     def script(self, behaviour: Behaviour) -> Self:
         """Call `behaviour(connection, request)` in the thread of that connection.
 
-        `Connection` has the methods that it can use. An exception other than
-        `DisconnectedError` closes the connection and is passed to `threading.excepthook`.
+        It is called with a `Connection`, to send bytes, wait and close, and with the
+        `RecordedRequest`. An exception other than `DisconnectedError` closes the connection and is
+        passed to `threading.excepthook`.
         """
         return self._append(behaviour)
 
     def clear(self) -> Self:
-        """Remove all behaviours. Responses under way continue."""
+        """Remove all behaviours. Responses in progress continue."""
         with self._changed:
             self._behaviours.clear()
             self._taken = 0
@@ -310,7 +323,7 @@ class Script:
         return behaviour
 
     def take_early(self, when: When) -> ScriptedResponse | None:
-        """Return the next behaviour, and advance, if it acts at this moment; else None."""
+        """Return the next behaviour and advance if it is due at this moment; otherwise None."""
         with self._changed:
             behaviour = self._next()
             if isinstance(behaviour, ScriptedResponse) and behaviour.when in _DUE[when]:
@@ -342,7 +355,7 @@ class Script:
 
 
 def _build_truncated(data: bytes, framing: Framing, inside_chunk: bool) -> tuple[bytes, bytes]:
-    """The head of a response, and the part of its body before it is cut off."""
+    """Build the head of a response, and the part of its body before it is cut off."""
     more = len(data) + _MISSING_BYTES
     head = build_head(length=more if framing == "length" else framing)
     if inside_chunk:
@@ -351,7 +364,7 @@ def _build_truncated(data: bytes, framing: Framing, inside_chunk: bool) -> tuple
 
 
 def _frame(text: str | bytes, framing: object = "chunked") -> bytes:
-    """A part of a body. An empty one is not sent as a chunk, which would end the body."""
+    """Build a part of a body. An empty part is not a chunk, which would end the body."""
     return build_chunk(text) if text and framing == "chunked" else to_bytes(text)
 
 

@@ -1,4 +1,4 @@
-"""One scripted response as data: what to send, when to wait, how to end."""
+"""One scripted response as data: the steps of sending and waiting, and the end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ When = Literal["accept", "head", "request"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedResponse:
-    """What happens on one connection: `steps` once, `endless` over and over, then `end`.
+    """The behaviour on one connection: `steps` once, `endless` repeatedly, then `end`.
 
-    `when` is the moment at which it happens: as the connection is accepted, after the head of a
-    request, or after the whole request.
+    `when` is the moment of the behaviour: when the connection is accepted, after the head of a
+    request, or after the complete request.
     """
 
     steps: tuple[Step, ...] = ()
@@ -34,17 +34,17 @@ class ScriptedResponse:
 def space_out(
     chunks: Sequence[bytes], delay: float, gate: threading.Event | None
 ) -> tuple[Step, ...]:
-    """The chunks `delay` seconds apart, all but the first after `gate` is set."""
+    """Build the steps that send chunks `delay` seconds apart, with `gate` after the first."""
     gates: tuple[Step, ...] = () if gate is None else (gate,)
     rest = [step for chunk in chunks[1:] for step in (delay, chunk)]
     return (*chunks[:1], *gates, *rest)
 
 
 def add_pauses(chunks: Sequence[bytes], seconds: float) -> tuple[Step, ...]:
-    """The chunks with a pause after each."""
+    """Build the steps that send chunks with a pause after each."""
     return tuple(step for chunk in chunks for step in (chunk, seconds))
 
 
 def split_bytes(data: bytes) -> list[bytes]:
-    """The bytes one by one, each still `bytes`."""
+    """Split into single bytes."""
     return [data[index : index + 1] for index in range(len(data))]

@@ -20,6 +20,7 @@ from cromicle_sdk import (
     APIStatusError,
     AsyncClient,
     AuthenticationError,
+    CallOptions,
     Client,
     ConfigurationError,
     CromicleError,
@@ -401,12 +402,35 @@ def test_bad_input_is_refused_before_anything_is_sent(
         async with runtime.client(base_url=faults.base_url) as client:
             with pytest.raises(InvalidMessageError, match="message 1"):
                 client.stream([{"role": "user", "content": "x"}, {"role": "user"}])
-            with pytest.raises(ConfigurationError, match="temperature"):
+            with pytest.raises(TypeError, match=r"chat\(\) .* 'temperature'"):
                 await client.chat("Hi", temperature=1)
+            with pytest.raises(ConfigurationError, match="retry: expected a Retry, not NoneType"):
+                await client.chat("Hi", retry=None)
             with pytest.raises(ConfigurationError, match=r"timeout\.total"):
                 client.stream("Hi", timeout=Timeout(connect=1, total=-1))
-            with pytest.raises(ConfigurationError, match="max_connections"):
+            with pytest.raises(TypeError, match=r"with_options\(\) .* 'max_connections'"):
                 client.with_options(max_connections=1)
+            with pytest.raises(ConfigurationError, match="token: expected a str, not NoneType"):
+                client.with_options(token=None)
+        assert faults.connections == 0
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("name", CallOptions.__annotations__)
+def test_each_method_takes_each_option_of_a_call(
+    name: str, runtime: Runtime, faults: FaultyServer
+) -> None:
+    invalid = {name: object()}
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            with pytest.raises(ConfigurationError, match=rf"^{name}: "):
+                await client.chat("Hi", **invalid)
+            with pytest.raises(ConfigurationError, match=rf"^{name}: "):
+                client.stream("Hi", **invalid)
+            with pytest.raises(ConfigurationError, match=rf"^{name}: "):
+                client.with_options(**invalid)
         assert faults.connections == 0
 
     runtime.run(scenario)

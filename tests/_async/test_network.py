@@ -12,13 +12,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
 import httpx2
 import pytest
-import trustme
+from certificates import build_authority
 from proxies import Proxy
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
@@ -39,13 +39,16 @@ from cromicle_sdk._http import proxies, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk.testing import Connection, FaultyServer, RecordedRequest, build_head
 
+if TYPE_CHECKING:
+    import trustme
+
 QUICK = Retry(attempts=2, first_delay=0)
 ONCE = Retry(attempts=1)
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    return trustme.CA()
+    return build_authority()
 
 
 @pytest.fixture(scope="module")

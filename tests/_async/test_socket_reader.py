@@ -16,16 +16,17 @@ from typing import Any
 
 import anyio
 import pytest
-import uvloop
+from left_out import is_left_out
 
 from cromicle_sdk._async.concurrency import CancelHandle
 from cromicle_sdk._async.socket_reader import SocketReader
 from cromicle_sdk._http.sockets import ClosedByCaller
 
-LOOPS: dict[str, Callable[[], Any]] = {
-    "asyncio": asyncio.SelectorEventLoop,
-    "uvloop": uvloop.new_event_loop,
-}
+LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.SelectorEventLoop}
+if not is_left_out("uvloop"):
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
 Pair = tuple[socket.socket, socket.socket]
 
 

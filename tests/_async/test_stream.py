@@ -20,7 +20,7 @@ import anyio
 import click
 import httpx
 import pytest
-import trustme
+from certificates import build_authority
 from click.testing import CliRunner
 from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
 
@@ -874,7 +874,7 @@ def test_an_async_client_with_a_client_of_your_own_is_not_pickled(runtime: Runti
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: runtime.name)
 def test_a_body_without_length_over_tls_ends_with_a_goodbye(runtime: Runtime, notify: bool) -> None:
     """Lenient: over TLS an end that the server has signed can be told from a cut."""
-    authority = trustme.CA()
+    authority = build_authority()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     trusting = ssl.create_default_context()

@@ -20,7 +20,7 @@ import httpcore2
 import httpx
 import httpx2
 import pytest
-import trustme
+from certificates import build_authority
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import AsyncTransport, ConfigurationError, Transport
@@ -776,7 +776,7 @@ def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> No
 
 def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority = trustme.CA()
+    authority = build_authority()
     authority.issue_cert("localhost").configure_cert(context)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
@@ -902,7 +902,7 @@ def test_a_closed_transport_sends_nothing(
 
 def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    build_authority().issue_cert("127.0.0.1").configure_cert(context)
 
     async def scenario(base_url: str) -> None:
         async with open_client(library, runtime) as client:

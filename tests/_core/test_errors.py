@@ -34,6 +34,7 @@ from cromicle_sdk._core.errors import (
     UnexpectedContentError,
     UnprocessableEntityError,
     add_sentence,
+    describe,
     shorten,
     status_error_class,
 )
@@ -341,6 +342,7 @@ def test_invalid_message_begins_with_its_index(index: int | None, message: str) 
 def test_a_configuration_error_begins_with_its_option(option: str | None, text: str) -> None:
     error = ConfigurationError("it is bad", option=option, hint="fix it")
     assert str(error) == text
+    assert error.detail == "it is bad"
     assert error.option == option
     assert (error.partial_text, error.attempts) == ("", 0)
     assert ConfigurationError("it is bad").option is None
@@ -354,6 +356,14 @@ def test_properties_of_headers() -> None:
     bare = RedirectError("moved", status_code=301, headers=Headers(), body="")
     assert bare.request_id is None
     assert bare.location is None
+
+
+def test_a_log_line_has_a_few_words_for_an_error() -> None:
+    facts: Any = {"status_code": 503, "body": "private"}
+    assert describe(APIStatusError("x", **facts, headers=Headers())) == "status 503"
+    assert describe(APIStatusError("x", **facts, headers=HEADERS)) == "status 503, request id r-1"
+    assert describe(APITimeoutError("private", phase="stall")) == "timeout (stall)"
+    assert describe(ReplyDecodeError("private")) == "ReplyDecodeError"
 
 
 def test_every_status_has_its_class() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cromicle_sdk._core.errors import InvalidMessageError
-from cromicle_sdk._core.messages import Conversation, Message, format_prompt
+from cromicle_sdk._core.messages import Conversation, Message, check_messages, format_prompt
 
 SECRET = "do-not-quote-me"
 
@@ -404,6 +404,53 @@ def test_a_rejected_message_does_not_change_the_conversation() -> None:
     with pytest.raises(InvalidMessageError):
         conversation.user("\ud800")
     assert conversation == Conversation().user("a")
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "there is no message; pass a text or at least one message"),
+        (5, "messages must be a text or an iterable of messages, not int"),
+        (
+            [turn("a b", "c")],
+            "message 0: its role must be one word of letters, digits, '_' and '-'",
+        ),
+        (
+            [turn("user", "a"), turn("user", "b\ud83d")],
+            (
+                "message 1: its text has a lone surrogate at character 1, which UTF-8 cannot"
+                " encode; decode its source with errors='replace'"
+            ),
+        ),
+    ],
+)
+def test_an_error_says_what_is_wrong_and_what_to_do(messages: Any, says: str) -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        format_prompt(messages)
+    assert str(caught.value) == says
+
+
+def test_a_text_is_a_message_of_the_user() -> None:
+    assert check_messages("Hi") == [{"role": "user", "content": "Hi"}]
+
+
+def test_a_text_is_no_conversation() -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        Conversation(messages=SECRET)
+    assert str(caught.value) == "messages must be an iterable of messages, not str"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[", "expected JSON, as to_json() writes it"),
+        ("{}", "expected a JSON array of messages, as to_json() writes it"),
+    ],
+)
+def test_an_error_says_what_json_is_expected(text: str, says: str) -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        Conversation.from_json(text)
+    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize("messages", [5, None, SECRET, SECRET.encode(), turn("user", SECRET)])

@@ -65,7 +65,12 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("name", SPELLINGS)
 @pytest.mark.parametrize(
-    "token", [TOKEN, "-_x", "\u65e5\u672c \U0001f600", "a+b c", "a%2d-", "<&>'", "t\tn\nr\r\x00"]
+    "token",
+    [
+        *(TOKEN, "-_x", "\u65e5\u672c \U0001f600", "a+b c", "a%2d-", "<&>'", "t\tn\nr\r\x00"),
+        # The rest in ASCII is found too, and ends earlier.
+        *("kanarien-4711\u65e5", "\U00010000 x"),
+    ],
 )
 def test_a_secret_is_found_in_every_spelling(name: str, token: str) -> None:
     assert hide(f"<{SPELLINGS[name](token)}>", token) == "<[redacted]>"
@@ -107,6 +112,21 @@ def test_a_secret_is_found_after_a_wrong_decoding(echo: str) -> None:
 
 def test_what_is_left_of_a_short_secret_may_be_an_ordinary_word() -> None:
     assert hide("plain text", "\u65e5plain") == "plain text"
+    assert hide("a planets' orbit", "\u65e5planets") == "a planets' orbit"
+    assert hide("a planetary orbit", "\u65e5planetar") == "a [redacted]y orbit"
+
+
+def test_a_secret_that_looks_like_a_spelling_is_found_without_its_backslashes() -> None:
+    assert hide("<x2d->", "\\x2d-") == "<[redacted]>"
+
+
+def test_an_echo_that_is_the_whole_text() -> None:
+    assert hide("%2d", "-") == "[redacted]"
+
+
+def test_a_character_is_spelled_in_two_digits_only_if_it_has_no_more() -> None:
+    text = r"100%, %100 and \x100"
+    assert hide(text, "\u0100") == text
 
 
 def test_several_secrets_and_several_echoes() -> None:

@@ -145,6 +145,12 @@ def test_messages_become_the_prompt() -> None:
     assert json.loads(request.body)["message"] == "User: a\nUser: b\nAssistant:"
 
 
+def test_a_request_without_a_body_has_no_length() -> None:
+    request = build()
+    assert (b"content-length", b"%d" % len(request.body)) in request.headers
+    assert request._replace(method="GET").headers == request.fixed_headers
+
+
 @pytest.mark.parametrize(
     "messages",
     [
@@ -154,7 +160,7 @@ def test_messages_become_the_prompt() -> None:
     ids=ascii,
 )
 def test_a_prompt_without_text_is_rejected(messages: Messages) -> None:
-    with pytest.raises(InvalidMessageError, match="no text to send"):
+    with pytest.raises(InvalidMessageError, match=r"^there is no text to send$"):
         build(messages)
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -286,6 +287,17 @@ def test_the_place_of_a_bad_byte_is_right_past_the_limit_too() -> None:
     assert "at byte 3." in str(error)
 
 
+def test_the_summary_of_a_reply_counts_the_chunks_before_a_bad_byte() -> None:
+    decoder = build_decoder()
+    receive_head(decoder)
+    decoder.receive_data(b"a", now=11.0)
+    decoder.receive_data(b"b", now=11.0)
+    with pytest.raises(ReplyDecodeError):
+        decoder.receive_data(b"c\xff", now=11.0)
+    assert decoder.text == "abc"
+    assert "4 bytes in 3 chunks" in decoder.summary
+
+
 @pytest.mark.parametrize(
     ("size", "limit", "fits"),
     [(1, 1, True), (10, 10, True), (11, 10, False), (1000, 10, False), (2, 1, False)],
@@ -298,7 +310,10 @@ def test_max_reply_bytes(size: int, limit: int, fits: bool) -> None:
         else:
             assert isinstance(error, ReplyTooLargeError)
             assert error.partial_text == "x" * limit
-            assert f"max_reply_bytes ({limit})" in str(error)
+            assert str(error) == (
+                f"The reply from {URL} is longer than max_reply_bytes ({limit})."
+                " Raise max_reply_bytes to accept a longer reply."
+            )
 
 
 @pytest.mark.parametrize(
@@ -436,8 +451,12 @@ def test_framing(headers: list[tuple[bytes, bytes]], http_version: bytes, framed
         receive_head(decoder, headers=headers, http_version=http_version)
         assert decoder.is_accepted
     else:
-        with pytest.raises(UnexpectedContentError, match="neither a length nor chunks"):
+        with pytest.raises(UnexpectedContentError) as caught:
             receive_head(decoder, headers=headers, http_version=http_version)
+        assert str(caught.value) == (
+            f"The response from {URL} is not a reply: it has neither a length nor chunks, so that a"
+            " truncation would go unnoticed. Check that base_url is a Cromicle endpoint."
+        )
     lenient = build_decoder(strict=False)
     receive_head(lenient, headers=headers, http_version=http_version)
     assert lenient.is_accepted
@@ -458,8 +477,10 @@ def test_a_response_that_came_over_no_network_needs_no_framing() -> None:
 @pytest.mark.parametrize("strict", [True, False])
 def test_an_encoded_reply_is_rejected_in_either_mode(encoding: bytes, strict: bool) -> None:
     decoder = build_decoder(strict=strict)
-    with pytest.raises(UnexpectedContentError, match="it is compressed") as caught:
+    with pytest.raises(UnexpectedContentError) as caught:
         receive_head(decoder, headers=[*CHUNKED, (b"content-encoding", encoding)])
+    assert f"it is compressed ({encoding.decode()}) although the request" in str(caught.value)
+    assert caught.value.option == "base_url"
     assert caught.value.body == ""
 
 
@@ -490,6 +511,7 @@ def test_an_empty_reply_with_a_finish_reason_is_the_models() -> None:
         f"The response from {URL} is not a reply: it is empty, with the finish reason 'stop'. "
         "The model ended without text: change the prompt, or pass strict=False."
     )
+    assert caught.value.option == "strict"
 
 
 # C1 controls are legal in a header, and commands to a terminal.
@@ -511,7 +533,9 @@ def test_reply() -> None:
     receive_head(decoder, headers=[*CHUNKED, (b"X-Request-Id", b"r-7")])
     for now, data in ((11.0, b"\xc3"), (11.5, b"\xa9"), (12.0, b""), (13.0, b"ab")):
         decoder.receive_data(data, now=now)
+    assert decoder.summary == "status 200, request id r-7, 4 bytes in 2 chunks, 0.000 s"
     decoder.receive_eof(now=14.0)
+    assert decoder.summary == "status 200, request id r-7, 4 bytes in 2 chunks, 4.000 s"
     reply = decoder.reply
     assert reply == Reply(
         text="éab",
@@ -709,6 +733,24 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             ),
         ),
         (
+            300,
+            [],
+            b"",
+            (
+                "answered 300 Multiple Choices. It redirects to nowhere. Redirects are not "
+                "followed, because the body holds the token: set base_url to the right address."
+            ),
+        ),
+        (
+            400,
+            [(b"location", b"/elsewhere")],
+            b"",
+            (
+                "answered 400 Bad Request. The server could not read the request: "
+                "check that base_url is a Cromicle endpoint."
+            ),
+        ),
+        (
             301,
             [],
             b"",
@@ -757,6 +799,8 @@ def test_messages(
         (502, "upstream_denied", None, "A retry does not help: tell who runs the server"),
         (502, "upstream_refused", None, "A retry does not help: tell who runs the server"),
         (502, "upstream_redirected", None, "A retry does not help: tell who runs the server"),
+        (500, "upstream_refused", None, "A retry does not help: tell who runs the server"),
+        (500, "upstream_failed", "7", "Retry after that time."),
         (502, "upstream_failed", None, FAILED),
         (502, "upstream_failed", "7", "Retry after that time."),
         (503, "upstream_loading", "5", "Retry after that time."),
@@ -799,6 +843,7 @@ def test_the_hint_fits_what_the_server_says(
         ('{"error": "a\\u001b[31m\\ud800b"}', "a\ufffd[31m\ufffdb"),
         ('{"error": "two\\n lines"}', "two lines"),
         ("plain text.", "plain text"),
+        ("no room for model X", "no room for model X"),
     ],
 )
 def test_what_the_server_said(body: str, said: str) -> None:
@@ -824,6 +869,33 @@ def test_an_error_body_is_read_to_64_kib_and_no_further() -> None:
     with pytest.raises(InternalServerError) as caught:
         decoder.receive_data(b"yz" * 10_000_000, now=11.0)
     assert caught.value.body == "x" * (LIMIT - 1) + "y"
+
+
+def test_an_endless_error_body_ends_the_call_however_small_its_chunks() -> None:
+    decoder = build_decoder()
+    receive_head(decoder, 500, ())
+    with pytest.raises(InternalServerError) as caught:
+        for _ in range(100):
+            decoder.receive_data(b"x" * 1024, now=11.0)
+    assert caught.value.body == "x" * LIMIT
+
+
+def test_an_error_body_ends_with_the_last_byte_that_is_read() -> None:
+    decoder = build_decoder()
+    receive_head(decoder, 500, ())
+    # 8 KiB more are searched for secrets.
+    assert decoder.receive_data(b"x" * (72 * 1024 - 1), now=11.0) == ""
+    with pytest.raises(InternalServerError):
+        decoder.receive_data(b"x", now=11.0)
+
+
+@pytest.mark.parametrize("size", [LIMIT - 5000, LIMIT])
+def test_an_error_body_of_up_to_64_kib_is_kept_whole(size: int) -> None:
+    assert status_error(500, b"x" * size).body == "x" * size
+
+
+def test_an_error_body_is_not_cut_within_a_character() -> None:
+    assert status_error(500, b"x" * (LIMIT - 1) + "é".encode()).body == "x" * (LIMIT - 1)
 
 
 def test_a_body_of_many_chunks() -> None:
@@ -890,8 +962,10 @@ def test_an_echo_in_a_header_is_hidden() -> None:
         )
         assert_hidden(error)
     decoder = build_decoder(redact=redact())
-    receive_head(decoder, headers=[*CHUNKED, (b"x-token", f"{CANARY}".encode())])
+    note = (b"x-note", b"two words")
+    receive_head(decoder, headers=[*CHUNKED, (b"x-token", f"{CANARY}".encode()), note])
     assert decoder.headers["x-token"] == "[redacted]"
+    assert decoder.headers["x-note"] == "two words"
 
 
 def test_an_echo_among_very_many_headers_takes_one_search() -> None:
@@ -1019,8 +1093,10 @@ def test_headers() -> None:
     assert headers.get("x") is None
     assert len(headers) == 2
     assert repr(headers) == "Headers({'content-type': 'a', 'x-many': '1, 2, 3'})"
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="nothing"):
         headers["nothing"]
+    with pytest.raises(KeyError, match="5"):
+        headers[5]  # type: ignore[index]
     with pytest.raises(TypeError):
         headers["a"] = "b"  # type: ignore[index]
 
@@ -1030,6 +1106,7 @@ def test_headers_are_values() -> None:
     same = Headers([("b", "2"), ("a", "1")])
     assert headers == same
     assert hash(headers) == hash(same)
+    assert len({hash(Headers([("a", value)])) for value in "123"}) == 3
     assert headers == {"a": "1", "b": "2"}
     assert headers != Headers([("a", "1")])
     for twin in (
@@ -1137,6 +1214,17 @@ def test_ten_thousand_retry_afters(values: list[str], now: float) -> None:
     for value in values:
         seconds = parse_retry_after(value, now=now)
         assert seconds is None or (math.isfinite(seconds) and 0 <= seconds <= 1e9)
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the system has one time zone")
+def test_a_date_of_no_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as context:
+        context.setenv("TZ", "EST+5")
+        time.tzset()
+        # RFC 5322, 3.3: "-0000" is UTC, of which the server's own zone is unknown.
+        assert parse_retry_after("Thu, 01 Jan 1970 00:01:00 -0000", now=0) == 60
+        assert parse_retry_after("Thu, 01 Jan 1970 00:01:00 GMT", now=0) == 60
+    time.tzset()
 
 
 def test_a_refusal_says_how_long_to_wait() -> None:

@@ -112,10 +112,16 @@ def test_messages_and_options_of_a_prompt(faults: FaultyServer) -> None:
 
 
 def test_an_error_is_an_outcome_and_the_others_go_on(client: Client) -> None:
-    prompts: list[Any] = ["One", 5, "Two"]
+    prompts: list[Any] = ["One", 5, Prompt("Two", {"timeout": -1}), "Three"]
     outcomes = [outcome for _, outcome in bulk(prompts, client=client, ordered=True)]
     assert isinstance(outcomes[1], InvalidMessageError)
-    assert [text_of(outcomes[0]), text_of(outcomes[2])] == ["One", "Two"]
+    assert isinstance(outcomes[2], ConfigurationError)
+    assert [text_of(outcomes[0]), text_of(outcomes[3])] == ["One", "Three"]
+
+
+def test_a_prompt_rejects_an_option_that_a_call_does_not_have() -> None:
+    with pytest.raises(ConfigurationError, match=r"^tiemout: .*; the options are timeout, retry"):
+        Prompt("One", {"tiemout": 3})  # type: ignore[typeddict-unknown-key]  # the mistake under test
 
 
 def test_the_client_retries_what_is_not_about_load(faults: FaultyServer) -> None:
@@ -346,7 +352,7 @@ def test_an_event_loop_that_cannot_start_is_an_error(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("cromicle_sdk.bulk.thread.anyio.run", fail)
-    with pytest.raises(CromicleError, match=r"No event loop .*open files") as caught:
+    with pytest.raises(CromicleError, match=r"The event loop cannot start .*open files") as caught:
         list(bulk(["One"], client=client))
     assert caught.value.hint == "raise the limit of open files (ulimit -n)"
 

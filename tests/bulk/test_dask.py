@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from left_out import skip_if_left_out
 
 from cromicle_sdk import Client, Reply
 from cromicle_sdk.bulk import bulk
@@ -21,6 +22,7 @@ from cromicle_sdk.cli import batch as _batch
 from cromicle_sdk.cli import run
 from cromicle_sdk.server import LocalServer
 
+skip_if_left_out("distributed")
 # It has no types.
 distributed: Any = importlib.import_module("distributed")
 
@@ -109,7 +111,9 @@ def test_a_scheduler_that_is_not_there(
     Path("in.txt").write_text("One")
     command = ["batch", "in.txt", "out.jsonl", "--base-url", echo.base_url, "--executor"]
     assert run([*command, "dask://127.0.0.1:9"]) == 1
-    assert "--executor: no Dask scheduler answers at tcp://127.0.0.1:9 (" in capsys.readouterr().err
+    assert (
+        "--executor: no Dask scheduler responds at tcp://127.0.0.1:9 (" in capsys.readouterr().err
+    )
     assert run([*command, "dask://nonsense:x"]) == 2
     assert not Path("out.jsonl").exists()
 

@@ -139,7 +139,7 @@ def test_a_process_that_dies_loses_no_prompt(is_replaced: bool) -> None:
             outcomes.update(run)
             assert [text_of(outcomes[i]) for i in range(400)] == [str(i) for i in range(400)]
         else:
-            with pytest.raises(CromicleError, match=r"takes no more tasks \(BrokenProcessPool"):
+            with pytest.raises(CromicleError, match=r"accepts no more tasks \(BrokenProcessPool"):
                 outcomes.update(run)
             for outcome in run:
                 outcomes.update([outcome])
@@ -187,7 +187,7 @@ def test_a_shard_whose_task_always_fails_comes_back_as_errors(client: Client) ->
     assert executor.submitted == 6
     (message,) = {str(outcome) for _, outcome in outcomes}
     assert message == (
-        "The executor has not run the task of this prompt in 3 attempts (OSError: lost it);"
+        "The executor failed to run the task of this prompt in 3 attempts (OSError: lost it);"
         " check its workers"
     )
 

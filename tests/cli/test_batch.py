@@ -144,22 +144,22 @@ def test_local_is_a_first_try() -> None:
 BAD = {
     "no JSON": "it is not JSON",
     '["a"]': "it is not a JSON object",
-    '{"prompt": "x"}': "it has no id that is a text or a whole number",
-    '{"id": true, "prompt": "x"}': "it has no id that is a text or a whole number",
-    '{"id": 1.5, "prompt": "x"}': "it has no id that is a text or a whole number",
-    '{"id": 1}': "it must have a prompt or messages, and not both",
-    '{"id": 1, "prompt": "x", "messages": []}': "it must have a prompt or messages, and not both",
-    '{"id": 1, "prompt": ["x"]}': "prompt must be a text",
-    '{"id": 1, "messages": "x"}': "messages must be a list",
+    '{"prompt": "x"}': "it must have an id that is a string or a whole number",
+    '{"id": true, "prompt": "x"}': "it must have an id that is a string or a whole number",
+    '{"id": 1.5, "prompt": "x"}': "it must have an id that is a string or a whole number",
+    '{"id": 1}': "it must have either a prompt or messages",
+    '{"id": 1, "prompt": "x", "messages": []}': "it must have either a prompt or messages",
+    '{"id": 1, "prompt": ["x"]}': "prompt must be a string",
+    '{"id": 1, "messages": "x"}': "messages must be an array",
     '{"id": 1, "messages": []}': "there is no message; pass a text or at least one message",
     '{"id": 1, "messages": [{"role": "user"}]}': "message 0: it has no 'content'",
     '{"id": 1, "prompt": "x", "temperature": 1}': (
-        'it has a field "temperature"; fields of the request belong in extra_body'
+        'it has an unknown field "temperature"; put fields of the request in extra_body'
     ),
     '{"id": 1, "prompt": "x", "extra_body": 5}': "extra_body must be an object",
     '{"id": 1, "prompt": "x", "extra_body": {"token": "x"}}': "extra_body: ",
     '{"id": 1, "prompt": " "}': "there is no text to send",
-    '{"id": "good", "prompt": "x"}': 'its id "good" is also that of line 1',
+    '{"id": "good", "prompt": "x"}': 'it has the same id as line 1, "good"',
     '{"id": 1, "prompt": "x", "%s": 1}' % ("long" * 50): '"longlong',
 }
 
@@ -171,7 +171,7 @@ def test_bad_lines_are_reported_with_their_numbers_before_anything_is_sent(
         write("in.jsonl", '{"id": "good", "prompt": "x"}', "", line)
         assert batch(faults, "in.jsonl", "out.jsonl") == 2
         error = capsys.readouterr().err
-        assert error.startswith("Error: in.jsonl has bad lines: 1. line 3: "), error
+        assert error.startswith("Error: in.jsonl has invalid lines: 1. line 3: "), error
         assert problem in error
         assert "Nothing was sent." in error
     assert not faults.requests
@@ -182,7 +182,7 @@ def test_of_many_bad_lines_the_first_are_named(faults: FaultyServer, capsys: Cap
     Path("in.txt").write_bytes(b"\xff\n" * 25)
     assert batch(faults) == 2
     error = capsys.readouterr().err
-    assert "bad lines: 25. line 1: it is not UTF-8 (byte 0); line 2" in error
+    assert "invalid lines: 25. line 1: it is not UTF-8 (byte 0); line 2" in error
     assert "line 20: it is not UTF-8 (byte 0); and 5 more." in error
 
 
@@ -253,20 +253,22 @@ def test_an_input_that_is_also_the_output_is_left_alone(
 
 
 def test_an_input_that_changes_meanwhile(faults: FaultyServer, capsys: Capture) -> None:
-    write("in.jsonl", *({"id": i, "prompt": "x"} for i in range(1000)))
+    # Larger than what Python reads ahead, which is 128 KiB since Python 3.14.
+    text = "x" * 2000
+    write("in.jsonl", *({"id": i, "prompt": text} for i in range(300)))
     changed = threading.Event()
 
     async def change(prompt: str) -> AsyncIterator[str]:
         if not changed.is_set():
             changed.set()
-            write("in.jsonl", *("x" * 25 for _ in range(1000)))
+            write("in.jsonl", *(text for _ in range(300)))
         yield prompt
 
     with LocalServer(change) as server:
         assert batch(server, "in.jsonl", "out.jsonl", "--concurrency", "1") == 1
     error = capsys.readouterr().err
-    assert "in.jsonl has changed while it was read, at line " in error
-    assert all(each["text"] == "x" for each in read())
+    assert "in.jsonl has changed while it was being read, at line " in error
+    assert all(each["text"] == text for each in read())
 
 
 # Failures and resuming
@@ -283,7 +285,7 @@ def test_an_error_is_a_result_and_the_exit_code_is_3(faults: FaultyServer, capsy
     assert second["error"]["status_code"] == 404
     assert third["text"] == "Yes."
     assert capsys.readouterr().err == (
-        "1 answered, 2 failed (1 IncompleteReplyError, 1 NotFoundError). Go on with --resume.\n"
+        "1 answered, 2 failed (1 IncompleteReplyError, 1 NotFoundError). Continue with --resume.\n"
     )
 
 
@@ -306,7 +308,7 @@ def test_resume_sends_what_failed_and_what_is_missing(
     write("in.txt", "One", "Two", "Three")
     assert batch(faults, "--concurrency", "1", "--fail-fast") == 3
     assert [each["id"] for each in read()] == [1, 2]
-    assert "1 not sent or not answered. Go on with --resume." in capsys.readouterr().err
+    assert "1 not sent or not answered. Continue with --resume." in capsys.readouterr().err
     Path("out.jsonl").chmod(0o640)
     assert batch(echo, "--resume") == 0
     assert sorted((each["id"], each["text"]) for each in read()) == [
@@ -339,7 +341,7 @@ def test_a_text_without_a_line_break_is_not_a_half_written_line(
     write("in.txt", "One")
     Path("out.jsonl").write_text(text)
     assert batch(faults, "--resume") == 2
-    assert "line 1: it is not a result" in capsys.readouterr().err
+    assert "line 1: not a result" in capsys.readouterr().err
     assert Path("out.jsonl").read_text() == text
 
 
@@ -386,11 +388,14 @@ def test_of_an_id_that_is_there_twice_one_stays(echo: LocalServer) -> None:
     ("line", "problem"),
     [
         ('{"id": 9, "text": "x"}', "line 2: its id is not in in.txt"),
-        ('{"id": 1, "text": "x", "digest": "0"}', "another prompt than line 1 of in.txt"),
-        ('{"id": 1}', "line 2: it is not a result"),
-        ('{"id": true, "text": "x"}', "line 2: it is not a result"),
-        ("[]", "line 2: it is not a result"),
-        ("nonsense", "line 2: it is not a result"),
+        (
+            '{"id": 1, "text": "x", "digest": "0"}',
+            "another prompt than the one in line 1 of in.txt",
+        ),
+        ('{"id": 1}', "line 2: not a result"),
+        ('{"id": true, "text": "x"}', "line 2: not a result"),
+        ("[]", "line 2: not a result"),
+        ("nonsense", "line 2: not a result"),
     ],
 )
 def test_an_output_of_another_input_is_left_alone(
@@ -409,7 +414,7 @@ def test_an_output_that_is_not_empty_needs_resume(echo: LocalServer, capsys: Cap
     write("in.txt", "One")
     write("out.jsonl", "something")
     assert batch(echo) == 2
-    assert "Go on with --resume, or choose another name." in capsys.readouterr().err
+    assert "Continue with --resume, or choose another name." in capsys.readouterr().err
     assert Path("out.jsonl").read_text() == "something\n"
 
 
@@ -512,7 +517,10 @@ def test_a_disk_that_is_full_leaves_whole_lines(
     monkeypatch.setattr(os, "write", write_a_part)
     assert batch(echo) == 1
     error = capsys.readouterr().err
-    assert "out.jsonl cannot be written: No space left on device. What it has is whole" in error
+    assert (
+        "out.jsonl cannot be written: No space left on device. The results in it are intact"
+        in error
+    )
     results = read()
     assert 5 < len(results) < 15
     monkeypatch.undo()
@@ -575,7 +583,7 @@ def test_ctrl_c_keeps_what_is_finished() -> None:
             _, error = process.communicate(timeout=PATIENCE)
         hold.set()
     assert process.returncode == 130
-    assert error == b"5 answered, 15 not sent or not answered. Go on with --resume.\n"
+    assert error == b"5 answered, 15 not sent or not answered. Continue with --resume.\n"
     assert sorted(each["id"] for each in read()) == [1, 2, 3, 4, 5]
 
 

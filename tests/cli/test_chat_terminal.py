@@ -112,7 +112,7 @@ def test_after_an_error_it_can_be_tried_again(chat: Process, faults: FaultyServe
     faults.fail(401).reply("Now.")
     enter(chat, "One?")
     chat.wait_for("Error: ")
-    chat.wait_for("The conversation stands; /retry asks again.")
+    chat.wait_for("The conversation is unchanged; /retry sends the question again.")
     chat.wait_for_prompt()
     enter(chat, "/retry")
     chat.wait_for("Now.")
@@ -141,7 +141,7 @@ def test_ctrl_c_clears_the_line(chat: Process, faults: FaultyServer) -> None:
     chat.wait_for_prompt()
     assert "A mistake" not in chat.screen.text
     chat.interrupt()
-    chat.wait_for("Ctrl-D leaves, and")
+    chat.wait_for("Ctrl-D exits, and")
     chat.wait_for_prompt()
     enter(chat, "One?")
     chat.wait_for("Good.")
@@ -163,7 +163,7 @@ def test_the_last_question_is_edited_on_the_line(chat: Process, faults: FaultySe
     enter(chat, "/edit")
     chat.wait_until(lambda screen: screen.visible[-1] == "> One and two?")
     chat.interrupt()
-    chat.wait_for("Ctrl-D leaves, and")
+    chat.wait_for("Ctrl-D exits, and")
 
 
 def test_tab_completes_commands_and_files(chat: Process, tmp_path: Path) -> None:

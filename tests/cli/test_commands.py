@@ -266,7 +266,10 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--base-url", "127.0.0.1:1", "Hi"], "--base-url: it must begin with http"),
         (["ask", "--token", "", "Hi"], "--token: it is empty"),
         (["ask", "--local", "--token", "", "Hi"], "--token: it is empty"),
-        (["ask", "--timeout", "0", "Hi"], "'--timeout': '0' is not a number of seconds above 0"),
+        (
+            ["ask", "--timeout", "0", "Hi"],
+            "'--timeout': '0' is not a number of seconds greater than 0",
+        ),
         (["ask", "--timeout", "nan", "Hi"], "'--timeout'"),
         (["ask", "--total", "soon", "Hi"], "'--total'"),
         (["ask", "--total", "inf", "Hi"], "'--total'"),
@@ -286,11 +289,11 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--body", 'a="s3cret\udcff"', "Hi"], "--body: the field 'a' is not JSON"),
         (["ask", "--body", 'token="s3cret"', "Hi"], "--body: the protocol sets the field 'token'"),
         (["ask", "--body", "messages=[]", "Hi"], "'messages', which cannot be replaced\n"),
-        (["ask", "Hi\udcff"], "TEXT holds bytes that are not UTF-8"),
+        (["ask", "Hi\udcff"], "TEXT contains bytes that are not UTF-8"),
         (["ask", "--system", "Hi\udcff", "Hi"], "--system: it has a lone surrogate"),
         (["serve", "--port", "65536"], "'--port'"),
         (["serve", "--delay", "-1"], "'--delay': '-1' is not a number of seconds, 0 or more"),
-        (["serve", "--host", "0.0.0.0"], "--token of your own"),
+        (["serve", "--host", "0.0.0.0"], "your own --token"),
         (["serve", "--host", ""], ": expected a host name or an IP address"),
         (["serve", "--token", ""], "--token: it is empty"),
         (["serve", "--upstream", "http://h", "--model", ""], "--model: expected a str with at le"),
@@ -304,17 +307,17 @@ def test_version_and_help(capsysbinary: Capture) -> None:
             ["serve", "--upstream", "http://h", "--model", "m", "--upstream-timeout", "0"],
             "'--upstream-timeout'",
         ),
-        (["serve", "--upstream", "http://h", "--model", "m", "--delay", "1"], "--delay slows"),
-        (["serve", "--model", "m"], "--model is for a model server: pass its --upstream"),
-        (["serve", "--upstream-key", "s3cret"], "--upstream-key is for a model server"),
-        (["serve", "--upstream-timeout", "5"], "--upstream-timeout is for a model server"),
-        (["serve", "--system", "S"], "--system is for a model server"),
-        (["serve", "--parse-roles"], "--parse-roles is for a model server"),
-        (["serve", "--temperature", "1"], "--temperature is for a model server"),
-        (["serve", "--body", "a=1"], "--body is for a model server"),
-        (["serve", "--stop", "x"], "--stop is for a model server"),
-        (["serve", "--allow-options"], "--allow-options is for a model server"),
-        (["serve", "--upstream-header", "a:s3cret"], "--upstream-header is for a model server"),
+        (["serve", "--upstream", "http://h", "--model", "m", "--delay", "1"], "--delay applies"),
+        (["serve", "--model", "m"], "--model requires a model server: also pass its"),
+        (["serve", "--upstream-key", "s3cret"], "--upstream-key requires a model server"),
+        (["serve", "--upstream-timeout", "5"], "--upstream-timeout requires a model server"),
+        (["serve", "--system", "S"], "--system requires a model server"),
+        (["serve", "--parse-roles"], "--parse-roles requires a model server"),
+        (["serve", "--temperature", "1"], "--temperature requires a model server"),
+        (["serve", "--body", "a=1"], "--body requires a model server"),
+        (["serve", "--stop", "x"], "--stop requires a model server"),
+        (["serve", "--allow-options"], "--allow-options requires a model server"),
+        (["serve", "--upstream-header", "a:s3cret"], "--upstream-header requires a model server"),
         *(
             (["serve", "--upstream", "http://h", "--model", "m", *arguments], problem)
             for arguments, problem in [
@@ -324,7 +327,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
                 (["--max-tokens", "0"], "--max-tokens: expected a whole number, 1 or more"),
                 (["--top-p", "1.5"], "--top-p: expected a number from 0 to 1"),
                 (["--seed", "1" * 30], "--seed: expected a whole number of 64 bits"),
-                (["--stop", ""], "--stop: expected a text, or a list of texts"),
+                (["--stop", ""], "--stop: expected a non-empty string, or a list of"),
                 (["--body", "a"], "'--body': number 1 is not of the form NAME=JSON"),
                 (["--body", "a=s3cret"], "'--body': the value of a is not JSON"),
                 (["--body", "model=1"], "--body: the gateway sets the field 'model' itself"),
@@ -334,7 +337,10 @@ def test_version_and_help(capsysbinary: Capture) -> None:
                 (["--body", 'top_p="s3cret"'], "--body: the field 'top_p' must be a number"),
                 (["--seed", "1", "--body", "seed=2"], "--body: the field 'seed' is given twice"),
                 (["--allow-options", "seed,tools"], "--allow-options: 'tools' is not an option"),
-                (["--allow-options", ""], "--allow-options: '' is not an option of callers"),
+                (
+                    ["--allow-options", ""],
+                    "--allow-options: '' is not an option that callers can set",
+                ),
                 (["--upstream-header", "s3cret"], "'--upstream-header': number 1 is not of the"),
                 (["--upstream-header", "host:s3cret"], "--upstream-header: host is set by the"),
                 (["--upstream-header", "a b:s3cret"], "--upstream-header: 'a b' is not a header"),
@@ -347,10 +353,10 @@ def test_version_and_help(capsysbinary: Capture) -> None:
             ]
         ),
         (["serve", "--cromicle", "h:1"], "--cromicle: it must begin with http"),
-        (["serve", "--cromicle", "http://h", "--upstream", "http://h"], "exclude each other"),
-        (["serve", "--cromicle", "http://h", "--delay", "1"], "--cromicle and --delay exclude"),
-        (["serve", "--cromicle", "http://h", "--page"], "--cromicle and --page exclude"),
-        (["serve", "--cromicle", "http://h", "--system", "S"], "--system is for a model server"),
+        (["serve", "--cromicle", "http://h", "--upstream", "http://h"], "cannot be used together"),
+        (["serve", "--cromicle", "http://h", "--delay", "1"], "--cromicle and --delay cannot"),
+        (["serve", "--cromicle", "http://h", "--page"], "--cromicle and --page cannot"),
+        (["serve", "--cromicle", "http://h", "--system", "S"], "--system requires a model server"),
         (["serve", "--cromicle", "http://h", "--upstream-key", " s3cret"], "--upstream-key: "),
         (["serve", "--cromicle", "http://h", "--upstream-header", "host:s3cret"], "-header: "),
         (["serve", "--cromicle", "http://h", "--body", "hash=1"], "--body: the protocol sets"),
@@ -365,16 +371,16 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["serve", "--max-concurrent", "0"], "'--max-concurrent'"),
         (["serve", "--max-request-bytes", "0"], "'--max-request-bytes'"),
         (["serve", "--max-waiting", "-1"], "'--max-waiting'"),
-        (["serve", "--max-waiting", "1"], "--max-waiting: nobody waits without a limit"),
+        (["serve", "--max-waiting", "1"], "--max-waiting: it has no effect without a limit"),
         (["serve", "--max-concurrent-per-token", "0"], "'--max-concurrent-per-token'"),
         (
             ["serve", "--max-concurrent", "2", "--max-concurrent-per-token", "3"],
-            "--max-concurrent-per-token: 3 is more than the 2 replies for all tokens",
+            "--max-concurrent-per-token: 3 is more than the limit for all tokens, 2",
         ),
         (["serve", "--max-buffered-bytes", "0"], "'--max-buffered-bytes'"),
         (
             ["serve", "--max-buffered-bytes", "9"],
-            "--max-buffered-bytes: 9 is less than one request may have, 1048576",
+            "--max-buffered-bytes: 9 is less than the maximum size of one request, 1048576",
         ),
         (["serve", "--max-connections", "0"], "'--max-connections'"),
         (["serve", "--max-connections", "9" * 15], "--max-connections: 999999999999999 is more"),
@@ -481,7 +487,7 @@ FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
     "encoded": (lambda server: server.encoded(), "not a reply", b""),
     "cut": (
         lambda server: server.cut(after="Hello"),
-        "Retry for the whole reply.",
+        "Retry to get the complete reply.",
         b"Hello",
     ),
     "not UTF-8": (
@@ -519,7 +525,7 @@ def test_an_error_is_one_line_with_a_hint(
     [
         (
             lambda server: server.reply("", finish_reason="length"),
-            "The model ended without text: change the prompt.",
+            "The model sent no text: change the prompt.",
         ),
         (lambda server: server.fail(403, body=WRONG_HOST), "Check --base-url: the server that"),
         (lambda server: server.fail(429, retry_after=9, body=GUESSED), "$CROMICLE_TOKEN."),
@@ -588,7 +594,7 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
             APIConnectionError("No socket.", option="max_connections", hint="Lower that."),
             "No socket. Raise the limit of open files (ulimit -n).",
         ),
-        (IncompleteReplyError("Cut."), "Cut. Retry for the whole reply."),
+        (IncompleteReplyError("Cut."), "Cut. Retry to get the complete reply."),
         (CromicleError("base_url"), "base_url"),
         (
             APIStatusError("It said: check base_url, token: timeout.total.", **STATUS),
@@ -1146,9 +1152,9 @@ class TestGateway:
     @pytest.mark.parametrize(
         ("names", "problem"),
         [
-            (("a", "b"), "does not have exactly one: it has a, b; pass the name of one"),
-            ((), "does not have exactly one: it has none"),
-            (None, "--model: it is left out, and the model server does not tell its models: http"),
+            (("a", "b"), "does not have exactly one; it has a, b; pass the name of one"),
+            ((), "does not have exactly one; it has none"),
+            (None, "--model: it is not set, and the model server does not list its models: http"),
         ],
     )
     def test_a_model_that_cannot_be_chosen(
@@ -1186,15 +1192,15 @@ class TestGateway:
         behave(server)
         code, lines = self.start(server, monkeypatch)
         assert code == 130
-        assert lines[1] == "Model looked up with the first request"
-        assert lines[2].startswith("Warning: the models could not be looked up: ")
+        assert lines[1] == "Model chosen at the first request"
+        assert lines[2].startswith("Warning: the list of models is not available: ")
         assert problem in lines[2]
 
     @pytest.mark.parametrize(
         ("behave", "problem"),
         [
             (lambda server: server.fail(404, body="s3cret"), "responded with 404"),
-            (lambda server: server.fail(401), "refuses the key of this gateway"),
+            (lambda server: server.fail(401), "rejects the key of this gateway"),
             (lambda server: server.redirect(302, location="http://s3cret"), "not followed"),
             (lambda server: server.reply("<html>s3cret</html>"), "did not respond with a list"),
             (lambda server: server.cut(), "disconnected"),
@@ -1211,7 +1217,7 @@ class TestGateway:
         behave(server)
         code, lines = self.start(server, monkeypatch, "--model", "m")
         assert code == 130
-        assert lines[2].startswith("Warning: the models could not be looked up: ")
+        assert lines[2].startswith("Warning: the list of models is not available: ")
         assert problem in lines[2]
         assert "s3cret" not in "".join(lines)
 
@@ -1286,8 +1292,8 @@ def test_serve_prints_its_log(
     arguments = ["--tokens-file", str(file), *([] if access_log else ["--no-access-log"])]
     code, lines = serve_beside(user, monkeypatch, *arguments)
     assert code == 130
-    needed = f"one of the tokens in {file}, in $CROMICLE_TOKEN or in --token."
-    assert lines[2] == f"Callers need {needed}"
+    needed = f"one of the tokens in {file}, as $CROMICLE_TOKEN or --token."
+    assert lines[2] == f"Clients need {needed}"
     said = capsysbinary.readouterr().err.decode()
     assert ("method=POST path=/chat status=200" in said) == access_log
     assert "s3cret" not in said

@@ -198,7 +198,7 @@ def test_local_reads_no_file(file: Path, capsys: Capture) -> None:
     assert run(["ask", "--local", "Hi"]) == 0
     assert capsys.readouterr() == ("Hi", "")
     assert run(["ask", "--local", "--profile", "work", "Hi"]) == 2
-    assert "--local and --profile exclude each other" in read_error(capsys)
+    assert "--local and --profile cannot be used together" in read_error(capsys)
 
 
 def test_an_error_names_where_a_setting_comes_from(
@@ -225,14 +225,14 @@ def test_an_error_names_where_a_setting_comes_from(
         ("nonsense", "is not TOML: "),
         ("a = " + "[" * 100_000, "is not TOML: "),
         ("a = " + "1" * 5_000, "is not TOML: "),
-        ('profil = "x"', "profil: there is no such key; the keys are default_profile, profile."),
+        ('profil = "x"', "profil: unknown key; the keys are default_profile, profile."),
         ("default_profile = 1", "default_profile: expected one of the profiles (none)."),
         ('default_profile = "x"\n[profile.y]', "expected one of the profiles (y)."),
         ("profile = 1", "profile: expected a table, as in [profile.work]."),
         ("profile.work = 1", "profile.work: expected a table, as in [profile.work]."),
         (
             "[profile.w]\nbase-url = 1",
-            "profile.w.base-url: there is no such key; the keys are base_url, token, system, ",
+            "profile.w.base-url: unknown key; the keys are base_url, token, system, ",
         ),
         ("[profile.w]\nbase_url = 1", "profile.w.base_url: expected a URL as a str, not int"),
         ('[profile.w]\nbase_url = "ftp://s3cret@h"', "w.base_url: it must begin with http"),
@@ -287,7 +287,7 @@ def test_a_file_that_others_can_use_is_a_warning(
     save(file, WORK, faults.base_url, mode)
     assert run(["ask", "--json", "Hi"]) == 0
     assert capsys.readouterr().err == (
-        f"Warning: other users of this machine can use {file}; chmod 600 takes that away.\n"
+        f"Warning: other users of this machine can access {file}; chmod 600 prevents it.\n"
     )
 
 
@@ -434,7 +434,7 @@ def test_unset_repairs_a_file(file: Path, capsys: Capture) -> None:
         (["token", "s3cret "], "token: it begins or ends with white space"),
         (["token", "-"], "token: it is empty"),
         (["model", ""], "model: expected a str with at least one character"),
-        (["extra_body", "s3cret"], "extra_body: the value is not JSON; a text needs quotes."),
+        (["extra_body", "s3cret"], "extra_body: the value is not JSON; put a string in quotes."),
         (["extra_body", "[1]"], "extra_body: expected a mapping"),
         (["extra_body.a", "[" * 100_000], "extra_body.a: the value is not JSON"),
         (["extra_body.token", "1"], "extra_body.token: the protocol sets the field 'token'"),
@@ -505,7 +505,7 @@ def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
 
 def test_options_of_the_list_are_no_options_of_set(capsys: Capture) -> None:
     assert run(["config", "--profile", "work", "set", "model", "m"]) == 2
-    assert "put --profile after set" in read_error(capsys)
+    assert "--profile must follow set" in read_error(capsys)
 
 
 def test_the_repr_of_settings_shows_no_secret(file: Path) -> None:

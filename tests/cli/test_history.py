@@ -32,7 +32,7 @@ def test_half_a_line_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
 
 
 def test_old_lines_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_history, "MOST_LINES", 3)
+    monkeypatch.setattr(_history, "MAX_LINES", 3)
     archive = Archive(tmp_path)
     for number in range(7):
         archive.add_line(str(number))
@@ -75,7 +75,7 @@ def test_without_a_conversation_there_is_none_to_continue(tmp_path: Path) -> Non
 
 
 def test_old_conversations_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_history, "MOST_CONVERSATIONS", 2)
+    monkeypatch.setattr(_history, "MAX_CONVERSATIONS", 2)
     archive = Archive(tmp_path)
     for number in range(4):
         archive.save(Conversation().user(str(number)))

@@ -113,10 +113,13 @@ def test_standard_input_as_a_file_and_as_the_system_message(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["-", "-"], "Standard input can be read only once: one - is enough."),
+        (["-", "-"], "Standard input can be read only once: use only one -."),
         (["--file", "-", "-"], "Standard input can be read only once"),
         (["--system-file", "-", "-"], "Standard input can be read only once"),
-        (["--system-file", "a", "--system", "b"], "--system and --system-file exclude each other"),
+        (
+            ["--system-file", "a", "--system", "b"],
+            "--system and --system-file cannot be used together",
+        ),
         (["--system-file", "no/such", "Hi"], "--system-file: no/such cannot be read: No such"),
         (["--file", "no/such", "Hi"], "--file: no/such cannot be read: No such file"),
         (["--file", ".", "Hi"], "--file: . cannot be read: "),

@@ -82,7 +82,7 @@ def test_lines_beyond_the_queue_are_dropped_and_counted(
     assert lines[:3] == ["first", "line 0", "line 1"]
     assert lines[100:] == [
         "line 99",
-        "900 lines of the log were dropped: nobody read stderr",
+        "900 lines of the log were dropped: stderr was not read",
         "last",
     ]
 

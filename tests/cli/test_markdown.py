@@ -248,7 +248,7 @@ def test_a_text_looks_the_same_in_whatever_pieces_it_comes(data: st.DataObject, 
 def test_a_block_without_an_end_costs_no_more_the_longer_it_is(
     before: str, unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_rendering, "LONGEST_BLOCK", 200)
+    monkeypatch.setattr(_rendering, "MAX_BLOCK_LENGTH", 200)
     text = before + unit * 500
     rendered = RenderedText(open_console())
     shown: list[str] = []

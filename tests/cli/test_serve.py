@@ -135,7 +135,7 @@ def test_a_rejected_key_is_logged_in_one_line(upstream: FaultyServer) -> None:
         line = command.wait_for("upstream_denied")
         said = command.end()
     assert " ERROR " in line
-    assert "it refuses the key of this gateway" in line
+    assert "it rejects the key of this gateway" in line
     assert "path=" not in said
     assert KEY not in said
     assert "private" not in said
@@ -182,7 +182,7 @@ def test_sighup_reloads_the_tokens(tmp_path: Path) -> None:
     # If other machines can reach the server, a file with the well-known token is rejected.
     arguments = [*SHARED, "--host", "0.0.0.0", "--tokens-file", str(file)]
     with serve(*arguments, CROMICLE_TOKEN="ignored") as command:
-        command.wait_for(f"Callers need one of the tokens in {file}")
+        command.wait_for(f"Clients need one of the tokens in {file}")
         with command.connect("old-token") as client:
             assert client.chat("Hi").text == "Hi"
             file.write_text("new-token\n")
@@ -221,7 +221,7 @@ def test_the_well_known_token_is_rejected_for_other_machines(tokens: str, tmp_pa
         check=False,
     )
     assert done.returncode == 2
-    assert "--token of your own" in done.stderr
+    assert "your own --token" in done.stderr
     assert "mine" not in done.stderr
 
 

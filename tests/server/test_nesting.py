@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cromicle_sdk.server import nesting as _nesting
 from cromicle_sdk.server.nesting import MAX_CONTAINERS, MAX_DEPTH, find_nesting_problem
 
-DEEP = "nested more than 100 deep"
+DEEP = "nested more than 100 levels deep"
 MANY = "more than 10000 arrays and objects"
 
 

@@ -308,7 +308,7 @@ class TestStreaming:
         wait_until_over(page)
         assert "The reply was cut off" in get_problem(page)
         page.get_by_role("button", name="Retry").click()
-        page.locator(".problem").get_by_text("The server did not answer").wait_for()
+        page.locator(".problem").get_by_text("The server did not respond").wait_for()
         wait_until_over(page)
         assert get_reply(page).is_hidden()
 
@@ -450,14 +450,14 @@ ERRORS: list[tuple[dict[str, Any], list[str]]] = [
         {"status": 502, "content_type": "text/html", "body": "<h1>Bad gateway</h1>"},
         ["The model server failed", "It may come from a proxy", "502"],
     ),
-    ({"status": 418, "json": []}, ["The server answered 418"]),
+    ({"status": 418, "json": []}, ["The server responded with 418"]),
     (
         {"status": 500, "json": {"error": {"code": 5, "message": "\u202e" + "x" * 9999}}},
         ["The reply could not be generated", "U+202E", "500 5"],
     ),
     (
         {"status": 200, "content_type": "text/html", "body": "<h1>Log in</h1>"},
-        ["The answer is not a reply", "text/html"],
+        ["The response is not a reply", "text/html"],
     ),
     (
         {"status": 200, "content_type": "text/plain", "body": b"caf\xe9"},
@@ -749,7 +749,7 @@ class TestControls:
             page.keyboard.press("Tab")
         assert seen == [
             *("New chat", "Settings", "Dark", "Conversation", "Copy the reply", "Retry"),
-            *("Message", "Send", "The same with curl"),
+            *("Message", "Send", "The request as a curl command"),
         ]
 
     def test_a_screen_reader_finds_its_parts(self, page: Page) -> None:
@@ -787,7 +787,7 @@ class TestControls:
 
     def test_a_browser_that_may_not_copy_says_so(self, page: Page) -> None:
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error()) }")
-        page.get_by_role("button", name="Copy the curl line").click()
+        page.get_by_role("button", name="Copy the curl command").click()
         page.get_by_text("Not allowed").wait_for()
 
     @pytest.mark.parametrize("width", [320, 375])

@@ -301,10 +301,10 @@ def test_an_invalid_file_leaves_the_previous_tokens_valid(
         ({"max_concurrent_per_token": 0, "token": "s3cret"}, "max_concurrent_per_token"),
         (
             {"max_concurrent": 2, "max_concurrent_per_token": 3, "token": "s3cret"},
-            "max_concurrent_per_token: 3 is more than the 2 replies",
+            "max_concurrent_per_token: 3 is more than the limit for all tokens, 2",
         ),
         ({"max_waiting": -1, "token": "s3cret"}, "max_waiting"),
-        ({"max_waiting": 5, "token": "s3cret"}, "max_waiting: nobody waits"),
+        ({"max_waiting": 5, "token": "s3cret"}, "max_waiting: it has no effect"),
         ({"metrics": "yes", "tokens": ["s3cret"]}, "metrics"),
     ],
 )

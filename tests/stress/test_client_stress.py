@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+from left_out import skip_if_left_out
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome, run_in_threads
 
 from cromicle_sdk import (
@@ -197,6 +198,7 @@ CANCELLATIONS = [
 
 @pytest.mark.parametrize(("name", "cancel"), CANCELLATIONS)
 def test_cancelled_calls_cost_nothing(name: str, cancel: Any, faults: FaultyServer) -> None:
+    skip_if_left_out(name)
     faults.reply(chunks=["a", "b", "c", "d"], delay=0.002)
     runtime = next(runtime for runtime in ASYNC_RUNTIMES if runtime.name == name)
     workers = 20

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import pytest
-import trustme
+from certificates import build_authority
 
 from cromicle_sdk.testing import (
     LAST_CHUNK,
@@ -30,6 +30,7 @@ from cromicle_sdk.testing import (
 )
 
 if TYPE_CHECKING:
+    import trustme
     from typing_extensions import Self
 
 BODY = b'{"message":"Hi","token":"canary","hash":"1f"}'
@@ -158,7 +159,8 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
     (
         "fail",
         lambda s: s.fail(),
-        headed("content-length: 27", "503 Service Unavailable") + b"The faulty server says 503.",
+        headed("content-length: 36", "503 Service Unavailable")
+        + b"The faulty server responds with 503.",
     ),
     (
         "retry after",
@@ -179,13 +181,13 @@ KEPT: list[tuple[str, Callable[[FaultyServer], object], bytes]] = [
     (
         "redirect",
         lambda s: s.redirect(307, location="http://[x"),
-        headed("content-length: 27\r\nlocation: http://[x", "307 Temporary Redirect")
-        + b"The faulty server says 307.",
+        headed("content-length: 36\r\nlocation: http://[x", "307 Temporary Redirect")
+        + b"The faulty server responds with 307.",
     ),
     (
         "redirect to nowhere",
         lambda s: s.redirect(location=None),
-        headed("content-length: 27", "302 Found") + b"The faulty server says 302.",
+        headed("content-length: 36", "302 Found") + b"The faulty server responds with 302.",
     ),
     (
         "dripped body",
@@ -698,7 +700,7 @@ def test_base_url_before_start_is_an_error() -> None:
 
 
 def test_starting_twice_is_an_error(server: FaultyServer) -> None:
-    with pytest.raises(RuntimeError, match="started already"):
+    with pytest.raises(RuntimeError, match="already started"):
         server.start()
 
 
@@ -794,7 +796,7 @@ def test_a_server_out_of_file_descriptors_accepts_once_there_are_some(
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    return trustme.CA()
+    return build_authority()
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_client_created_before_the_fixture_fails_the_test_and_sends_nothing(
     if earlier:
         monkeypatch.setenv("CROMICLE_BASE_URL", earlier)
         monkeypatch.setenv("CROMICLE_TOKEN", "t")
-    expected = f"before the fixture, and would connect to {earlier or 'https://cromicle.top'}"
+    expected = f"before the fixture and would connect to {earlier or 'https://cromicle.top'}"
     with Client() as client:
         request.getfixturevalue(name)
         for call in (client.chat, client.stream, client.with_options(strict=False).chat):

@@ -28,8 +28,8 @@ from .request import check_authorization, receive_completion_request
 
 __all__ = ["create_openai_app"]
 
-# What the list of models has where the operator names none.
-_ONLY_MODEL = "cromicle"
+# The only entry in the list of models if the operator names none.
+_DEFAULT_MODEL = "cromicle"
 
 
 def create_openai_app(
@@ -48,37 +48,38 @@ def create_openai_app(
     allowed_hosts: Iterable[str] = (),
     allow_origins: Iterable[str] = (),
 ) -> Starlette:
-    """An ASGI app with the API of OpenAI, whose replies are those of a Cromicle endpoint.
+    """Create an ASGI app that serves OpenAI's API with the replies of a Cromicle endpoint.
 
     ```python
     app = create_openai_app(AsyncClient(base_url="https://chat.example"), token="a-token-of-mine")
     ```
 
-    `POST /v1/chat/completions` returns a completion, whole or as server-sent events, and
-    `GET /v1/models` lists the models. Both need `Authorization: Bearer TOKEN` with a token of this
-    app, which is not the one of `client`. Messages are sent with their roles (`send_messages`).
+    `POST /v1/chat/completions` returns a completion as one JSON object or as server-sent events,
+    and `GET /v1/models` lists the models. Both require `Authorization: Bearer TOKEN` with a token
+    of this app, not that of `client`. Messages are sent with their roles (`send_messages`).
 
-    - `client`: an `AsyncClient` for the endpoint, which stays yours to close. Its `retry` applies:
-      a whole completion that breaks off is retried, a stream only before its first chunk.
-    - `models`: the names of the models; a caller must choose one, which is sent to the endpoint as
-      the field `model`. None for an endpoint without a choice: any name is accepted, none is sent,
-      and the list has the name `cromicle`.
-    - `allow_options`: which of `temperature`, `top_p`, `max_tokens` (also as
-      `max_completion_tokens`), `stop`, `seed`, `presence_penalty`, `frequency_penalty` and
-      `reasoning_effort` are passed on as fields of the request: True for all, False for none, or
-      some of the names. An endpoint that does not accept one responds with a 400 that names it.
-    - All others are those of `create_app`, which also describes `/health`, `/metrics`, the log and
-      what the app protects against.
+    - `client`: an `AsyncClient` for the endpoint. The app does not close it. Its `retry` applies: a
+      completion in one object is retried even if its reply breaks off, a stream only before its
+      first chunk.
+    - `models`: the names of the models. A request must choose one of them, which is sent to the
+      endpoint as the field `model`. If None, the default, a request may name any model, no `model`
+      is sent, and the list contains the name `cromicle`.
+    - `allow_options`: the fields of a request that are passed on: True for all of `temperature`,
+      `top_p`, `max_tokens` (also as `max_completion_tokens`), `stop`, `seed`, `presence_penalty`,
+      `frequency_penalty` and `reasoning_effort`; False for none; or some of these names. An
+      endpoint that does not accept a field responds with a 400 that names it.
+    - All other options are those of `create_app`, which also documents `/health`, `/metrics`, the
+      log and the checks.
 
-    What the protocol does not have is a 400 that names the field: tools, more than one choice,
-    `response_format`, log probabilities, images. The numbers of `usage` are 0, because nothing
-    counts the tokens, and a stream has none.
+    Requests for features that the protocol lacks are rejected with a 400 that names the field:
+    tools, more than one choice, `response_format`, log probabilities, images. The numbers of
+    `usage` are 0, because tokens are not counted; a stream has no `usage`.
 
-    An error is `{"error": {"message": …, "type": …, "param": …, "code": …}}`. An endpoint that
-    fails is a 502, or a 504 if it does not respond in time; its 400, 413, 422, 429 and 503 are
-    passed on. A stream that breaks off ends with an event that has an error, never with `[DONE]`,
-    and the connection is closed without completing the body. A `finish_reason` is that of the
-    endpoint, and `stop` where it does not say.
+    An error is `{"error": {"message": …, "type": …, "param": …, "code": …}}`. The status is 502 if
+    the endpoint fails, and 504 if it does not respond in time; its 400, 413, 422, 429 and 503 are
+    passed on. A stream that breaks off ends with an error event and without `[DONE]`, and the
+    connection is closed without completing the body. The `finish_reason` is that of the endpoint,
+    or `stop` if it sends none.
 
     Raises `ConfigurationError`, which names the invalid option.
     """
@@ -126,7 +127,7 @@ def create_openai_app(
         check_authorization(request, protections)
         data = [
             {"id": name, "object": "model", "created": created, "owned_by": "cromicle"}
-            for name in names or (_ONLY_MODEL,)
+            for name in names or (_DEFAULT_MODEL,)
         ]
         return JSONResponse({"object": "list", "data": data})
 
@@ -136,7 +137,7 @@ def create_openai_app(
             ExactRoute("/v1/models", list_models),
         ],
         chat_path="/v1/chat/completions",
-        # Clients of OpenAI's API in a page send a dozen headers of their own.
+        # In browsers, clients of OpenAI's API send a dozen headers of their own.
         allow_headers=["*"],
         error_form=build_error,
     )

@@ -1,4 +1,4 @@
-"""The backend that gets each reply from a Cromicle endpoint, and its errors as callers see them."""
+"""The backend that requests each reply from a Cromicle endpoint and translates its errors."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from cromicle_sdk.server.backends import BackendError, BackendRequest
 
 __all__ = ["CromicleBackend"]
 
-# What the endpoint rejects because of the caller's own request, by status.
+# The statuses of errors caused by the request itself.
 _CALLER_STATUSES = (400, 413, 422)
 
-# The codes of such a status that are the operator's to resolve all the same.
+# The codes of errors with such a status that the operator has to resolve.
 _OPERATOR_CODES = frozenset({"hash_mismatch", "upstream_refused"})
 
-# Any other code is text, which may be of any kind.
+# The codes that are passed on. Any other may be arbitrary text.
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
 
 class CromicleBackend:
     """Two backends over one client: `stream` yields a reply as it arrives, `whole` at its end.
 
-    `whole` also retries a reply that breaks off, as the client's `Retry` says.
+    With `whole`, the client's `Retry` also applies to a reply that breaks off.
     """
 
     def __init__(self, client: AsyncClient) -> None:
@@ -75,7 +75,7 @@ def _build_options(request: BackendRequest) -> Any:
 
 
 def _translate(error: CromicleError) -> BackendError:
-    """The response to an error of the client. Its line in the log has no text of the endpoint's."""
+    """Translate an error of the client. No text of the endpoint is logged."""
     detail = f"the Cromicle endpoint: {describe(error)}"
     match error:
         case InvalidMessageError() | ConfigurationError():
@@ -95,10 +95,10 @@ def _translate(error: CromicleError) -> BackendError:
             message = "the Cromicle endpoint sent no valid reply"
             return BackendError(502, "upstream_invalid", message, detail=detail)
         case ReplyTooLargeError():
-            message = "the reply is longer than this server passes on"
+            message = "the reply is longer than this server allows"
             return BackendError(502, "reply_too_large", message, detail=detail)
         case ReplyError():
-            message = "the reply of the Cromicle endpoint is not complete"
+            message = "the reply of the Cromicle endpoint is incomplete"
             return BackendError(502, "upstream_failed", message, detail=detail)
         case _:
             message = "the client of this server cannot send requests"
@@ -111,7 +111,7 @@ def _translate_status(error: APIStatusError, detail: str) -> BackendError:
     if code is not None:
         detail = f"{detail} ({code})"
     if status in _CALLER_STATUSES and code not in _OPERATOR_CODES:
-        # In its own words, which may name the field.
+        # The endpoint's own message may name the field.
         own = find_text(error.body, "error", "message")
         message = shorten(own or "the Cromicle endpoint rejected the request")
         return BackendError(status, code or "bad_request", message, detail=detail)
@@ -126,6 +126,6 @@ def _translate_status(error: APIStatusError, detail: str) -> BackendError:
     if status >= 500:
         message = "the Cromicle endpoint failed"
         return BackendError(502, code or "upstream_failed", message, detail=detail)
-    # Its operator, or that of this server, has to act.
+    # The operator of the endpoint or of this server has to act.
     message = "the Cromicle endpoint does not accept this server"
     return BackendError(502, "upstream_denied", message, detail=detail)

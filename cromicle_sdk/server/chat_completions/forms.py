@@ -1,4 +1,4 @@
-"""Chat completions as OpenAI's API writes them: events, whole, and errors."""
+"""Chat completions in the format of OpenAI's API: as events, as one JSON object, and errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cromicle_sdk.server.backends import BackendError
 
 __all__ = ["EventStream", "WholeCompletion", "build_error"]
 
-# What `finish_reason` is where the endpoint does not say: the reply is complete.
+# The finish reason of a complete reply if the endpoint sends none.
 _DEFAULT_FINISH_REASON = "stop"
 
-# Nothing counts the tokens, and some clients fail without the object (llm 0.36).
+# Tokens are not counted, but some clients fail without the object (llm 0.36).
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 _DONE = b"data: [DONE]\n\n"
@@ -22,7 +22,7 @@ _DONE = b"data: [DONE]\n\n"
 def build_error(
     status: int, code: str, message: str, *, param: str | None = None
 ) -> dict[str, Any]:
-    """The JSON of an error of OpenAI's API."""
+    """Return the JSON of an error of OpenAI's API."""
     if status == 429:
         kind = "rate_limit_error"
     else:
@@ -31,7 +31,7 @@ def build_error(
 
 
 class _Completion:
-    """What both forms of a completion have."""
+    """The base class of both forms of a completion."""
 
     has_trailer = False
 
@@ -47,9 +47,9 @@ class EventStream(_Completion):
     media_type = "text/event-stream; charset=utf-8"
 
     def __init__(self, request_id: str, model: str) -> None:
-        self._facts = _build_facts("chat.completion.chunk", request_id, model)
-        # Each event holds the same facts in the same place, written once.
-        self._before = _dump(self._facts)[:-1] + ',"choices":[{"index":0,"delta":{'
+        # The beginning of each event is the same, so it is serialized once.
+        common = _build_common_fields("chat.completion.chunk", request_id, model)
+        self._before = _dump(common)[:-1] + ',"choices":[{"index":0,"delta":{'
         self._role = '"role":"assistant",'
 
     def encode(self, text: str) -> bytes:
@@ -58,7 +58,7 @@ class EventStream(_Completion):
         return f'data: {self._before}{content},"finish_reason":null}}]}}\n\n'.encode()
 
     def encode_end(self, finish_reason: str | None) -> bytes:
-        # A reply without text has no event before this one.
+        # An empty reply has no event before this one.
         start = b"" if not self._role else self.encode("")
         reason = json.dumps(finish_reason or _DEFAULT_FINISH_REASON)
         last = f'data: {self._before}}},"finish_reason":{reason}}}]}}\n\n'
@@ -70,12 +70,12 @@ class EventStream(_Completion):
 
 
 class WholeCompletion(_Completion):
-    """The form of a completion in one JSON object, which is written at its end."""
+    """The form of a completion in one JSON object, which is sent at its end."""
 
     media_type = "application/json"
 
     def __init__(self, request_id: str, model: str) -> None:
-        self._facts = _build_facts("chat.completion", request_id, model)
+        self._common = _build_common_fields("chat.completion", request_id, model)
         self._texts: list[str] = []
 
     def encode(self, text: str) -> bytes:
@@ -90,13 +90,13 @@ class WholeCompletion(_Completion):
             "logprobs": None,
             "finish_reason": finish_reason or _DEFAULT_FINISH_REASON,
         }
-        return _dump({**self._facts, "choices": [choice], "usage": _NO_USAGE}).encode()
+        return _dump({**self._common, "choices": [choice], "usage": _NO_USAGE}).encode()
 
     def encode_failure(self, error: BackendError) -> bytes:
         return b""
 
 
-def _build_facts(kind: str, request_id: str, model: str) -> dict[str, Any]:
+def _build_common_fields(kind: str, request_id: str, model: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{request_id}",
         "object": kind,
@@ -106,5 +106,5 @@ def _build_facts(kind: str, request_id: str, model: str) -> dict[str, Any]:
 
 
 def _dump(content: dict[str, Any]) -> str:
-    # All of it is ASCII: some readers of events split lines at U+2028 as well.
+    # ASCII only: some parsers of events also split lines at U+2028.
     return json.dumps(content, separators=(",", ":"))

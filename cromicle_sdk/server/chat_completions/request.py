@@ -1,4 +1,4 @@
-"""The checks that turn a request of OpenAI's API into messages and options."""
+"""Receiving and checking a request of OpenAI's API: its model, messages and options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cromicle_sdk.server.request import check_token, is_field_name, receive_obje
 
 __all__ = ["CompletionRequest", "check_authorization", "receive_completion_request"]
 
-# Fields without an effect on the reply: any value is accepted, and none is sent.
+# Fields that do not affect the reply. Any value is accepted and ignored.
 _WITHOUT_EFFECT = frozenset(
     {
         *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
@@ -25,7 +25,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 
-# Fields that this server has no way to obey, by the values that ask for nothing.
+# Fields that this server does not support, and their values that request nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "function_call": ("none",),
     "functions": ([],),
@@ -40,13 +40,13 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tools": ([],),
 }
 
-# `include_usage` is accepted and without effect: the protocol does not count tokens, and clients
-# must not rely on the event with the usage, which an interrupted stream lacks.
+# `include_usage` is accepted and ignored: the protocol does not count tokens, and clients must not
+# rely on the event with the usage, since an interrupted stream has none.
 _STREAM_OPTIONS = ("include_obfuscation", "include_usage")
 
-_LONGEST_MODEL = 256
+# Each event of a stream repeats the name.
+_MAX_MODEL_LENGTH = 256
 
-# The roles of messages that are not text alone.
 _TOOL_ROLES = ("function", "tool")
 
 
@@ -61,9 +61,9 @@ class CompletionRequest:
 
 
 def check_authorization(request: Request, protections: Protections) -> None:
-    """Check the token in `Authorization: Bearer TOKEN`, which is then in the request's scope.
+    """Check the token in `Authorization: Bearer TOKEN`, and store it in the request's scope.
 
-    Raises `RequestRejected`: 401, or 429 once there are too many wrong ones from the client.
+    Raises `RequestRejected`: 401, or 429 after too many wrong tokens from the client's address.
     """
     values = [value for name, value in request.scope["headers"] if name == b"authorization"]
     scheme, _, token = b"".join(values).partition(b" ")
@@ -81,17 +81,17 @@ async def receive_completion_request(
     models: Sequence[str],
     allow_options: frozenset[str],
 ) -> CompletionRequest:
-    """The request, whose token is then in its scope.
+    """Receive and check a request, and store its token in its scope.
 
-    `models` are the models that a caller may choose from, none for any. `allow_options` are the
-    options that it may send.
+    `models` are the accepted models; if empty, any model is accepted. `allow_options` are the
+    options that are passed on.
 
     Raises `RequestRejected` with the status of the first failed check: 401 or 429 token, those of
     `receive_object`, 400 for a field, which it names, 404 model. Raises `ClientDisconnect`.
     """
     check_authorization(request, protections)
     fields = await receive_object(request, protections)
-    # OpenAI's API treats null like a field that is absent.
+    # OpenAI's API treats null like an absent field.
     given = {name: value for name, value in fields.items() if value is not None}
     return CompletionRequest(
         model=_take_model(given, models),
@@ -103,9 +103,8 @@ async def receive_completion_request(
 
 def _take_model(given: dict[str, Any], models: Sequence[str]) -> str:
     model = given.pop("model", None)
-    # Each event of a stream repeats it.
-    if not isinstance(model, str) or not 1 <= len(model) <= _LONGEST_MODEL:
-        _reject("model", f"is required and must be a string of 1 to {_LONGEST_MODEL} characters")
+    if not isinstance(model, str) or not 1 <= len(model) <= _MAX_MODEL_LENGTH:
+        _reject("model", f"is required and must be a string of 1 to {_MAX_MODEL_LENGTH} characters")
     if models and model not in models:
         known = ", ".join(map(repr, models))
         raise RequestRejected(
@@ -126,12 +125,12 @@ def _take_messages(given: dict[str, Any]) -> list[Message]:
     except InvalidMessageError as error:
         param = "messages" if error.index is None else f"messages[{error.index}]"
         problem = error.problem
-    # Raised here, so that nothing of the request is its context.
+    # Raised here, so that the InvalidMessageError is not its context.
     raise RequestRejected(400, "invalid_value", problem, param=param)
 
 
 def _check_message(message: dict[str, Any], path: str) -> None:
-    """Reject what is not text: the protocol would drop it."""
+    """Reject content other than text, which the protocol cannot carry."""
     if message.get("role") in _TOOL_ROLES:
         _reject_unsupported(f"{path}.role")
     _check_rest(message, path, ("role", "content"))
@@ -147,7 +146,7 @@ def _check_message(message: dict[str, Any], path: str) -> None:
 
 def _check_rest(fields: dict[str, Any], path: str, known: Sequence[str]) -> None:
     for name, value in fields.items():
-        # Clients send back a message of the assistant with the empty fields that it came with.
+        # Clients send an assistant's message back with the empty fields that they received.
         if name not in known and value not in (None, [], {}, ""):
             _reject_unsupported(_extend(path, name))
 
@@ -168,7 +167,7 @@ def _take_stream(given: dict[str, Any]) -> bool:
 
 
 def _take_options(given: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
-    """What is left of a request: the options for the endpoint, by its names."""
+    """Return the remaining fields: the options for the endpoint, by the endpoint's names."""
     options: dict[str, Any] = {}
     for name, value in given.items():
         if name in _WITHOUT_EFFECT or _is_neutral(name, value):
@@ -180,11 +179,11 @@ def _take_options(given: dict[str, Any], allowed: frozenset[str]) -> dict[str, A
             raise RequestRejected(
                 400,
                 "unsupported_parameter",
-                f"the field {name!r} is not one that this server passes on",
+                f"this server does not pass on the field {name!r}",
                 param=name,
             )
         if option in options:
-            _reject(name, "must not be beside 'max_tokens'")
+            _reject(name, "must not be combined with 'max_tokens'")
         expected = find_expected(option, value)
         if expected is not None:
             _reject(name, f"must be {expected}")
@@ -193,7 +192,7 @@ def _take_options(given: dict[str, Any], allowed: frozenset[str]) -> dict[str, A
 
 
 def _is_neutral(name: str, value: object) -> bool:
-    # In Python, True equals 1.
+    # The types are compared, too, because True equals 1.
     return any(type(value) is type(each) and value == each for each in _NEUTRAL.get(name, ()))
 
 
@@ -202,11 +201,11 @@ def _reject(name: str, problem: str) -> NoReturn:
 
 
 def _reject_unsupported(path: str) -> NoReturn:
-    message = f"the field {path!r} is not supported: this server passes on text alone"
+    message = f"the field {path!r} is not supported: this server passes on text only"
     raise RequestRejected(400, "unsupported_parameter", message, param=path)
 
 
 def _extend(path: str, name: str) -> str:
-    """The path of a field; its name is text of the caller's."""
+    """Return the path of a field, without a name that is unsafe to quote."""
     shown = name if is_field_name(name) else "?"
     return f"{path}.{shown}" if path else shown

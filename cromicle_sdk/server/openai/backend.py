@@ -1,4 +1,4 @@
-"""A backend for model servers that are compatible with the API of OpenAI."""
+"""A backend for model servers that are compatible with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIBackend", "openai_backend"]
 
-# How long the rest of a response may take once the model server has given its finish reason, in
-# seconds. `[DONE]` and usage follow at once, or not at all.
+# How long the rest of a response may take after the finish reason, in seconds. `[DONE]` and usage
+# follow at once or not at all.
 GRACE_SECONDS = 2.0
 
-# What can stand in a header after "Bearer ": visible ASCII.
+# The characters allowed in a header after "Bearer ": visible ASCII.
 _KEY = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -79,18 +79,18 @@ class OpenAIBackend:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that callers may choose from, the default first; none if not known yet."""
+        """The models that callers may choose from, the default first. Empty while unknown."""
         return self._models
 
     def describe_health(self) -> dict[str, Any]:
-        """What the model server was last seen to do, for `GET /health`."""
+        """Return the last result of the model server, for `GET /health`."""
         return self._health.describe()
 
     async def find_models(self) -> list[str]:
-        """Ask the model server for the names of its models, once and for 5 seconds at most.
+        """Request the names of the model server's models, within 5 seconds and without retries.
 
-        If the backend has no model, the only one in the list is used from now on. Raises
-        `BackendError` if the model server does not respond with a list.
+        If the backend has no model and the list has exactly one, that model is used from now on.
+        Raises `BackendError` if the model server does not respond with a list.
         """
         try:
             names = await self._upstream.list_models()
@@ -103,7 +103,7 @@ class OpenAIBackend:
         return names
 
     def find_unlisted(self, names: list[str]) -> list[str]:
-        """Those of `models` that the model server does not have, by the names that it lists."""
+        """Return those of `models` that are missing in `names`, the list of the model server."""
         return [model for model in self._models if not is_listed(model, names)]
 
     async def __call__(
@@ -138,7 +138,7 @@ class OpenAIBackend:
                 502,
                 "upstream_refused",
                 "the gateway has no model",
-                detail="the model server does not have exactly one model: pass `model`",
+                detail="the model server does not have exactly one model; set the option model",
             )
         content = {
             "model": self._models[0],
@@ -175,58 +175,61 @@ def openai_backend(
     proxy: ProxyOption | None = None,
     verify: Literal[True] | ssl.SSLContext = True,
 ) -> OpenAIBackend:
-    """A backend that streams the replies of `model` from an OpenAI-compatible model server.
+    """Return a backend that streams replies from an OpenAI-compatible model server.
 
-    Each prompt is one `POST {base_url}/chat/completions` with `stream: true`; each delta is yielded
-    as it arrives. `base_url` usually ends in `/v1`. Messages that the caller sent with their roles
-    are sent as they are; any other prompt is one user message. `system`, if given, is a message
-    before them; a system message of the caller's own comes after it.
+    For each prompt, the backend sends one `POST {base_url}/chat/completions` with `stream: true`,
+    and yields each delta as it arrives. `base_url` usually ends in `/v1`. Messages that the caller
+    sent with their roles are sent unchanged; any other prompt is sent as one user message.
 
-    - `model`: the model, or several that callers may choose from by the field `model`, the default
-      first. None for the only one that the model server has, which is looked up at first use.
-    - `api_key`: sent as `Authorization: Bearer …`, and never shown.
-    - `headers`: additional headers; their values are never shown either.
-    - `timeout`: as for the clients: seconds for every phase but `total`, which remains 600; or a
-      `Timeout`; None for no limit. `stall` is the time from one read to the next, so comments
-      that keep the stream alive reset it.
-    - `parse_roles`: a prompt that `format_prompt` built is sent as its messages, if it parses
-      completely. Text of the caller's may then forge a role, so with `system` no line of a prompt
-      is taken for a message of the system.
-    - `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields of each request; `extra_body`:
-      any others, by name.
-    - `allow_options`: which fields callers may send by `extra_body` of a client, instead of those
-      above: True for `temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `presence_penalty`,
-      `frequency_penalty` and `reasoning_effort`, or some of these names. Any other field is a 400
-      that names it.
-    - `proxy`, `verify`: as for the clients; `proxy` defaults to that of the environment, which is
-      never used for loopback addresses.
+    - `model`: the name of the model, or a sequence of names from which callers may choose with the
+      field `model`, the default first. None, the default, for the only model of the model server,
+      which is requested at first use.
+    - `api_key`: sent as `Authorization: Bearer …`. It is never logged or shown.
+    - `headers`: additional headers. Their values are never logged or shown.
+    - `timeout`: as for the clients: a `Timeout`, None for no limit, or seconds for every phase but
+      `total`, which remains 600. `stall` is the time between two reads; comments that keep the
+      stream alive reset it.
+    - `system`: a system message that is sent before all others. A caller's own system message
+      follows it.
+    - `parse_roles`: send a prompt that `format_prompt` built as its messages, if it can be parsed
+      completely. Text of a caller can then forge a role, so with `system` no line of a prompt is
+      parsed as a system message.
+    - `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields of each request.
+    - `extra_body`: any other fields of each request, by name.
+    - `allow_options`: the fields that callers may send with `extra_body` of the clients, in place
+      of those above. True for `temperature`, `top_p`, `max_tokens`, `stop`, `seed`,
+      `presence_penalty`, `frequency_penalty` and `reasoning_effort`, or some of these names. Any
+      other field is rejected with a 400 that names it.
+    - `proxy`, `verify`: as for the clients. `proxy` defaults to the proxy of the environment, which
+      is never used for loopback addresses.
 
     An error before the first text is raised as a `BackendError`:
 
-    - 400, 413 and 422 of the model server, which the caller's prompt causes: the same status, with
-      a code such as `context_length_exceeded`.
-    - 429 and 503, with `Retry-After`: it limits the rate of requests, is overloaded, or is still
-      loading the model.
-    - 502: it is unreachable, fails, or sends an invalid response. The codes `upstream_denied`,
-      `upstream_redirected` and `upstream_refused` mean that the operator has to act; the clients
-      do not retry them.
-    - 504: it does not respond in time.
+    - 400, 413 and 422 are those of the model server and caused by the caller's prompt. The code is,
+      for example, `context_length_exceeded`.
+    - 429 and 503, with `Retry-After`: the model server limits the rate of requests, is overloaded,
+      or is still loading the model.
+    - 502: the model server is unreachable, fails, or sends an invalid response. The codes
+      `upstream_denied`, `upstream_redirected` and `upstream_refused` mean that the operator has to
+      act; the clients do not retry them.
+    - 504: the model server does not respond in time.
 
-    A later error truncates the reply. So does everything that may hold text or an error and is not
-    understood: a reply is complete only if it has all of the text and the model server has said
-    that it is over, by `[DONE]` or by a finish reason. The finish reason is that of the request:
-    `stop`, `length`, `content_filter`, `tool_calls` or None. Requests are not retried, redirects
-    are not followed, and cookies are not kept.
+    A later error truncates the reply. So does any part of the response that is not understood and
+    may be text or an error. A reply is complete only if all of its text has arrived and the model
+    server has marked its end, by `[DONE]` or a finish reason. The finish reason of the
+    `BackendRequest` is set to `stop`, `length`, `content_filter`, `tool_calls` or None. Requests
+    are not retried, redirects are not followed, and cookies are not kept.
 
-    If the caller disconnects, the request to the model server is closed immediately; if it reads
-    slowly, so does the gateway. More than 1,000 calls at once are queued, within `timeout.total`.
-    The backend works on asyncio and trio, on several event loops at once, and needs no closing.
+    If the caller disconnects, the request to the model server is closed immediately. If the caller
+    reads slowly, so does the backend. More than 1,000 concurrent calls are queued, within
+    `timeout.total`. The backend works on asyncio and trio, on several event loops at once, and does
+    not need to be closed.
 
     Raises `ConfigurationError`, which names the invalid option.
     """
     key = None if api_key is None else Secret(api_key)
     hidden = hide_headers(headers)
-    # An error about another option passes through this frame, whose locals may be printed.
+    # A traceback of an error about another option may print the locals of this frame.
     del api_key, headers
     _check_key(key)
     own_headers = check_headers(hidden)
@@ -266,7 +269,7 @@ def openai_backend(
 
 
 async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str, None]:
-    """The text of the completion in a response, none of it empty."""
+    """Yield the text of the completion in a response, in non-empty chunks."""
     deadline = math.inf
     while not completion.is_done:
         data = await _read_before(deadline, call, completion)
@@ -282,11 +285,11 @@ async def _read_chunks(call: Call, completion: Completion) -> AsyncGenerator[str
 
 
 async def _read_before(deadline: float, call: Call, completion: Completion) -> bytes | bytearray:
-    """The next bytes; b"" at the end of the body.
+    """Return the next bytes, or b"" at the end of the body.
 
-    Once the completion is finished, the deadline and errors of the network are such ends as well.
+    Once the completion is finished, the deadline or an error of the network also ends the body.
     """
-    # A read that finds bytes need not wait, and is then not cancelled.
+    # A read that finds bytes does not wait, and is therefore not cancelled at the deadline.
     if anyio.current_time() >= deadline:
         return b""
     try:
@@ -315,6 +318,6 @@ def _check_key(key: Secret | None) -> None:
 
 
 def _is_key(key: Secret) -> bool:
-    # Nothing is raised from here: the text is the key in clear.
+    # Must not raise: a local of this frame is the key in plain text.
     text = cast("object", key.reveal())
     return isinstance(text, str) and _KEY.match(text) is not None

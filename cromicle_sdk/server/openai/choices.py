@@ -1,8 +1,8 @@
-"""Which choice of a completion is the answer.
+"""The selection of the choice of a completion that is the reply.
 
-`n` is never sent, so there is one answer. Servers still number it in several ways: 0 throughout,
-1 throughout, or a new index for each token. A server that sends several answers all the same sends
-them in parallel, and then the first one counts.
+`n` is never sent, so there is one reply. Servers number it in several ways: 0 throughout, 1
+throughout, or a new index for each token. Some servers still send several replies. They send them
+in parallel, and the first one is used.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from .errors import build_invalid_error
 
 __all__ = ["UNKNOWN_REASON", "Choices", "Part"]
 
-# A finish reason that is none of the known ones: the answer is not whole.
+# Stands for any unknown finish reason: the reply is incomplete.
 UNKNOWN_REASON = "unknown"
 
-# What a model sends that had more to say. A later reason of the others is the proxy's own.
+# The reasons of a reply that was cut. If a usual one follows, a proxy has added it.
 _EARLY = ("length", "content_filter")
 _USUAL = ("stop", "tool_calls")
 
-# So many new indexes, one after the other, are no parallel answers but one in tokens.
+# This many different indexes in ascending order are those of tokens, not of several replies.
 _ENOUGH_INDEXES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one event says of one choice; `index` is None where it does not number it."""
+    """One choice in one event. `index` is None if the event does not number it."""
 
     index: int | None
     text: str = field(default="", repr=False)
@@ -36,10 +36,10 @@ class Part:
 
 
 class Choices:
-    """Selects the text of the answer. Text of which it is not known yet is held back."""
+    """Selects the text of the reply. Text is held back until it is known to belong to it."""
 
     def __init__(self) -> None:
-        self._answer: int | None = None
+        self._selected: int | None = None
         self._last = 0
         self._started: set[int] = set()
         self._held: list[tuple[int, str]] = []
@@ -53,36 +53,36 @@ class Choices:
 
     @property
     def has_gone_on(self) -> bool:
-        """Whether text of the answer has followed a finish reason.
+        """Whether text of the reply has followed a finish reason.
 
-        Some servers have one in every event, so then none of them is a sign that nothing follows.
+        Some servers send one in every event, so it does not mark the end.
         """
         return self._has_gone_on
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the answer ended, None where the server has not said so."""
-        if self._answer in self._reasons:
-            return self._reasons[self._answer]
-        if self._is_parallel and self._answer is not None:
+        """Why the reply ended, or None while the server has not sent a finish reason."""
+        if self._selected in self._reasons:
+            return self._reasons[self._selected]
+        if self._is_parallel and self._selected is not None:
             return None
-        # A server that numbers tokens numbers the end in its own way.
+        # A server that numbers tokens may send the reason under any index.
         return next(reversed(self._reasons.values()), None)
 
     def receive(self, parts: Sequence[Part]) -> list[str]:
-        """The texts of the answer in an event that has these choices."""
+        """Return the texts of the reply in an event with these choices."""
         self._started |= {part.index or 0 for part in parts if part.has_role and not part.text}
         indexes = sorted({part.index for part in parts if part.index is not None})
         if len(indexes) > 1 or len(self._started) > 1:
             self._set_parallel()
-            if self._answer is None:
-                self._answer = min(self._started.union(indexes))
-        if self._answer is None:
-            self._answer = min((part.index or 0 for part in parts if part.text), default=None)
-            self._last = self._answer or 0
+            if self._selected is None:
+                self._selected = min(self._started.union(indexes))
+        if self._selected is None:
+            self._selected = min((part.index or 0 for part in parts if part.text), default=None)
+            self._last = self._selected or 0
         texts: list[str] = []
         for part in parts:
-            index = (self._answer or 0) if part.index is None else part.index
+            index = (self._selected or 0) if part.index is None else part.index
             if part.text:
                 texts += self._receive_text(index, part.text)
             if part.finish_reason is not None:
@@ -90,13 +90,13 @@ class Choices:
         return texts
 
     def receive_eof(self) -> list[str]:
-        """The texts that were held back, if they are part of the answer."""
-        # Each of several parallel answers ends by itself.
+        """Return the texts that were held back, if they are part of the reply."""
+        # Parallel replies have a finish reason each.
         ended = self._reasons.keys()
-        if self._answer in ended and ended >= {index for index, _ in self._held}:
+        if self._selected in ended and ended >= {index for index, _ in self._held}:
             self._set_parallel()
         if self._has_dropped and not self._has_text:
-            raise build_invalid_error("it sent text in another choice than the first")
+            raise build_invalid_error("it sent text only in a choice other than the first")
         return self._release()
 
     def _receive_reason(self, index: int, reason: str) -> None:
@@ -107,17 +107,17 @@ class Choices:
 
     def _receive_text(self, index: int, text: str) -> list[str]:
         self._resumed.add(index)
-        if (self._is_single or index == self._answer) and self.finish_reason is not None:
+        if (self._is_single or index == self._selected) and self.finish_reason is not None:
             self._has_gone_on = True
         if self._is_single:
             if index < self._last:
-                raise build_invalid_error("it sent several answers that cannot be told apart")
+                raise build_invalid_error("it sent several replies that cannot be separated")
             self._last = index
             return [text]
-        if index == self._answer:
+        if index == self._selected:
             if self._held:
                 self._set_parallel()
-            # The end that was reported is not that of this choice, or not the end.
+            # An earlier finish reason belongs to another choice, or was not the end.
             self._reasons = {
                 each: reason for each, reason in self._reasons.items() if each == index
             }

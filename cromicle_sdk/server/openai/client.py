@@ -1,4 +1,4 @@
-"""Requests to the model server: one exchange each, over reused connections."""
+"""Requests to the model server, over reused connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cromicle_sdk._core.options import ConnectionOptions, Timeout
 from cromicle_sdk._core.request import Request, add_headers, build_user_agent
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http.proxies import Route
-from cromicle_sdk._http.translate import strip_frames
+from cromicle_sdk._http.tracebacks import strip_frames
 from cromicle_sdk.server.backends import BackendError
 
 from .errors import (
@@ -38,8 +38,8 @@ __all__ = ["Call", "Upstream"]
 
 T = TypeVar("T")
 
-# How long to wait for the end of the body after the end of the completion in it, in seconds. The
-# connection is reused only if the body ends, but the caller's reply ends only after the wait.
+# How long to wait for the end of the body after the end of the completion, in seconds. Without it
+# the connection cannot be reused; but the wait delays the end of the caller's reply.
 FINISH_SECONDS = 0.1
 
 # How long to wait for the body of an error, in seconds; its status is already known.
@@ -48,18 +48,18 @@ ERROR_SECONDS = 2.0
 # Longer than any error in JSON.
 _MAX_ERROR_BYTES = 64 * 1024
 
-# How long the list of models may take in all, in seconds. It is short, and a server waits for it
+# The limit for the list of models, in seconds. It is short, because a server waits for the list
 # before it listens.
 LIST_SECONDS = 5.0
 
-# OpenRouter lists hundreds of models, with descriptions, in a megabyte.
+# OpenRouter's list of hundreds of models with their descriptions takes a megabyte.
 _MAX_LIST_BYTES = 16 * 1024 * 1024
 
-# A shorter value of a header may be part of an ordinary word.
-_SHORTEST_SECRET = 6
+# A shorter value of a header may be part of an ordinary word, so it is not redacted.
+_MIN_SECRET_LENGTH = 6
 
 # A compressed body would delay the text, and is not requested. Other values, such as "none" and
-# "utf-8", are mistakes of the server, and the body shows what it is.
+# "utf-8", are mistakes of the server and are ignored.
 _COMPRESSIONS = frozenset({"br", "compress", "deflate", "gzip", "x-gzip", "zstd"})
 
 
@@ -94,7 +94,7 @@ class Upstream:
             options.max_connections,
         )
         self._headers = _build_headers(self._endpoint, key, headers)
-        long = [each for each in headers.values() if len(each.reveal()) >= _SHORTEST_SECRET]
+        long = [each for each in headers.values() if len(each.reveal()) >= _MIN_SECRET_LENGTH]
         self._secrets = (*long, *(() if key is None else (key,)))
 
     @property
@@ -103,7 +103,7 @@ class Upstream:
         return self._endpoint.url.removesuffix("/chat/completions")
 
     def start(self, body: bytes) -> Call:
-        """A call that is not sent yet. Call `abandon` in the end."""
+        """Return a call that is not sent yet. Always call its `abandon` at the end."""
         headers = self._headers
         if OBSERVERS.build_headers is not None:
             headers = add_headers(headers, OBSERVERS.build_headers())
@@ -113,9 +113,9 @@ class Upstream:
         return Call(self._session, request, self._timeout)
 
     async def list_models(self) -> list[str]:
-        """The names of the models, by one `GET {base_url}/models`.
+        """Request the names of the models with `GET {base_url}/models`.
 
-        Raises `BackendError`. Its connection is not kept.
+        Raises `BackendError`. The connection is not reused.
         """
         path = self._endpoint.path.removesuffix("/chat/completions")
         request = Request(
@@ -142,8 +142,8 @@ class Upstream:
 class Call:
     """One request to the model server, and the bytes of its response.
 
-    Errors of the network and of the server are raised as `BackendError`, without a cause, because
-    the frames of the cause hold the key.
+    Errors of the network and of the server are raised as `BackendError` without a cause, because
+    the frames of the cause contain the key.
     """
 
     def __init__(self, session: AsyncSession, request: Request, timeout: Timeout) -> None:
@@ -169,13 +169,16 @@ class Call:
             raise build_invalid_error("its response is compressed, which was not requested")
 
     async def read(self) -> bytes | bytearray:
-        """The next bytes of the body, b"" at its end."""
+        """Return the next bytes of the body, or b"" at its end."""
         data = await self._run(self._attempt.read)
         self._has_ended = not data
         return data
 
     async def finish(self, *, wait: bool) -> None:
-        """Reuse the connection if the body has ended, or `wait` for its end. Raises nothing."""
+        """Release the connection for reuse if the body has ended, or ends within `FINISH_SECONDS`.
+
+        Only waits if `wait` is true. Raises nothing.
+        """
         if wait:
             with contextlib.suppress(BackendError), anyio.move_on_after(FINISH_SECONDS):
                 while not self._has_ended:
@@ -184,7 +187,7 @@ class Call:
             await self._attempt.aclose()
 
     def abandon(self) -> None:
-        """Release the connection without waiting; it is closed unless `finish` has released it."""
+        """Close the connection without waiting, unless `finish` has released it."""
         self._attempt.abandon()
 
     async def _read_error(self) -> ErrorReport:
@@ -203,14 +206,14 @@ class Call:
             if failure is None:
                 raise
         except BaseException as error:  # noqa: BLE001 - a cancellation or interrupt is re-raised
-            # The same exception, without the frames that hold the key, and without its context,
-            # the error of a full socket, whose frames hold the key as well.
+            # Without the frames, which contain the key, and without its context, the error of a
+            # full socket, whose frames contain the key, too.
             raise strip_frames(error)  # noqa: B904
         raise failure
 
 
 def _limit(timeout: Timeout, seconds: float) -> Timeout:
-    """The timeout with no limit above `seconds`."""
+    """Return the timeout with every limit reduced to at most `seconds`."""
     phases = ("connect", "first_byte", "stall", "total", "pool")
     given = {phase: getattr(timeout, phase) for phase in phases}
     return Timeout(

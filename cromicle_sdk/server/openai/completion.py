@@ -1,8 +1,8 @@
-"""The response to a chat completion: bytes in, text out, and an error for everything unclear.
+"""The parser of chat completions: bytes in, text out, and an error for anything ambiguous.
 
-One rule decides. What is understood and holds neither text nor an error is ignored. What is not
-understood and may hold either is an error. A completion is whole only once every byte of its text
-is passed on and the server has said that it is over.
+Parts of a response that are known to be neither text nor an error are ignored. Unknown parts that
+may be either are an error. A completion is complete only if all of its text has been yielded and
+the server has marked its end.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["Completion"]
 
 _DONE = "[DONE]"
 
-# Why an answer ends, in lower case and in snake case: the model has said all, or it had more to
-# say. Any other reason, such as "error" or "timeout", means that the answer is not whole.
+# Known finish reasons, in lower case and snake case, by their standard name. Any other reason, such
+# as "error" or "timeout", means that the reply is incomplete.
 _FINISH_REASONS: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -59,14 +59,14 @@ _FINISH_REASONS: dict[str, str] = {
 }
 _NO_REASON = ("", "null", "none")
 
-# JSON that holds nothing.
+# Empty JSON values.
 _EMPTY = ("", "null", "{}", "[]", '""')
 
-# The types of the parts of a content: text, and what is not part of the answer.
+# The types of content parts: text, and those that are not part of the reply.
 _TEXT_PARTS = ("text", "output_text", None)
 _OTHER_PARTS = ("thinking", "reasoning", "reference")
 
-# Usually a field of the choice; some servers have it beside the choices, or in the delta.
+# Usually a field of the choice. Some servers send it beside the choices, or in the delta.
 _REASON_NAMES = ("finish_reason", "finishReason")
 
 _READ_IN_EVENT = frozenset({"choices", *_REASON_NAMES})
@@ -77,22 +77,22 @@ _NONE: frozenset[str] = frozenset()
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-# A byte order mark and white space, which say nothing about the format.
+# A byte order mark and white space are skipped in order to find out the format.
 _SPACE = b" \t\r\n"
 _PREFIX = b"\xef\xbb\xbf" + _SPACE
 
-# How much is parsed in all in order to find out whether JSON has arrived completely. Nearly
-# always the first time is the last.
+# The total number of bytes parsed in order to find out whether JSON has arrived completely. Nearly
+# always the first attempt succeeds.
 _MAX_TRIED_BYTES = 4 * MAX_EVENT_BYTES
 
 
 class Completion:
-    """One completion, as events or as one JSON object: the first bytes decide.
+    """One completion, as events or as one JSON object. The first bytes determine the format.
 
     Call `receive_data` with each chunk of the body until `is_done`, and `receive_eof` at the end of
-    the body; both yield the text in order. They raise `BackendError`, which never quotes the body.
-    The text is the content of the answer, or the refusal in its place; reasoning, tool calls and
-    usage are not part of it.
+    the body. Both yield the text in order, and raise `BackendError`, which never quotes the body.
+    The text is the content of the reply, or a refusal in its place; reasoning, tool calls and
+    usage are ignored.
     """
 
     def __init__(self) -> None:
@@ -112,15 +112,15 @@ class Completion:
 
     @property
     def is_done(self) -> bool:
-        """Whether the server has said that nothing follows."""
+        """Whether the completion has ended, so that nothing follows."""
         return self._is_done
 
     @property
     def is_finished(self) -> bool:
-        """Whether the server has said why the answer ended; usage or `[DONE]` may follow.
+        """Whether the server has sent its finish reason. Usage or `[DONE]` may follow.
 
-        This includes an event that has arrived without the empty line after it. It excludes
-        servers that send text after a finish reason: only `[DONE]` or the body's end is their end.
+        This includes an event without the empty line after it. If a server has sent text after a
+        finish reason, only `[DONE]` or the end of the body marks the end.
         """
         has_reason = self._choices.finish_reason is not None and not self._choices.has_gone_on
         is_ended = has_reason or self._is_end_pending
@@ -128,7 +128,7 @@ class Completion:
 
     @property
     def finish_reason(self) -> str | None:
-        """`stop`, `length`, `content_filter` or `tool_calls`; None where the server gives none."""
+        """`stop`, `length`, `content_filter` or `tool_calls`; None if the server sends none."""
         return self._choices.finish_reason
 
     @property
@@ -137,7 +137,7 @@ class Completion:
         return not self._length
 
     def receive_data(self, data: bytes | bytearray) -> Iterator[str]:
-        """Yield the texts that these bytes complete, none of them empty."""
+        """Yield the non-empty texts that these bytes complete."""
         if self._events is None and not self._is_json:
             self._body += data
             first = bytes(self._body.lstrip(_PREFIX)[:1])
@@ -155,7 +155,7 @@ class Completion:
             raise build_invalid_error(f"it sent {MAX_EVENT_BYTES} bytes without an event")
 
     def receive_eof(self) -> Iterator[str]:
-        """Yield the text that is left. Raises `BackendError` if the completion is not whole."""
+        """Yield the remaining text. Raises `BackendError` if the completion is incomplete."""
         if self._is_done:
             return
         if self._events is not None:
@@ -192,7 +192,7 @@ class Completion:
         return self._tried_bytes <= _MAX_TRIED_BYTES
 
     def _is_end(self, event: Event | None) -> bool:
-        """Whether an event without an empty line after it is the end of the answer."""
+        """Whether an event without an empty line after it is the end of the reply."""
         if event is None or not self._may_try(len(event.data)):
             return False
         last = event.data.rpartition("\n")[2].strip()
@@ -214,10 +214,10 @@ class Completion:
         elif data in _EMPTY or is_heartbeat(data) or (is_heartbeat(name) and not _is_json(data)):
             return
         elif data.startswith("data:"):
-            # Some proxies add the name of the field to lines that have it.
+            # Some proxies prefix lines with the name of the field twice.
             yield from self._receive_event(name, data.removeprefix("data:").strip())
         elif "\n" in data and not _is_json(data):
-            # Some servers leave out the empty line between two events.
+            # Some servers omit the empty line between two events.
             for line in data.split("\n"):
                 if not self._is_done:
                     yield from self._receive_event(name, line.strip())
@@ -240,7 +240,7 @@ class Completion:
             parts.append(Part(None, finish_reason=reason))
         yield from self._emit(self._choices.receive(parts))
         if self._choices.finish_reason == UNKNOWN_REASON:
-            raise build_invalid_error("it ended its answer with an unknown finish_reason")
+            raise build_invalid_error("it ended its reply with an unknown finish_reason")
 
     def _read_choice(self, choice: object) -> Part:
         if not isinstance(choice, dict):
@@ -252,13 +252,13 @@ class Completion:
         self._has_delta = self._has_delta or bool(text)
         whole = self._read_text(message)
         if whole and not self._has_delta:
-            # Each of the messages may be the next text, or all of the text so far.
+            # A message may be the next text, or repeat all of the text so far.
             if self._is_beginning(whole):
                 raise build_invalid_error("it sent a message that repeats its text")
             text = whole
         elif whole and whole != text and not self._is_sent(text, whole):
             raise build_invalid_error("it sent a message that differs from its deltas")
-        # Together sends the text of a delta twice; the older completions have nothing else.
+        # Together sends the text of a delta twice. Legacy completions have only this field.
         if fields.get("text") and fields["text"] != text:
             raise build_invalid_error("it sent a choice whose text is not in a delta")
         return Part(
@@ -269,7 +269,7 @@ class Completion:
         )
 
     def _read_text(self, delta: dict[str, object]) -> str:
-        """The content of a delta or a message, and the refusal that may stand in its place."""
+        """Return the content of a delta or a message, or the refusal in its place."""
         self._check_unread(delta, _READ_IN_DELTA)
         return _read_content(delta.get("content")) + _read_content(delta.get("refusal"))
 
@@ -279,12 +279,12 @@ class Completion:
         self._is_form_ignored |= check_unread(fields, read=read, kind=kind)
 
     def _is_beginning(self, whole: str) -> bool:
-        """Whether `whole` begins with all text so far."""
+        """Whether `whole` begins with all of the text so far."""
         beginning = whole[: self._length]
         return not self.is_empty and self._digest.digest() == _hash(beginning)
 
     def _is_sent(self, text: str, whole: str) -> bool:
-        """Whether `whole` is all text so far and `text` after it."""
+        """Whether `whole` is all of the text so far, followed by `text`."""
         digest = self._digest.copy()
         digest.update(_encode(text))
         return digest.digest() == _hash(whole)
@@ -302,13 +302,13 @@ class Completion:
         if self._half:
             raise _half_character()
         if self.is_empty and self._is_form_ignored:
-            raise build_invalid_error("it sent no text, and an unknown field that may hold it")
+            raise build_invalid_error("it sent no text, but an unknown field that may contain it")
 
     def _join_surrogates(self, text: str) -> str:
-        """The text with its surrogate pairs as characters.
+        """Replace surrogate pairs with the characters that they encode.
 
-        JSON may escape a character as two surrogates, and a server may split the two. So the first
-        half of a pair at the end waits for the second half.
+        JSON may escape a character as two surrogates, which a server may split between two texts.
+        Therefore the first half of a pair at the end is held back until the second arrives.
         """
         if not self._half and not _SURROGATE.search(text):
             return text
@@ -352,9 +352,9 @@ def _is_json(data: str) -> bool:
 
 
 def _parse_json(data: str | bytes | bytearray) -> object:
-    """The value, None if the data is not JSON.
+    """Return the value, or None if the data is not JSON.
 
-    Raises `BackendError` where a value may hold text and its name is given twice.
+    Raises `BackendError` if a duplicate name has a value that may be text.
     """
     try:
         # Decoded here, because `json.loads` also accepts bytes in UTF-16 and UTF-32.
@@ -367,7 +367,7 @@ def _parse_json(data: str | bytes | bytearray) -> object:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     built = dict(pairs)
     if len(built) != len(pairs):
-        # Of two values with the same name the last one is read, and the first may hold text.
+        # `dict` keeps the last of two values with the same name, and the first may be text.
         for name, value in pairs:
             if value and built[name] != value:
                 check_unread({name: value}, read=_NONE)
@@ -380,7 +380,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_build_object)
 
 
 def _check_list(value: object) -> None:
-    """Raise the error in a list, as Gemini sends one."""
+    """Raise the error in a list, in which Gemini sends it."""
     for each in cast("list[object]", value) if isinstance(value, list) else []:
         if isinstance(each, dict):
             check_unread(cast("dict[str, object]", each), read=_READ_IN_EVENT)
@@ -406,7 +406,7 @@ def _read_index(index: object) -> int | None:
 
 
 def _read_finish_reason(*objects: dict[str, object]) -> str | None:
-    """The first reason in these objects: one of the known ones, or `UNKNOWN_REASON`."""
+    """Return the first reason in these objects, which is a known one or `UNKNOWN_REASON`."""
     for fields in objects:
         for name in _REASON_NAMES:
             reason = fields.get(name)
@@ -421,7 +421,7 @@ def _read_finish_reason(*objects: dict[str, object]) -> str | None:
 
 
 def _has_finish_reason(value: object) -> bool:
-    """Whether the JSON of an event has a reason, where one may be."""
+    """Whether the JSON of an event has a finish reason."""
     if not isinstance(value, dict):
         return False
     fields = cast("dict[str, object]", value)
@@ -432,7 +432,7 @@ def _has_finish_reason(value: object) -> bool:
 
 
 def _read_content(content: object) -> str:
-    """A text, or the text parts of a list; None is no text."""
+    """Return the text of a content: a string, a list of parts, or None for no text."""
     if content is None:
         return ""
     if isinstance(content, str):

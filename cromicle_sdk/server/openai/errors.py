@@ -1,8 +1,8 @@
-"""Errors of the model server and of the network, as the caller and the log see them.
+"""Errors of the model server and of the network, translated for the caller and the log.
 
-Clients do not retry the codes `upstream_denied`, `upstream_redirected` and `upstream_refused`: the
-operator of the gateway has to act first. Text of the model server is never quoted, since it may
-hold the prompt or the key; what is shown is a status, or one of the known words below.
+Clients do not retry the codes `upstream_denied`, `upstream_redirected` and `upstream_refused`,
+because the operator of the gateway has to act first. Text of the model server is never quoted,
+since it may contain the prompt or the key. Only its status and the known words below are shown.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = [
 # A model that is loading is ready within seconds to minutes.
 LOADING_RETRY_SECONDS = 5.0
 
-# An error has a few fields; a longer one is not an error but a data structure.
+# Bounds the search: an error has a few fields, and its message is short.
 _MAX_FIELDS = 200
 _MAX_SEARCHED = 2000
 
-# The known words by their status. An error that holds several is the first one of this table; the
-# last ones are types that also stand beside a more exact code.
+# The known words and their status. If an error contains several, the first one in this table
+# applies; the last ones are general types that accompany a more specific code.
 _STATUSES: dict[str, int] = {
     "context_length_exceeded": 400,
     "model_loading": 503,
@@ -92,7 +92,7 @@ _SPELLINGS = {
     "unsupported_region": "unsupported_country_region_territory",
 }
 
-# What servers without a code write in their message, in lower case.
+# Phrases in the messages of servers that send no code, in lower case.
 _PHRASES = {
     "available context size": "context_length_exceeded",
     "context length": "context_length_exceeded",
@@ -145,9 +145,9 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """The facts in an error of the model server, without any of its text.
+    """The facts of an error of the model server, without its text.
 
-    `reason` is one of the known words. `is_page` is true for a page of HTML.
+    `reason` is one of the known words. `is_page` is true for an HTML page.
     """
 
     status: int | None = None
@@ -157,7 +157,7 @@ class ErrorReport:
 
 
 def parse_error(body: bytes) -> ErrorReport:
-    """The facts in the body of an error response."""
+    """Parse the body of an error response."""
     try:
         error: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -168,7 +168,7 @@ def parse_error(body: bytes) -> ErrorReport:
 
 
 def read_error(error: object) -> ErrorReport:
-    """The facts in an error object, or in a value that stands for one."""
+    """Return the facts of an error object, or of any other value in its place."""
     status = retry_after = None
     reasons: set[str] = set()
     for name, value in _walk(error):
@@ -183,9 +183,9 @@ def read_error(error: object) -> ErrorReport:
 
 
 def parse_wait(headers: Mapping[str, str], *, now: float) -> float | None:
-    """The seconds to wait that a response's headers ask for; `now` is in seconds since the epoch.
+    """Return the seconds to wait according to the headers; `now` is in seconds since the epoch.
 
-    `retry-after-ms`, which OpenAI and Azure send, is more exact than `Retry-After`.
+    `retry-after-ms`, which OpenAI and Azure send, is more precise than `Retry-After`.
     """
     milliseconds = _read_seconds(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -196,7 +196,7 @@ def parse_wait(headers: Mapping[str, str], *, now: float) -> float | None:
 def describe_failure(
     error: Exception, request: Request, timeouts: CallTimeouts
 ) -> BackendError | None:
-    """The response to an error of the network; None for an exception of any other kind."""
+    """Translate an error of the network. Return None for any other exception."""
     url = request.endpoint.url
     translated = translate_error(error, url=url, timeouts=timeouts, redact=request.redact)
     if isinstance(translated, APITimeoutError):
@@ -218,14 +218,14 @@ def describe_failure(
 
 
 def build_invalid_error(detail: str) -> BackendError:
-    """The response to bytes that are not a completion; `detail` never quotes them."""
+    """Return the error for a response that is not a completion. `detail` must not quote it."""
     return BackendError(
         502, "upstream_invalid", "the model server sent an invalid response", detail=detail
     )
 
 
 def build_reported_error(report: ErrorReport) -> BackendError:
-    """The response to an error inside a successful response of the model server."""
+    """Return the error for an error reported inside a successful response."""
     status = report.status or _STATUSES.get(report.reason or "")
     if status is None:
         return BackendError(
@@ -240,7 +240,7 @@ def build_reported_error(report: ErrorReport) -> BackendError:
 def build_status_error(
     url: str, status: int, report: ErrorReport, *, wait: float | None
 ) -> BackendError:
-    """The response to a status that is not 200; `wait` is what the headers ask for."""
+    """Return the error for a status other than 200. `wait` is the wait in the headers."""
     wait = report.retry_after if wait is None else wait
     return _build(status, report, wait, f"{url} responded with {{}}")
 
@@ -266,7 +266,7 @@ def _build(status: int, report: ErrorReport, wait: float | None, template: str) 
             detail=detail,
         )
     if status == 403 and reason in _CONTENT_REASONS:
-        # Moderation of the prompt: the same to the caller as a 400 for it.
+        # Moderation of the prompt is the caller's error, like a 400.
         status = 400
     if status in _CALLER_STATUSES and reason not in _OPERATOR_REASONS:
         return BackendError(
@@ -282,7 +282,7 @@ def _build(status: int, report: ErrorReport, wait: float | None, template: str) 
             502,
             "upstream_redirected",
             "the model server redirects to another URL",
-            detail=f"{detail}: redirects are not followed; set its new URL",
+            detail=f"{detail}: redirects are not followed; configure the new URL",
         )
     if status in (408, 504):
         return BackendError(
@@ -311,7 +311,7 @@ def _build(status: int, report: ErrorReport, wait: float | None, template: str) 
     return BackendError(
         502,
         "upstream_refused",
-        f"the model server refused the request with {shown}",
+        f"the model server rejected the request with {shown}",
         detail=detail + _ADVICE.get(404 if reason == "model_not_found" else status, ""),
     )
 
@@ -323,18 +323,18 @@ def _build_denied(status: int, report: ErrorReport, detail: str) -> BackendError
     elif report.is_page and status == 403:
         cause = "a proxy or firewall in front of it blocks the request"
     elif status == 403 and report.reason != "invalid_api_key":
-        cause = "it forbids the request; the key of this gateway may not allow the model"
+        cause = "it forbids the request; the key of this gateway may have no access to the model"
     else:
         message = "the model server does not accept this gateway's key"
         cause = (
-            "it refuses the key of this gateway, not the caller's token; "
-            "set the right one as $CROMICLE_UPSTREAM_KEY, or as api_key"
+            "it rejects the key of this gateway, not the caller's token; "
+            "set a valid key as $CROMICLE_UPSTREAM_KEY or api_key"
         )
     return BackendError(502, "upstream_denied", message, detail=f"{detail}: {cause}")
 
 
 def _walk(error: object) -> Iterator[tuple[str, object]]:
-    """The names and values in an error, outer ones first, without those of its containers."""
+    """Yield the names and values of the leaves of an error, outer ones first."""
     pending: list[tuple[str, object]] = [("", error)]
     for _ in range(_MAX_FIELDS):
         if not pending:

@@ -1,9 +1,9 @@
-"""The fields of a model server's JSON that are not read: none of them may hold text or an error.
+"""Checks of the fields of a model server's JSON that are not read.
 
-Model servers add fields and events of their own: usage, billing, heartbeats, metadata. Those are
-ignored. A field that may hold a part of the answer or an error is not, because ignoring it would
-make an incomplete reply look complete. Which is which is decided by names, and for unknown names
-by the value: a number, or a string of a form that text does not have.
+Model servers add their own fields and events: usage, billing, heartbeats, metadata. These are
+ignored. A field that may contain a part of the reply or an error must not be ignored, because an
+incomplete reply would look complete. Fields are classified by their name, and unknown names by
+their value: a number, or a string in a format that is not text, is ignored.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .errors import build_invalid_error, build_reported_error, read_error
 
 __all__ = ["check_unread", "is_failure", "is_heartbeat"]
 
-# Understood, and neither text of the answer nor an error, whatever they hold.
-_NOT_ANSWER = frozenset(
+# Known fields that are neither text of the reply nor an error, whatever their value.
+_NOT_REPLY = frozenset(
     {
         "__verbose",  # llama.cpp, for debugging
         "annotations",
@@ -69,10 +69,10 @@ _NOT_ANSWER = frozenset(
         "web_search",
     }
 )
-# Parts of the names of fields that hold thoughts, or why the answer ended.
-_NOT_ANSWER_PARTS = ("reason", "think", "thought")
+# Parts of the names of fields with reasoning, or with the reason for the end of the reply.
+_NOT_REPLY_PARTS = ("reason", "think", "thought")
 
-# Labels: never text, also inside of a field that may be.
+# Labels, which are never text, even inside a field that may be.
 _LABELS = frozenset(
     {
         "created",
@@ -82,7 +82,7 @@ _LABELS = frozenset(
         "id",
         "model",
         "name",
-        "obfuscation",  # OpenAI, and the next two: random characters that hide the size of a token
+        "obfuscation",  # OpenAI, like the next two: random characters hide the size of a token
         "p",
         "padding",
         "provider",
@@ -92,7 +92,7 @@ _LABELS = frozenset(
         "timestamp",
     }
 )
-# The last words of names whose values are identifiers, codes and addresses, if of one word each.
+# The last words of names whose values are identifiers, codes and addresses, if they are one word.
 _LABEL_WORDS = frozenset(
     {
         *("cid", "etag", "guid", "hash", "id", "key", "nonce", "cursor", "oid", "pid", "rid"),
@@ -131,11 +131,11 @@ _METADATA = frozenset(
 )
 _METADATA_PREFIXES = ("_", "x_", "x-", "amazon-bedrock-")
 _METADATA_WORDS = frozenset({"metadata", "metrics", "stats", "statistics", "timings"})
-# What an event without a choice may call itself, as its name, `type`, `object` or `event`.
+# The kinds of events without a choice, as their name, `type`, `object` or `event`.
 _HEARTBEATS = frozenset({"heartbeat", "keep-alive", "keepalive", "keep_alive", "ping"})
 _METADATA_KINDS = _METADATA | _METADATA_WORDS | _HEARTBEATS | {"usage"}
 
-# Names of text in the APIs of model servers, and of the message of an error.
+# The names of text in the APIs of model servers, and of the message of an error.
 _TEXT = frozenset(
     {
         "body",
@@ -161,9 +161,9 @@ _TEXT = frozenset(
 _TEXT_WORDS = frozenset(
     {"answer", "completion", "content", "message", "msg", "output", "reply", "response", "text"}
 )
-# A number under these names may be a token of the answer.
+# A number under these names may be a token of the reply.
 _TEXT_OF_NUMBERS = frozenset({"content", "generated_text", "output_text", "text"})
-# Beside a code or a flag, these say in words that nothing has failed.
+# Beside a code or a flag, the text under these names may report success.
 _STATUS_TEXTS = ("detail", "message", "msg", "result")
 
 _ERRORS = frozenset({"block_reason", "blockreason", "blocked", "errcode"})
@@ -191,18 +191,18 @@ _FAILED_KINDS = (
     *("incomplete", "interrupt", "overload", "reject", "throttl", "timed out", "timed_out"),
     *("timeout", "unavailable"),
 )
-# What a status says that is not an error: `{"code": 0, "message": "Success"}`.
+# Values of a status that report success, as in `{"code": 0, "message": "Success"}`.
 _SUCCESS = ("", "0", "ok", "success", "succeeded", "successful")
 _NO_ERROR = (*_SUCCESS, "false", "none", "null")
 _YES = (*_SUCCESS[2:], "1", "true", "yes")
 
-_LONGEST_CACHED_NAME = 64
+_MAX_CACHED_NAME_LENGTH = 64
 
 # The words of a name: `createdAt`, `created_at` and `HTTPStatusCode` have two, two and three.
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+[0-9]*")
 
-# Forms that text does not have. The long ones are hashes, signatures and base64; the shorter of
-# them have letters and digits.
+# Formats that are not text: UUIDs, dates, hashes, signatures, base64 and URLs. A hash of fewer than
+# 64 characters must have letters and digits.
 _OPAQUE = re.compile(
     r"""
     [0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
@@ -216,7 +216,7 @@ _OPAQUE = re.compile(
 
 
 class _Role(enum.Enum):
-    """What the name of a field says about its value."""
+    """The meaning of a field according to its name."""
 
     SKIPPED = enum.auto()
     LABEL = enum.auto()
@@ -231,21 +231,21 @@ class _Role(enum.Enum):
     OTHER = enum.auto()
 
 
-# Their values are never text of the answer. An error under KIND or ERROR is raised before.
+# Their values are never text of the reply. An error under KIND or ERROR is raised before.
 _ANY_TEXT = (_Role.LABEL, _Role.KIND, _Role.ERROR)
-# Their values are not text of the answer if they have one word. An error under CODE or SUCCESS is
+# Their values are not text of the reply if they are one word. An error under CODE or SUCCESS is
 # raised before.
 _ONE_WORD = (_Role.WORD, _Role.STATE, _Role.CODE, _Role.SUCCESS)
 
 
 def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str = "message") -> bool:
-    """Raise `BackendError` if a field that is not one of `read` may hold text or an error.
+    """Raise `BackendError` if a field that is not one of `read` may contain text or an error.
 
-    `kind` is the name of the event that has the fields. Returns True if a value was ignored for its
-    form alone: it may be the text of an answer that has no other.
+    `kind` is the name of the event that has the fields. Returns True if a value was ignored only
+    because of its format: it may still be the text of a reply that has no other text.
     """
     is_form_ignored = is_unclear = False
-    # Objects, and whether they are inside of a field of text or of metadata.
+    # Objects, and whether they are inside a field of text or of metadata.
     pending = [(fields, False, False)]
     while pending:
         inner, is_text, is_metadata = pending.pop()
@@ -277,37 +277,37 @@ def check_unread(fields: dict[str, object], *, read: frozenset[str], kind: str =
                 is_form_ignored = True
             else:
                 is_unclear = True
-    # Raised once it is clear that there is no error, which says more.
+    # Raised last, because an error of the model server is more informative.
     if is_unclear:
-        raise build_invalid_error("it sent an unknown field that may hold text")
+        raise build_invalid_error("it sent an unknown field that may contain text")
     return is_form_ignored
 
 
 def is_heartbeat(word: str) -> bool:
-    """Whether the name or the data of an event says that it only keeps the connection alive."""
+    """Whether the name or the data of an event marks it as a heartbeat."""
     return word.lower() in _HEARTBEATS
 
 
 def is_failure(word: str) -> bool:
-    """Whether the name of an event, or its type, is that of an error."""
+    """Whether the name or the type of an event is that of an error."""
     lowered = word.lower()
     return any(part in lowered for part in _FAILED_KINDS)
 
 
 def _find_role(name: str) -> _Role:
-    # Servers send the same few names in every event; a long name is not cached.
-    return _classify_cached(name) if len(name) <= _LONGEST_CACHED_NAME else _classify(name)
+    # Servers send the same few names in every event. Long names would fill the memory.
+    return _classify_cached(name) if len(name) <= _MAX_CACHED_NAME_LENGTH else _classify(name)
 
 
 def _classify(name: str) -> _Role:
     lowered = name.lower()
     words = [word.lower() for word in _WORDS.findall(name)] or [""]
     last = words[-1]
-    if lowered in _NOT_ANSWER:
+    if lowered in _NOT_REPLY:
         return _Role.SKIPPED
     if lowered in _ERRORS or not _ERROR_WORDS.isdisjoint(words):
         return _Role.ERROR
-    if any(part in lowered for part in _NOT_ANSWER_PARTS):
+    if any(part in lowered for part in _NOT_REPLY_PARTS):
         return _Role.SKIPPED
     if lowered.startswith(_METADATA_PREFIXES) and last not in _TEXT_WORDS:
         return _Role.METADATA
@@ -321,7 +321,7 @@ def _classify(name: str) -> _Role:
 _classify_cached = functools.lru_cache(maxsize=1024)(_classify)
 
 _NONE: frozenset[str] = frozenset()
-# By exact names, in lower case, or by the last word of the name.
+# Each role, its exact names in lower case, and the last words of its other names.
 _ROLES: tuple[tuple[_Role, frozenset[str], frozenset[str]], ...] = (
     (_Role.KIND, _KINDS, _NONE),
     (_Role.CODE, _CODES, _NONE),
@@ -335,7 +335,7 @@ _ROLES: tuple[tuple[_Role, frozenset[str], frozenset[str]], ...] = (
 
 
 def _is_error(role: _Role, value: object) -> bool:
-    """Whether a field reports an error. Servers also send null, false, 0 or "" for none."""
+    """Whether a field reports an error. Null, false, 0 and "" stand for no error."""
     if role is _Role.ERROR:
         if isinstance(value, str):
             return value.lower() not in _NO_ERROR
@@ -354,10 +354,7 @@ def _is_error(role: _Role, value: object) -> bool:
 
 
 def _flatten(value: object) -> tuple[list[dict[str, object]], list[str]]:
-    """The objects and the strings that are a value, or are in a list that is a value.
-
-    Empty strings hold nothing, and are left out.
-    """
+    """Return the objects and the non-empty strings in a value, which may be nested lists."""
     objects: list[dict[str, object]] = []
     strings: list[str] = []
     pending = [value]
@@ -378,7 +375,7 @@ def _is_metadata_event(fields: dict[str, object], kind: str) -> bool:
 
 
 def _is_status_text(name: str, strings: list[str], inner: dict[str, object]) -> bool:
-    """Whether it is the text of a status that says that nothing has failed."""
+    """Whether the field is the text of a status that reports success."""
     return (
         name.lower().endswith(_STATUS_TEXTS)
         and all(each.lower() in _SUCCESS for each in strings)
@@ -391,7 +388,7 @@ def _is_understood(role: _Role, strings: list[str]) -> bool:
 
 
 def _is_word(value: str) -> bool:
-    """Whether it has no white space and is ASCII, as identifiers, dates, URLs and base64 are."""
+    """Whether it is ASCII without white space, like identifiers, dates, URLs and base64."""
     return value.isascii() and value.split(None, 1) == [value]
 
 

@@ -1,4 +1,4 @@
-"""What is known of a model server: its models, and how its last response was."""
+"""The models and the health of a model server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cromicle_sdk.server.backends import BackendError
 
 __all__ = ["UpstreamHealth", "is_listed", "parse_models"]
 
-# 400 and the like: the model server works, and rejects a prompt.
+# The model server works, but rejects the prompt.
 _CALLER_STATUSES = (400, 413, 422)
 
 
@@ -22,13 +22,16 @@ class UpstreamHealth:
         self._seen = 0.0
 
     def record(self, error: BackendError | None) -> None:
-        """It has responded, with this error or with text."""
+        """Record a response of the model server: an error, or None for text."""
         is_failure = error is not None and error.status not in _CALLER_STATUSES
         self._result = error.code if error is not None and is_failure else "ok"
         self._seen = time.monotonic()
 
     def describe(self) -> dict[str, Any]:
-        """`last_result` is "ok" or the code of an error, None if there was no response yet."""
+        """Return `last_result`, "ok" or the code of an error, and `seconds_ago`.
+
+        Both are None before the first response.
+        """
         if self._result is None:
             return {"last_result": None, "seconds_ago": None}
         seconds = round(time.monotonic() - self._seen, 1)
@@ -36,14 +39,14 @@ class UpstreamHealth:
 
 
 def parse_models(body: bytes | bytearray) -> list[str] | None:
-    """The names in the response to `GET /models`; None if it is not understood."""
+    """Return the names in the response to `GET /models`, or None if it is not a list of models."""
     try:
         value: object = json.loads(body)
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
-        # llama.cpp has both.
+        # llama.cpp sends both.
         value = fields.get("data", fields.get("models"))
     if not isinstance(value, list):
         return None
@@ -52,9 +55,9 @@ def parse_models(body: bytes | bytearray) -> list[str] | None:
 
 
 def is_listed(model: str, names: list[str]) -> bool:
-    """Whether a model server with these models has `model`.
+    """Whether `model` is one of the names that a model server lists.
 
-    Ollama lists a model without a tag as `latest`, and Gemini lists `models/NAME`.
+    Ollama lists a model without a tag as `NAME:latest`, and Gemini lists `models/NAME`.
     """
     return not {model, f"{model}:latest", f"models/{model}"}.isdisjoint(names)
 

@@ -1,4 +1,4 @@
-"""The options of a gateway that become fields and headers of its requests: their checks."""
+"""Checks of the options of a gateway that become fields and headers of its requests."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
     "hide_headers",
 ]
 
-# Those of a caller that are passed on where the operator allows it.
+# The options of a caller that are passed on if the operator allows them.
 CALLER_OPTIONS = (
     *("temperature", "top_p", "max_tokens", "stop", "seed"),
     *("presence_penalty", "frequency_penalty", "reasoning_effort"),
 )
 
-# The gateway sets these. With `n` there would be several answers.
+# The gateway sets these. With `n` there would be several replies.
 _RESERVED = frozenset({"messages", "model", "n", "stream"})
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -68,12 +68,12 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str) and _WORD.match(value) is not None
 
 
-# What each field takes, and its description. Limits of single models are left to them.
+# The check of each field, and the description of valid values. Models may have stricter limits.
 _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "temperature": (lambda value: _is_number(value, 0, math.inf), "a number, 0 or more"),
     "top_p": (lambda value: _is_number(value, 0, 1), "a number from 0 to 1"),
     "max_tokens": (lambda value: _is_whole(value, 1, 2**31), "a whole number, 1 or more"),
-    "stop": (_is_stop, "a text, or a list of texts, none of them empty"),
+    "stop": (_is_stop, "a non-empty string, or a list of non-empty strings"),
     "seed": (lambda value: _is_whole(value, -(2**63), 2**64 - 1), "a whole number of 64 bits"),
     "presence_penalty": (lambda value: _is_number(value, -2, 2), "a number from -2 to 2"),
     "frequency_penalty": (lambda value: _is_number(value, -2, 2), "a number from -2 to 2"),
@@ -82,7 +82,7 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def check_models(model: object, *, option: str = "model") -> tuple[str, ...]:
-    """The models of a gateway, the default first; none if the option is None.
+    """Return the models of a gateway, the default first; empty if the option is None.
 
     Raises `ConfigurationError`.
     """
@@ -100,9 +100,9 @@ def check_models(model: object, *, option: str = "model") -> tuple[str, ...]:
 
 
 def check_fields(given: Mapping[str, object], extra_body: object) -> dict[str, Any]:
-    """The fields that each request has beside the gateway's own.
+    """Return the fields that the operator adds to each request.
 
-    `given` are options of the operator by name, None where not given. Raises `ConfigurationError`
+    `given` are the operator's options by name, None if not set. Raises `ConfigurationError`
     with the name of the option, or with "extra_body".
     """
     fields: dict[str, Any] = {}
@@ -116,12 +116,12 @@ def check_fields(given: Mapping[str, object], extra_body: object) -> dict[str, A
 
 
 def check_allowed(value: object) -> frozenset[str]:
-    """The names of the fields that callers may send: the option `allow_options`.
+    """Return the names of the fields that callers may send, from the option `allow_options`.
 
-    True stands for all of them, False for `model` alone. Raises `ConfigurationError`.
+    True stands for all of them, False for `model` only. Raises `ConfigurationError`.
     """
     option = "allow_options"
-    # Which models there are is the operator's choice already.
+    # Always allowed, because the operator already chooses the models.
     model = frozenset({"model"})
     if isinstance(value, bool):
         return model.union(CALLER_OPTIONS) if value else model
@@ -134,15 +134,18 @@ def check_allowed(value: object) -> frozenset[str]:
     for name in names:
         if name not in (*CALLER_OPTIONS, "model"):
             raise ConfigurationError(
-                f"{name!r} is not an option of callers",
+                f"{name!r} is not an option that callers can set",
                 option=option,
-                hint=f"the options are {', '.join(CALLER_OPTIONS)}",
+                hint=f"choose from {', '.join(CALLER_OPTIONS)}",
             )
     return model.union(cast("list[str]", names))
 
 
 def check_caller_options(options: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
-    """The fields of a caller for the model server. Raises `BackendError` 400, which names one."""
+    """Check the fields of a caller, and return them for the model server.
+
+    Raises `BackendError` 400, which names the invalid field.
+    """
     for name, value in options.items():
         if name == "model":
             if value not in models:
@@ -150,21 +153,21 @@ def check_caller_options(options: Mapping[str, Any], models: Sequence[str]) -> d
                 raise _reject(f"the field 'model' must be one of {known}")
         elif name not in _CHECKS:
             shown = f"the field {name!r}" if _WORD.match(name) else "a field of the body"
-            raise _reject(f"{shown} is not one that this server accepts", code="unknown_field")
+            raise _reject(f"this server does not accept {shown}", code="unknown_field")
         elif (expected := find_expected(name, value)) is not None:
             raise _reject(f"the field {name!r} must be {expected}")
     return dict(options)
 
 
 def find_expected(name: str, value: object) -> str | None:
-    """What an option of callers takes, where `value` is not valid; None where it is."""
+    """Return None if `value` is valid for a caller's option, else a description of valid values."""
     is_valid, expected = _CHECKS[name]
     return None if is_valid(value) else expected
 
 
 def _reject(message: str, code: str = "bad_request") -> BackendError:
-    # The message has the caller's own words, which are not logged.
-    return BackendError(400, code, message, detail="an option of the caller is not valid")
+    # The message may quote the caller, so it is not logged.
+    return BackendError(400, code, message, detail="an option of the caller is invalid")
 
 
 def _check_extra_body(value: object, *, taken: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,17 +191,17 @@ def _check_extra_body(value: object, *, taken: Mapping[str, Any]) -> dict[str, A
         if name in _CHECKS and not _CHECKS[name][0](field):
             expected = _CHECKS[name][1]
             raise ConfigurationError(f"the field {name!r} must be {expected}", option=option)
-    # A copy: the caller may change its own afterwards.
+    # A deep copy, because the caller may change the original later.
     copy: dict[str, Any] = json.loads(json.dumps(fields))
     return copy
 
 
-# The headers of the operator, whose values may be secrets; the type of what is not a mapping.
+# The headers of the operator, whose values may be secrets, or the type of an invalid option.
 HiddenHeaders = Mapping[object, Secret] | type
 
 
 def hide_headers(headers: Mapping[str, str] | None) -> HiddenHeaders:
-    """Wrap the values before any check, whose error a traceback with locals may show."""
+    """Wrap the values before any check, because a traceback of its error may print them."""
     if headers is None:
         return {}
     if not isinstance(cast("object", headers), Mapping):
@@ -207,7 +210,7 @@ def hide_headers(headers: Mapping[str, str] | None) -> HiddenHeaders:
 
 
 def check_headers(headers: HiddenHeaders) -> dict[str, Secret]:
-    """The headers by lower-case name. Raises `ConfigurationError`, which quotes no value."""
+    """Return the headers by lower-case name. Raises `ConfigurationError`, which quotes no value."""
     option = "headers"
     if isinstance(headers, type):
         raise ConfigurationError(

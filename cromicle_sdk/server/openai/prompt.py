@@ -1,4 +1,4 @@
-"""Parsing of a prompt that `format_prompt` built, back into its messages."""
+"""Parsing a prompt that `format_prompt` built back into its messages."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from cromicle_sdk._core.messages import PROMPT_END, Message
 __all__ = ["parse_prompt"]
 
 
-# The roles of messages that consist of text. A message of a tool also needs the ID of its call.
+# The roles of text messages. A message of a tool would also need the ID of its call.
 _ROLE_LINE = re.compile(r"^(System|Developer|User|Assistant): ", re.MULTILINE)
 
-
-# Beside a message of the operator, which no text of a caller may contradict.
+# If the operator has a system message, a prompt must not forge another.
 _ROLE_LINE_OF_CALLER = re.compile(r"^(User|Assistant): ", re.MULTILINE)
 
 
 def parse_prompt(prompt: str, *, system: bool = True) -> list[Message] | None:
-    """The messages that `format_prompt` formats as exactly this prompt; None if there are none.
+    """Return the messages that `format_prompt` formats to exactly this prompt, or None.
 
-    The prompt must start with a line `Role: …`, end with the line `Assistant:`, and hold at least
-    two messages, because a single message is formatted without its role. The roles are System,
-    Developer, User and Assistant; without `system`, the lines of the first two are text.
+    The prompt must start with a line `Role: …`, end with the line `Assistant:`, and contain at
+    least two messages, because a single message is formatted without its role. The roles are
+    System, Developer, User and Assistant. If `system` is false, lines of the first two are text.
 
     A prompt does not mark where a message ends, so a content with such a line is parsed as two
-    messages. Formatted again, they are the same prompt, byte for byte.
+    messages. Formatted again, they result in the same prompt, byte for byte.
     """
     if not prompt.endswith(PROMPT_END):
         return None

@@ -1,8 +1,8 @@
-"""Server-sent events: bytes in, events out, and nothing skipped that is not understood.
+"""The parser of server-sent events: bytes in, events out.
 
 The format is that of the HTML standard, section 9.2.6, with one difference: a line that is neither
-a known field nor a comment is an error instead of being ignored. Proxies and model servers write
-errors in such lines.
+a known field nor a comment is an error instead of being ignored, because proxies and model servers
+write errors in such lines.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .errors import build_invalid_error
 
 __all__ = ["MAX_EVENT_BYTES", "Event", "EventParser"]
 
-# Everything before the end of an event is kept in memory. Events with a token are a few hundred
-# bytes; an event with an image, or with a whole answer, may be some megabytes.
+# An event is kept in memory until it is complete. An event with a token has a few hundred bytes;
+# one with an image or a complete reply may have some megabytes.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -26,7 +26,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True)
 class Event:
-    """One event; `name` is "message" unless the event has another. Its repr shows no data."""
+    """One event. `name` defaults to "message". The repr does not show the data."""
 
     name: str
     data: str
@@ -38,15 +38,15 @@ class Event:
 class EventParser:
     """Parses a stream of events.
 
-    Call `receive_data` with each chunk of bytes, and `receive_eof` at the end; both yield the
-    events in order. They raise `BackendError`, which never quotes the stream, where it is not
-    UTF-8, has a line that is not understood, or has no event in `MAX_EVENT_BYTES`.
+    Call `receive_data` with each chunk of bytes, and `receive_eof` at the end. Both yield the
+    events in order. They raise `BackendError`, which never quotes the stream, if it is not UTF-8,
+    contains an invalid line, or contains an event longer than `MAX_EVENT_BYTES`.
     """
 
     def __init__(self) -> None:
         # "utf-8-sig" drops one leading byte order mark, as the standard requires.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        # Not a list of str, which would take 50 bytes for each that the network delivers.
+        # Not a list of str: if a line arrives byte by byte, each str takes 50 bytes.
         self._line = StringIO()
         self._ends_in_cr = False
         self._name = ""
@@ -55,7 +55,7 @@ class EventParser:
 
     @property
     def pending(self) -> Event | None:
-        """The event that has arrived without the empty line after it, None if there is none."""
+        """The event that has arrived without the empty line after it, or None."""
         if not self._data and not self._line.tell():
             return None
         name, _, value = self._line.getvalue().partition(":")
@@ -70,9 +70,9 @@ class EventParser:
             raise build_invalid_error(f"it sent {MAX_EVENT_BYTES} bytes without an event")
 
     def receive_eof(self) -> Iterator[Event]:
-        """Yield the last event if there is no empty line after it.
+        """Yield the last event even if there is no empty line after it.
 
-        The standard drops such an event. It may hold text, so it is not dropped here.
+        The standard discards such an event. It is not discarded here, because it may contain text.
         """
         yield from self._decode(b"", final=True)
         yield from self._receive_text("\n\n")
@@ -123,7 +123,7 @@ class EventParser:
         return None
 
     def _end_event(self) -> Event | None:
-        # The standard drops an event without data. Its name may be that of an error.
+        # The standard discards an event without data, but its name may be that of an error.
         if not self._name and not self._data:
             return None
         event = Event(self._name or "message", "\n".join(self._data))

@@ -16,19 +16,19 @@ __all__ = ["Acceptor"]
 # The system has no file descriptor or no memory for another connection.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-# How long to wait then for a connection to end. New ones wait in the system's queue.
+# How long to wait for a connection to end in that case. New ones wait in the system's queue.
 RETRY_SECONDS = 0.1
 
-# How many connections are accepted before others are served. Closing one to make room for another
-# takes effect only then, so this many more file descriptors are in use.
+# How many connections are accepted before the event loop serves the others. An idle connection that
+# is replaced is closed only then, so this many additional file descriptors may be in use.
 BATCH = 16
 
 
 class Acceptor:
     """Accepts the connections of a listening socket until `stop`.
 
-    asyncio's own server makes 2,048 attempts to accept a connection for which there is no file
-    descriptor, logs a traceback for each, and starts again after a second.
+    Without a free file descriptor, asyncio's own server makes 2,048 attempts to accept a
+    connection, logs a traceback for each, and starts again after a second.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Acceptor:
         try:
             connection, address = await self._loop.sock_accept(self._listener)
         except OSError as error:
-            # Any other is an error of the connection, which has ended already.
+            # Any other error means that the connection has already ended.
             if error.errno in _EXHAUSTED:
                 has_closed_one = self._connections.close_idle()
                 await asyncio.sleep(0 if has_closed_one else RETRY_SECONDS)

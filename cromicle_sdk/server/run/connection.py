@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's h11 protocol with time limits and trailers, without loggers."""
+"""One HTTP connection: uvicorn's h11 protocol with time limits, trailers and its own logger."""
 
 from __future__ import annotations
 
@@ -29,45 +29,46 @@ from .trailers import TrailersApp, TrailersConnection
 
 __all__ = ["Connection"]
 
-# The headers of browsers and proxies take a few kilobytes; h11 and nginx allow as much.
+# The headers of browsers and proxies take a few kilobytes. The defaults of h11 and nginx are
+# similar.
 MAX_HEAD_BYTES = 16 * 1024
 
-# What is read at once, and so parsed without a pause for other connections: it takes 9 ms in the
-# worst case, chunks of one byte.
+# How much is read at once, and therefore parsed without serving other connections: in the worst
+# case, chunks of one byte, this takes 9 ms.
 READ_BYTES = 16 * 1024
 
-# How much text the kernel takes that it can not send yet. Its default is megabytes, which a slow
-# client takes minutes to read, while the server sees no progress.
+# How much unsent text the kernel buffers. Its default is megabytes, which a slow client takes
+# minutes to read, while the server sees no progress.
 UNSENT_BYTES = 16 * 1024
 
-# How often the progress of a client that reads slowly is checked, in parts of the send timeout.
+# How many times per send timeout the progress of a slow client is checked.
 SEND_CHECKS = 4
 
 _NOT_HTTP = Rejection(400, "bad_request", "this is not a valid HTTP request")
 
-# From a connection's start, or the first byte of a later request, to the end of the headers. The
-# headers are one packet, so a client that takes longer is gone or sends them slowly on purpose.
+# From the start of a connection, or the first byte of a later request, to the end of the headers.
+# Headers fit into a few packets: a client that takes longer is gone or slow on purpose.
 HEAD_SECONDS = 10.0
 
-# From the headers to the end of the body: the longest one that is accepted by default, 1 MiB,
+# From the headers to the end of the body. The longest body that is accepted by default, 1 MiB,
 # takes this long at 140 kbit/s.
 BODY_SECONDS = 60.0
 
-# How much a client may send before the current response is complete. It has to be read, because a
-# disconnect is noticed only by reading.
+# How much a client may send before the current response is complete. The server keeps reading
+# during a response, because only a read notices a disconnect.
 MAX_PIPELINED_BYTES = 64 * 1024
 
 
 class Connection(H11Protocol, asyncio.BufferedProtocol):
-    """uvicorn's h11 protocol with time limits for requests, trailers and its own logger.
+    """uvicorn's h11 protocol with time limits, trailers and its own logger.
 
-    A request whose headers or body are not complete in time is answered with a 408 if a response
-    can still be sent, and the connection is closed. A connection is also closed if the client
-    reads nothing of the response for `SEND_SECONDS`. `connections` is told when a request is in
-    progress, and may call `abort` when none is.
+    If the headers or the body of a request are not complete in time, the response is a 408, if it
+    can still be sent, and the connection is closed. A connection is also closed if the client reads
+    nothing of the response for `SEND_SECONDS`. The connection reports to `connections` whether a
+    request is in progress. If none is, `connections` may call `abort`.
 
-    uvicorn's logging options change loggers of the whole process, which may run another uvicorn,
-    and its own log has a traceback for each reply that is truncated on purpose.
+    uvicorn's logging options are not used: they change loggers of the whole process, which may run
+    another uvicorn, and log a traceback for each reply that is truncated deliberately.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self.app: Any = TrailersApp(cast("ASGIApp", self.app), self.conn)
         self.access_log = False
         self.logger: logging.Logger = logging.getLogger("cromicle_sdk.server.http")
-        self.logger.addFilter(_is_of_interest)
+        self.logger.addFilter(_is_unreported)
         self._registry = connections
         self._address = address
         self._is_busy = False
@@ -97,12 +98,12 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         self._socket: socket.socket = transport.get_extra_info("socket")
-        # asyncio sets TCP_NODELAY only on sockets whose `proto` is IPPROTO_TCP, which that of a
-        # socket from `listen` is not. Without it the first text waits 40 ms for the client to
+        # asyncio sets TCP_NODELAY only if the `proto` of the socket is IPPROTO_TCP, and that of
+        # an accepted socket is 0. Without it, the first text waits 40 ms for the client to
         # acknowledge the headers.
         options = {"TCP_NODELAY": 1, "TCP_NOTSENT_LOWAT": UNSENT_BYTES}
         for name, value in options.items():
-            # It fails on some systems if the client has already disconnected; others have no
+            # Fails on some systems if the client has already disconnected. Some systems have no
             # TCP_NOTSENT_LOWAT.
             with contextlib.suppress(OSError, AttributeError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -110,7 +111,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._start_timer("head", None, HEAD_SECONDS)
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        # Kept only while a read is in progress: idle connections need none.
+        # Allocated for each read, so that idle connections hold no buffer.
         self._buffer = bytearray(READ_BYTES)
         return self._buffer
 
@@ -123,7 +124,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self.transport.abort()
             return
         data = self._strip_blank_lines(data)
-        # To h11 no data is the end of the connection.
+        # h11 interprets empty data as the end of the connection.
         if data:
             super().data_received(data)
         cycle = cast("RequestResponseCycle | None", self.cycle)
@@ -135,15 +136,15 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._register()
 
     def _has_been_reset(self) -> bool:
-        """Whether the client has reset the connection, after what has just been read.
+        """Whether the client has reset the connection after sending the data that was just read.
 
-        Its requests would be served for nobody, and so keep others waiting. asyncio notices a
-        reset only by the next read.
+        Serving its requests would be useless and delay others. asyncio notices a reset only at the
+        next read.
         """
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def _register(self) -> None:
-        """Tell the registry whether a complete request is in progress, if that has changed."""
+        """Report to the registry whether a complete request is in progress, if that has changed."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         is_busy = cycle is not None and not cycle.more_body and not cycle.response_complete
         if is_busy != self._is_busy:
@@ -151,7 +152,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             (self._registry.mark_busy if is_busy else self._registry.mark_idle)(self)
 
     def _strip_blank_lines(self, data: bytes) -> bytes:
-        """The data without the empty lines before a request, which h11 rejects.
+        """Remove the empty lines before a request, which h11 rejects.
 
         A server "SHOULD ignore at least one empty line (CRLF) received prior to the request-line"
         (RFC 9112, section 2.2).
@@ -168,7 +169,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def _should_upgrade(self) -> bool:
         # uvicorn logs two warnings for each request of a client that offers HTTP/2 by
-        # `Upgrade: h2c`. "A server MAY ignore a received Upgrade header field" (RFC 9110, 7.8).
+        # `Upgrade: h2c`. "A server MAY ignore a received Upgrade header field" (RFC 9110, section
+        # 7.8).
         return False
 
     def abort(self) -> None:
@@ -176,7 +178,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is not None:
             cast("dict[str, Any]", cycle.scope)["state"][TRUNCATED] = True
-        # Not `close`, which waits until the client has read everything that is buffered.
+        # Not `close`, which waits until the client has read the buffered data.
         self.transport.abort()
 
     def handle_events(self) -> None:
@@ -185,7 +187,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         pipelined = len(self.conn.trailing_data[0])
         if cycle is None or cycle.more_body or cycle.response_complete or not pipelined:
             return
-        # uvicorn has paused reading, and would not notice a disconnect before the next request.
+        # uvicorn has paused reading and would not notice a disconnect before the next request.
         if pipelined <= MAX_PIPELINED_BYTES:
             self.flow.resume_reading()
         else:
@@ -203,7 +205,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         # A pipelined request may already have started.
         self._time_body()
         self._register()
-        # uvicorn may have closed the connection, which waits until everything is sent.
+        # uvicorn may have called `close`, which waits until the buffered data is sent.
         self._watch_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -224,7 +226,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
     def _check_sending(self, last_size: int, idle_checks: int) -> None:
         self._send_timer = None
         size = self.transport.get_write_buffer_size()
-        # While more is written than read, nothing is known, but then writing is soon paused.
+        # While the buffer grows, progress is unknown. But then writing is paused soon.
         idle_checks = idle_checks + 1 if size == last_size else 0
         if idle_checks == SEND_CHECKS:
             self.abort()
@@ -259,7 +261,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def _time_out(self, part: Literal["head", "body"]) -> None:
         if part == "body" and self.cycle.response_started:
-            # An app that responds before the end of a body decides what happens to the rest.
+            # An app that responds before the end of a body handles the rest itself.
             return
         if self._can_respond() and self._has_request():
             message = f"the {part} of the request was not complete in time"
@@ -275,7 +277,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         return self.conn.our_state is h11.SEND_RESPONSE or bool(self.conn.trailing_data[0])
 
     def _close(self) -> None:
-        """Close the connection, and tell the app that the client has disconnected."""
+        """Close the connection; the app receives `http.disconnect`."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -302,7 +304,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self.transport.write(self.conn.send(event) or b"")
 
     def _log_error(self, status: int) -> None:
-        """Write a line of the access log, unless an app has the request and writes its own."""
+        """Write a line to the access log, unless an app handles the request and writes its own."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is not None and not cycle.response_complete:
             return
@@ -312,7 +314,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         AccessLog().on_end(record)
 
 
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Not a truncation, nor an invalid request: both have lines of ours."""
+def _is_unreported(record: logging.LogRecord) -> bool:
+    """Whether this package does not log the event itself, as truncations and invalid requests."""
     error = record.exc_info[1] if record.exc_info else None
     return not is_truncation(error) and record.msg != "Invalid HTTP request received."

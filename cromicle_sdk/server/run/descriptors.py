@@ -1,4 +1,4 @@
-"""The file descriptors of this process, and how many connections they are enough for."""
+"""The limit of file descriptors, and the number of connections that it allows."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ __all__ = ["choose_max_connections", "raise_descriptor_limit"]
 # accepted before those that they replace are closed.
 RESERVE = 64
 
-# An idle connection takes some 10 KiB, so strangers can fill 100 MiB. With more callers than this,
-# several servers behind a proxy use more than one core as well.
-MOST = 10_000
+# An idle connection takes about 10 KiB, so strangers can use 100 MiB. For more clients than this,
+# run several servers behind a proxy, which also use several cores.
+MAX_CONNECTIONS = 10_000
 
-# A system without a limit has one all the same, lower than any number that stands for none.
+# A system that reports no limit still rejects numbers that are too large.
 _ENOUGH = 65_536
 
 
 def raise_descriptor_limit() -> int | None:
-    """Raise the soft limit of this process to the hard one, and return it.
+    """Raise the soft limit of this process to the hard limit, and return it.
 
-    None where the system has no such limit. The soft limit is low, often 1,024, for programs that
-    wait by `select`; asyncio does not.
+    Returns None if the system has no limit. The soft limit is low, often 1,024, because of programs
+    that use `select`, which asyncio does not.
     """
     if sys.platform == "win32":
         return None
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(soft, _ENOUGH) if hard == resource.RLIM_INFINITY else hard
-    # macOS has another limit as well, and raises ValueError above it.
+    raised = max(soft, _ENOUGH) if hard == resource.RLIM_INFINITY else hard
+    # macOS has a second limit, and raises ValueError above it.
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def choose_max_connections(wanted: int | None, descriptors: int | None) -> int:
-    """The limit of connections: `wanted`, or half of what `descriptors` are enough for.
+def choose_max_connections(value: int | None, descriptors: int | None) -> int:
+    """Return the limit of connections: `value`, or half of the number that `descriptors` allow.
 
     The other half is for the connections to a model server, one for each reply in progress.
 
-    Raises `ConfigurationError` where there are not enough for `wanted`.
+    Raises `ConfigurationError` if `descriptors` do not allow `value`.
     """
-    most = 2 * MOST if descriptors is None else max(descriptors - RESERVE, 1)
-    if wanted is None:
-        return min(MOST, (most + 1) // 2)
-    if descriptors is not None and wanted > most:
+    allowed = 2 * MAX_CONNECTIONS if descriptors is None else max(descriptors - RESERVE, 1)
+    if value is None:
+        return min(MAX_CONNECTIONS, (allowed + 1) // 2)
+    if descriptors is not None and value > allowed:
         raise ConfigurationError(
-            f"{wanted} is more than {most}, for which {descriptors} file descriptors are enough",
+            f"{value} is more than {allowed}, the number that {descriptors} file descriptors allow",
             option="max_connections",
-            hint="raise the limit of the process, as with LimitNOFILE= of systemd or ulimit -n",
+            hint="raise the limit of file descriptors, with LimitNOFILE= of systemd or ulimit -n",
         )
-    return wanted
+    return value

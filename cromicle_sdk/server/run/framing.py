@@ -1,4 +1,4 @@
-"""h11's side of a server, with the checks that h11 leaves to its callers."""
+"""The server side of an h11 connection, with additional checks of the framing."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import h11
 
 __all__ = ["Rejection", "StrictConnection"]
 
-# h11 joins a folded line to the one before it without a trace. A server "MUST either reject the
-# message […] or replace each received obs-fold" (RFC 9112, section 5.2); proxies disagree on which.
+# h11 silently joins a folded line to the one before it. A server "MUST either reject the message
+# […] or replace each received obs-fold" (RFC 9112, section 5.2), and proxies differ in this.
 _FOLD = re.compile(rb"\n[ \t]")
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _CHUNKED = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 
 # h11 takes 9 µs for a chunk of any size, so a body in chunks of one byte keeps a core busy at
-# 5 Mbit/s. A JSON encoder that is sent piece by piece makes a hundred small chunks.
+# 5 Mbit/s. An incremental JSON encoder produces about a hundred small chunks.
 SMALL_CHUNK_BYTES = 16
 MAX_SMALL_CHUNKS = 1_000
 
-# The same without parsing, for what is read at once: a chunk has two line breaks, so this is less
-# than 12 bytes of data in each. It takes 1 µs for 1,024 bytes.
+# A faster check, which counts line breaks in each read instead of parsing it. A chunk has two line
+# breaks, so this means less than 12 bytes of data per chunk. It takes 1 µs for 1,024 bytes.
 DENSE_READ_BYTES = 1_024
 BYTES_PER_LINE_BREAK = 8
 
 
 class Rejection(h11.RemoteProtocolError):
-    """The request is valid to h11, and rejected all the same. `message` is for the client."""
+    """A request that h11 accepts and this package rejects. `message` is sent to the client."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message, error_status_hint=status)
@@ -37,11 +37,11 @@ class Rejection(h11.RemoteProtocolError):
 
 
 class StrictConnection(h11.Connection):
-    """The server's side of an HTTP/1.1 connection.
+    """The server side of an HTTP/1.1 connection.
 
-    Beside what h11 rejects, `next_event` raises `Rejection` for a message whose end two parsers
-    may find at different places, for a version that is neither 1.0 nor 1.1, and for a body in tiny
-    chunks. Afterwards `rejection` holds it, and only a response can be sent.
+    In addition to h11's own checks, `next_event` raises `Rejection` for a message whose end is
+    ambiguous (request smuggling), for a version other than 1.0 and 1.1, and for a body in tiny
+    chunks. After that, `rejection` is set, and only a response can be sent.
     """
 
     def __init__(self, max_incomplete_event_size: int) -> None:
@@ -87,7 +87,7 @@ class StrictConnection(h11.Connection):
             )
         # "a server MAY reject […] or process such a request in accordance with the
         # Transfer-Encoding alone" (RFC 9112, section 6.1): a proxy that uses the length instead
-        # takes the rest of the body for a request.
+        # interprets the rest of the body as a request.
         if self._is_chunked and b"content-length" in names:
             raise self._reject(_bad_request("both a content length and a transfer encoding"))
         if self._is_chunked and request.http_version == b"1.0":

@@ -36,12 +36,13 @@ class LocalServer:
     ```
 
     `backend`, `token`, `max_request_bytes`, `allow_options` and `page` are the options of
-    `create_app`; alternatively, `app` is any ASGI app. `host` and `port` are the address to listen
-    on; port 0 is any free port.
+    `create_app`. Instead of them, `app` may be any ASGI app. `host` and `port` are the address to
+    listen on; port 0, the default, is any free port.
 
     The server has its own event loop, so blocking, asyncio and trio clients in the same process
     can connect to it. Stopping takes a fraction of a second and truncates replies in progress.
-    A stopped server can be started again, by `start` or another `with`; port 0 is then a new port.
+    A stopped server can be started again, by `start` or another `with`; if `port` is 0, the new
+    port may differ.
 
     Raises `ConfigurationError`, which names the invalid option.
     """
@@ -84,15 +85,17 @@ class LocalServer:
         Raises `RuntimeError` before the first start.
         """
         if self._base_url is None:
-            raise RuntimeError("the server has no address until it is started")
+            raise RuntimeError(
+                "the server has no base_url before it is started; use it in a with block, or call "
+                "start() first"
+            )
         return self._base_url
 
     def start(self) -> LocalServer:
-        """Start serving; returns the server itself once it accepts connections.
+        """Start serving. Returns the server itself once it accepts connections.
 
-        Raises `OSError` if the address cannot be bound. Raises `RuntimeError` if the server is
-        already running, or if it fails to start, with the reason as the cause. Call `stop` in
-        the end.
+        Call `stop` at the end. Raises `OSError` if the address cannot be bound, and `RuntimeError`
+        if the server is already running, or fails to start, with the reason as its cause.
         """
         if self._thread is not None:
             raise RuntimeError("the server is already running; call stop() first")
@@ -116,15 +119,15 @@ class LocalServer:
     def stop(self) -> None:
         """Stop serving and release the port. Does nothing if the server is not running.
 
-        Raises `RuntimeError` if the server has failed, with the reason as the cause, or if it does
-        not stop within 5 seconds because a backend blocks its thread.
+        Raises `RuntimeError` if the server has failed, with the reason as its cause, or if it does
+        not stop within 5 seconds because a backend blocks its event loop.
         """
         if self._server is None or self._thread is None:
             return
         self._server.stop()
         self._thread.join(STOP_SECONDS)
         if self._thread.is_alive():
-            raise RuntimeError("the server does not stop: a backend blocks its thread")
+            raise RuntimeError("the server does not stop: a backend blocks its event loop")
         self._server = self._thread = None
         failure, self._failure = self._failure, None
         if failure is not None:

@@ -1,4 +1,4 @@
-"""The open connections of a server: how many there may be, and which ones are idle."""
+"""The open connections of a server, their limits, and which of them are idle."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cromicle_sdk.server.addresses import group_address
 
 __all__ = ["Abortable", "Connections"]
 
-# One line a minute, because whoever causes it may do so thousands of times a second.
+# At most one line a minute, because a client may cause thousands a second.
 REPORT_SECONDS = 60.0
 
 
 class Abortable(Protocol):
-    """A connection, as far as it is of interest here."""
+    """A connection that can be aborted."""
 
     def abort(self) -> None: ...
 
@@ -25,9 +25,9 @@ class Abortable(Protocol):
 class Connections:
     """Counts connections from their acceptance to their end, and limits their number.
 
-    At the limit a new connection replaces the one that has been idle for longest, as in nginx:
-    otherwise clients that send nothing would keep out those that do. A connection is idle while
-    it has no complete request in progress. If none is idle, the new one is refused.
+    At the limit, a new connection replaces the one that has been idle for longest, as in nginx:
+    otherwise, clients that send nothing would keep out others. A connection is idle while it has
+    no complete request in progress. If none is idle, the new one is refused.
 
     One address may have `per_address` connections, unless `is_exempt` is true for it. None stands
     for no limit. At most one line a minute is logged about either limit.
@@ -47,17 +47,17 @@ class Connections:
         self._clock = clock
         self._open = 0
         self._by_address: Counter[str] = Counter()
-        # A dict, whose order is that in which they became idle.
+        # In the order in which they became idle.
         self._idle: dict[Abortable, None] = {}
         self._refused = 0
         self._replaced = 0
         self._next_report = 0.0
 
     def admit(self, address: str) -> bool:
-        """Count a new connection from `address`; False if it has to be closed instead."""
+        """Count a new connection from `address`. Returns False if it has to be closed instead."""
         group = group_address(address)
-        most = None if self._is_exempt(address) else self._per_address
-        if most is not None and self._by_address[group] >= most:
+        limit = None if self._is_exempt(address) else self._per_address
+        if limit is not None and self._by_address[group] >= limit:
             return self._refuse()
         if self._limit is not None and self._open >= self._limit and not self.close_idle():
             return self._refuse()
@@ -66,7 +66,7 @@ class Connections:
         return True
 
     def release(self, connection: Abortable, address: str) -> None:
-        """Stop counting a connection from `address` that was admitted and has ended."""
+        """Remove an admitted connection from `address` that has ended."""
         self.mark_busy(connection)
         group = group_address(address)
         self._open -= 1
@@ -75,15 +75,15 @@ class Connections:
             del self._by_address[group]
 
     def mark_idle(self, connection: Abortable) -> None:
-        """It has no complete request in progress, from now on."""
+        """Record that the connection has no complete request in progress."""
         self._idle[connection] = None
 
     def mark_busy(self, connection: Abortable) -> None:
-        """It has one, from now on."""
+        """Record that the connection has a complete request in progress."""
         self._idle.pop(connection, None)
 
     def close_idle(self) -> bool:
-        """Close the connection that has been idle for longest; False if there is none."""
+        """Close the connection that has been idle for longest. Returns False if none is idle."""
         connection = next(iter(self._idle), None)
         if connection is None:
             return False

@@ -34,7 +34,7 @@ __all__ = ["serve"]
 # How long replies in progress may take after Ctrl-C; a second Ctrl-C ends them earlier.
 GRACE_SECONDS = 5.0
 
-# uvicorn's: a proxy on this machine.
+# A proxy on this machine, as in uvicorn.
 DEFAULT_FORWARDED_ALLOW_IPS = "127.0.0.1,::1"
 
 
@@ -53,36 +53,38 @@ def serve(
     max_connections_per_address: int | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM; blocks, and returns after Ctrl-C.
+    """Serve an app or a backend until Ctrl-C or SIGTERM.
 
-    `app_or_backend` is an app of `create_app`, which has its own token and limits, or a backend
-    (an echo by default), for which `token`, `max_request_bytes`, `allow_options` and `page` are
-    the options of `create_app`. Port 0 is any free port. `on_ready` is called once with the base
-    URL, as soon as clients can connect.
+    This blocks, and returns after Ctrl-C. Call it from the main thread, which receives the signals.
 
-    After Ctrl-C no new connection is accepted. Replies in progress have `grace` seconds to
-    complete, or until a second Ctrl-C; then they are truncated. SIGTERM does the same and then
-    ends the process, as it does by default. SIGHUP reloads the app's `TokenFile`, if it has one;
-    an invalid file, or one that would make the server public, is ignored. Call `serve` from the
-    main thread, which receives the signals.
+    - `app_or_backend`: an app of `create_app` or `create_openai_app`, which has its own token and
+      limits; or a backend, by default `echo_backend()`, which is served by
+      `create_app(backend, token=…, max_request_bytes=…, allow_options=…, page=…)`.
+    - `host`, `port`: the address to listen on. Port 0 is any free port.
+    - `grace`: the seconds that replies in progress have to complete after Ctrl-C.
+    - `forwarded_allow_ips`: the proxies whose `X-Forwarded-For` is trusted, as for uvicorn:
+      addresses and networks, separated by commas, or `*` for any.
+    - `max_connections`: the maximum number of open connections. Defaults to half of the file
+      descriptors, whose soft limit is raised to the hard limit, and to at most 10,000; the other
+      half is for connections to a model server. At the limit, a new connection replaces the one
+      that has been idle for longest; if none is idle, the new one is closed.
+    - `max_connections_per_address`: the maximum number of open connections from one address, by
+      default a quarter of `max_connections`. It does not apply to loopback addresses and those of
+      `forwarded_allow_ips`.
+    - `on_ready`: called once with the base URL, as soon as clients can connect.
 
-    A request must be complete within 10 seconds for its headers and 60 more for its body.
-    Otherwise it is answered with a 408, and the connection is closed. So is one whose client reads
-    nothing of a response for 60 seconds.
+    After Ctrl-C, no new connection is accepted. Replies in progress are truncated after `grace`
+    seconds, or at a second Ctrl-C. SIGTERM does the same and then ends the process, as it does by
+    default. SIGHUP reloads the app's `TokenFile` if it has one. An invalid file is ignored, and so
+    is one with the well-known token if other machines can connect. A token of fewer than 16
+    characters is logged as a warning in that case.
 
-    `forwarded_allow_ips` are the proxies whose `X-Forwarded-For` has the address of the client, as
-    for uvicorn: addresses and networks, separated by commas, or `*` for all.
+    The headers of a request must be complete within 10 seconds, and its body within 60 more.
+    Otherwise the response is a 408, and the connection is closed. A connection is also closed if
+    the client reads nothing of a response for 60 seconds.
 
-    The soft limit of file descriptors is raised to the hard one. `max_connections` defaults to
-    half of what they are enough for, at most 10,000; the other half is for the connections to a
-    model server. At the limit, a new connection replaces the one that has been idle for longest,
-    and is closed if none is idle. One address may have `max_connections_per_address`, a quarter by
-    default; loopback addresses and those of `forwarded_allow_ips` may have all.
-
-    If other machines can connect, a token of fewer than 16 characters is a warning in the log.
-
-    Raises `ConfigurationError`, which names the invalid option, before anything else, and
-    `OSError` if the address cannot be bound.
+    Raises `ConfigurationError`, which names the invalid option, before it listens, and `OSError` if
+    the address cannot be bound.
     """
     given = (
         (None, app_or_backend) if isinstance(app_or_backend, Starlette) else (app_or_backend, None)
@@ -126,14 +128,14 @@ def serve(
 
 
 def _limit_connections(
-    wanted: int | None, per_address: int | None, proxies: Proxies
+    max_connections: int | None, per_address: int | None, proxies: Proxies
 ) -> Connections:
-    """The limits of `serve`. Raises `ConfigurationError`, which names the invalid option."""
-    if wanted is not None:
-        check_count("max_connections", wanted)
+    """Check the limits of `serve`. Raises `ConfigurationError`, which names the invalid option."""
+    if max_connections is not None:
+        check_count("max_connections", max_connections)
     if per_address is not None:
         check_count("max_connections_per_address", per_address)
-    limit = choose_max_connections(wanted, raise_descriptor_limit())
+    limit = choose_max_connections(max_connections, raise_descriptor_limit())
     return Connections(
         limit=limit,
         per_address=per_address or (limit + 3) // 4,
@@ -142,7 +144,7 @@ def _limit_connections(
 
 
 def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:
-    """The handler of SIGHUP for this app; None for the default, which ends the process."""
+    """Return the handler of SIGHUP for this app; None for the default, which ends the process."""
     files = [tokens for tokens in find_tokens(app) if isinstance(tokens, TokenFile)]
     if not files or sys.platform == "win32":
         return None
@@ -155,14 +157,14 @@ def _find_reload(app: ASGIApp, host: str) -> Callable[[], object] | None:
 
 
 def _handle_hangup(reload: Callable[[], object] | None) -> None:
-    """Install `reload`; called from the server's event loop, which then runs it on SIGHUP."""
+    """Install the handler of SIGHUP. Must be called in the server's event loop, which runs it."""
     if reload is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 @contextlib.contextmanager
 def _hangup_ignored(*, when: bool) -> Generator[None]:
-    """Ignore SIGHUP until the event loop handles it; restores the previous handler afterwards."""
+    """Ignore SIGHUP until the event loop handles it, and restore the previous handler at exit."""
     if not when:
         yield
         return

@@ -13,18 +13,18 @@ _EXTENSION = "http.response.trailers"
 
 
 class TrailersConnection(StrictConnection):
-    """h11's side of the server, whose next message ends with the trailers that were set for it."""
+    """A connection that sends the trailers passed to `set_trailers` after the next message."""
 
     def __init__(self, max_incomplete_event_size: int) -> None:
         super().__init__(max_incomplete_event_size)
         self._trailers: list[tuple[bytes, bytes]] = []
 
     def set_trailers(self, trailers: list[tuple[bytes, bytes]]) -> None:
-        """Send these at the end of the response in progress."""
+        """Set the trailers of the response in progress."""
         self._trailers = trailers
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
-        """The bytes of an event: `send` of h11 joins them."""
+        # `send` of h11 calls this, too.
         if isinstance(event, h11.EndOfMessage) and self._trailers:
             trailers, self._trailers = self._trailers, []
             event = h11.EndOfMessage(headers=trailers)
@@ -34,8 +34,8 @@ class TrailersConnection(StrictConnection):
 class TrailersApp:
     """Adds the extension for trailers to the scope of `app`, and implements it.
 
-    Only a chunked response has trailers (RFC 9112, section 7.1.2); those of any other response are
-    discarded, which its recipient may do as well (RFC 9110, section 6.5.1).
+    Only a chunked response can have trailers (RFC 9112, section 7.1.2). Those of any other response
+    are discarded, as a recipient may do, too (RFC 9110, section 6.5.1).
     """
 
     def __init__(self, app: ASGIApp, connection: TrailersConnection) -> None:
@@ -53,7 +53,7 @@ class TrailersApp:
 
 
 class _Response:
-    """One response: holds back the end of its body until its trailers are known."""
+    """One response, which holds back the end of its body until the trailers are known."""
 
     def __init__(self, connection: TrailersConnection, send: Send, *, is_head: bool) -> None:
         self._connection = connection
@@ -81,7 +81,7 @@ class _Response:
         await self._send(message)
 
     async def finish(self) -> None:
-        """Complete a response whose body is complete. Does nothing for any other."""
+        """Send the end of the body that was held back, if any."""
         if not self._is_held:
             return
         self._is_held = self._has_trailers = False

@@ -1,4 +1,4 @@
-"""uvicorn's server: on listening sockets of ours, without global state, with a bounded shutdown."""
+"""uvicorn's server on given listening sockets, without global state, with a bounded shutdown."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from .registry import Connections
 __all__ = ["StoppableServer", "build_server", "format_base_url", "listen"]
 
 # Longer than clients keep an idle connection (httpx: 5 s), so that the client closes it first. If
-# both close it at the same time, a request is lost.
+# the server closes it just as the client sends a request, the request is lost.
 KEEP_ALIVE_SECONDS = 75
 
-# How long a backend may take to clean up after an abort, before its task is cancelled.
+# How long a backend may take to clean up after an abort before its task is cancelled.
 CLEANUP_SECONDS = 1.0
 
-# How many connections may wait for their acceptance: uvicorn's default. The system may allow fewer.
+# How many connections may wait to be accepted, as in uvicorn. The system may allow fewer.
 BACKLOG = 2048
 
 _POLL_SECONDS = 0.01
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 binds to any free port. Raises `OSError`."""
+    """Return a listening TCP socket. Port 0 is any free port. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def format_base_url(listener: socket.socket) -> str:
-    """The URL under which a client on this machine can connect to the socket."""
+    """Return the URL with which a client on this machine can connect to the socket."""
     host, port = listener.getsockname()[:2]
-    # On some systems clients cannot connect to the addresses that stand for all interfaces.
+    # On some systems, clients cannot connect to the wildcard addresses.
     if host == "0.0.0.0":  # noqa: S104 - compared, not bound
         host = "127.0.0.1"
     elif host == "::":
@@ -62,16 +62,16 @@ def build_server(
     connections: Connections | None = None,
     forwarded_allow_ips: str = "",
 ) -> StoppableServer:
-    """A uvicorn server for `app`; start it with `run(sockets=[listener])`.
+    """Return a uvicorn server for `app`. Start it with `run(sockets=[listener])`.
 
-    `host` is the one that it listens on. When it stops, replies in progress have `grace` seconds to
-    complete before they are aborted. `on_started` is called from its event loop as soon as it
-    accepts connections. `connections` has the limits of their number, by default none.
-    `forwarded_allow_ips` is uvicorn's; by default no proxy is trusted.
+    `host` is the host that it listens on. When the server stops, replies in progress have `grace`
+    seconds to complete before they are aborted. `on_started` is called in its event loop as soon as
+    it accepts connections. `connections` limits their number; None for no limit.
+    `forwarded_allow_ips` is uvicorn's option; by default no proxy is trusted.
     """
     config = uvicorn.Config(
         _Adapter(app, ServerExtension(is_loopback=is_loopback(host))),
-        # Not uvloop, even if it is installed: the server behaves the same everywhere.
+        # Not uvloop, even if it is installed, so that the server behaves the same everywhere.
         loop="asyncio",
         http="h11",
         ws="none",
@@ -87,7 +87,7 @@ def build_server(
 
 
 class _Adapter:
-    """Completes the scope of uvicorn: the path of an absolute URL, and an extension of ours.
+    """Adds the `ServerExtension` to the scope, and handles requests for an absolute URL.
 
     "A server MUST accept the absolute-form in requests", and its host replaces the `Host` header
     (RFC 9112, section 3.2.2). uvicorn passes the whole URL as the path.
@@ -107,7 +107,7 @@ class _Adapter:
             headers = [each for each in scope["headers"] if each[0] != b"host"]
             scope = {
                 **scope,
-                # h11 accepts only ASCII in a target.
+                # h11 accepts only ASCII in a request target.
                 "path": f"/{unquote(path.decode('ascii'))}",
                 "raw_path": b"/" + path,
                 "headers": [(b"host", host), *headers],
@@ -118,8 +118,8 @@ class _Adapter:
 class StoppableServer(uvicorn.Server):
     """uvicorn's server with a bounded shutdown and a callback once it accepts connections.
 
-    uvicorn itself waits for replies in progress, and on Python 3.12 and later for idle
-    connections as well, even if it is told to exit by force.
+    uvicorn itself waits for replies in progress, and on Python 3.12 and later also for idle
+    connections, even on a forced exit.
     """
 
     def __init__(
@@ -140,14 +140,14 @@ class StoppableServer(uvicorn.Server):
         """Start the shutdown. Thread-safe."""
         self.should_exit = True
         if self._wake is not None:
-            # A closed event loop raises RuntimeError, and has nothing left to wake.
+            # A closed event loop raises RuntimeError.
             with contextlib.suppress(RuntimeError):
                 self._wake()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # Without sockets, uvicorn only prepares itself.
+        # Without sockets, uvicorn listens on none: the acceptors below do.
         await super().startup([])
-        # Created here, because an event belongs to the event loop that creates it.
+        # Created here, because an event belongs to the event loop in which it is created.
         self._woken = anyio.Event()
         loop = asyncio.get_running_loop()
         create_protocol = functools.partial(
@@ -165,7 +165,7 @@ class StoppableServer(uvicorn.Server):
         self._on_started()
 
     async def main_loop(self) -> None:
-        # uvicorn polls ten times a second for its clock and its signals.
+        # Like uvicorn, poll ten times a second for the clock and signals.
         tick = 0
         while not await self.on_tick(tick):
             tick += 1
@@ -182,16 +182,16 @@ class StoppableServer(uvicorn.Server):
         with anyio.move_on_after(self._grace):
             while self._is_busy() and not self.force_exit:  # noqa: ASYNC110 - a signal sets it
                 await anyio.sleep(_POLL_SECONDS)
-        # Tasks that remain after this are cancelled when `run` closes the event loop.
+        # Remaining tasks are cancelled when `run` closes the event loop.
         with anyio.move_on_after(CLEANUP_SECONDS):
             await self._abort_connections()
 
     async def _abort_connections(self) -> None:
         while True:
             for connection in list(self.server_state.connections):
-                # To the app this is a client that disconnects.
+                # The app receives `http.disconnect`.
                 cast("Connection", connection).abort()
-            # Repeated for connections that are accepted at this moment.
+            # Repeated for connections that are just being accepted.
             await anyio.sleep(_POLL_SECONDS)
             if not self._is_busy():
                 return

@@ -149,7 +149,11 @@ def test_an_empty_reply_is_an_error_unless_the_client_accepts_it(
 
 
 # On trio the package leaves an async generator of its own to the garbage collector.
-@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES[:2], ids=lambda runtime: runtime.name)
+@pytest.mark.parametrize(
+    "runtime",
+    [runtime for runtime in ASYNC_RUNTIMES if runtime.name != "trio"],
+    ids=lambda runtime: runtime.name,
+)
 def test_the_async_client_of_openai(
     server: LocalServer, faults: FaultyServer, runtime: Runtime
 ) -> None:
@@ -197,7 +201,7 @@ def test_a_stream_that_breaks_off_ends_with_an_error(
 ) -> None:
     faults.cut(after="Hello, wor")
     received = ""
-    with pytest.raises(openai.APIError, match="not complete") as caught:
+    with pytest.raises(openai.APIError, match="is incomplete") as caught:
         for event in complete(client, stream=True):
             received += event.choices[0].delta.content
     assert received == "Hello, wor"

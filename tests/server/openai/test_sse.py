@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cromicle_sdk.server import BackendError
 from cromicle_sdk.server.openai import sse as _sse
@@ -87,6 +89,45 @@ def test_an_unknown_line_is_an_error_after_the_events_before_it(line: bytes, end
     assert seen == ["1"]
     assert "not part of an event" in caught.value.detail
     assert "s3cret" not in caught.value.detail
+
+
+def parse_until_an_error(chunks: Iterable[bytes]) -> tuple[list[Event], str]:
+    """The events of a body, and what is wrong after them; "" if nothing is."""
+    parser = EventParser()
+    events: list[Event] = []
+
+    def receive() -> Iterator[Event]:
+        for chunk in chunks:
+            yield from parser.receive_data(chunk)
+        yield from parser.receive_eof()
+
+    try:
+        for event in receive():
+            events += [event]
+    except BackendError as error:
+        return events, error.detail
+    return events, ""
+
+
+PIECES = st.sampled_from(
+    [
+        *(b"data", b"event", b"id", b"retry", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n"),
+        *(b"data: x\n\n", "é🎉\u2028".encode(), b"\xef\xbb\xbf", b"\xc3", b"\x00"),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(PIECES | st.binary(max_size=4)).map(b"".join), st.data())
+def test_any_bytes_give_the_same_events_and_error_however_they_are_cut(
+    data: bytes, draw: st.DataObject
+) -> None:
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=4)))
+    ends = [*cuts, len(data)]
+    chunks = [data[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
+    expected = parse_until_an_error([data])
+    assert parse_until_an_error(chunks) == expected
+    assert parse_until_an_error(data[i : i + 1] for i in range(len(data))) == expected
 
 
 def test_an_event_is_yielded_before_the_next_arrives() -> None:

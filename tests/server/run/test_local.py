@@ -346,7 +346,7 @@ class TestStartAndStop:
         with connect(server) as connection:
             connection.sendall(build_post("hi"))
             assert reached.wait(PATIENCE)
-            with pytest.raises(RuntimeError, match="a backend blocks its thread"):
+            with pytest.raises(RuntimeError, match="a backend blocks its event loop"):
                 server.stop()
             blocked.set()
             monkeypatch.undo()

@@ -81,10 +81,10 @@ def test_a_truncated_response_is_an_error_of_httpx2(runtime: Runtime, faults: Fa
 
 
 def test_a_client_of_this_package_uses_it_as_its_http_client(
-    runtime: Runtime, local: LocalServer
+    runtime: Runtime, echo: LocalServer
 ) -> None:
     async def use(http_client: Any) -> None:
-        async with runtime.client(base_url=local.base_url, http_client=http_client) as client:
+        async with runtime.client(base_url=echo.base_url, http_client=http_client) as client:
             assert (await client.chat(PROMPT)).text == PROMPT
 
     run(runtime, use)

@@ -13,7 +13,7 @@ from cromicle_sdk import APITimeoutError, AsyncTransport, Reply, Timeout, Transp
 from cromicle_sdk.testing import FaultyServer
 
 # Another response in the same read: httpx2 gives the next request what is left on the connection.
-LEFT_OVER = {"a second answer"}
+LEFT_OVER = {"a second response"}
 # The blocking transport of httpx2 returns no sooner than the head is complete.
 NEVER_ENDING_HEADS = {"dripped head", "endless 1xx"}
 
