@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,20 +133,6 @@ class Process:
         """Press Ctrl-C."""
         self._process.sendintr()
 
-    def interrupt_until(self, text: str) -> None:
-        """Press Ctrl-C until the terminal shows a text.
-
-        A signal that comes just before a system call does not end it, and on a busy machine it
-        comes there often: another thread paints what the test waits for while this call begins.
-        """
-        end = time.monotonic() + PATIENCE
-        while text not in self.screen.text:
-            assert time.monotonic() < end, f"{text!r} is not in:\n{self.screen.text}"
-            self.interrupt()
-            with contextlib.suppress(pexpect.TIMEOUT):
-                while text not in self.screen.text:
-                    self._receive(timeout=3.0)
-
     def resize(self, columns: int, lines: int) -> None:
         self._process.setwinsize(lines, columns)
 
@@ -163,8 +147,8 @@ class Process:
         assert isinstance(status, int), self.screen.text
         return status
 
-    def _receive(self, timeout: float = PATIENCE) -> None:
-        data: bytes = self._process.read_nonblocking(65536, timeout=timeout)
+    def _receive(self) -> None:
+        data: bytes = self._process.read_nonblocking(65536, timeout=PATIENCE)
         self.output += data
         self.screen.feed(data)
 

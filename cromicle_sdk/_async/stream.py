@@ -65,7 +65,6 @@ class AsyncStream:
         self._attempt: AsyncAttempt | None = None
         self._decoder: ResponseDecoder | None = None
         self._observer: CallObserver | None = None
-        self._elapsed = 0.0
 
     @property
     def text(self) -> str:

@@ -7,6 +7,8 @@ import os
 import select
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
@@ -202,9 +204,30 @@ def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
 
 READ, WRITE = 1, 2
 
+# The longest that a signal handler may be delayed, in seconds.
+_SIGNAL_DELAY = 0.5
+
 
 def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
-    """Return the sockets that are ready, or none after the timeout in seconds."""
+    """Return the sockets that are ready, or none after the timeout in seconds.
+
+    In the main thread, which runs the signal handlers, it returns to the interpreter in between: a
+    signal that another thread receives, or that arrives just before the system call, does not
+    interrupt the call. On Windows, Ctrl-C never does.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return _poll_once(socks, event, timeout)
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        ready = _poll_once(socks, event, min(left, _SIGNAL_DELAY))
+        if ready or left <= _SIGNAL_DELAY:
+            return ready
+
+
+def _poll_once(
+    socks: list[socket.socket], event: int, timeout: float | None
+) -> list[socket.socket]:
     if hasattr(select, "poll"):
         poller = select.poll()
         mask = select.POLLIN if event == READ else select.POLLOUT

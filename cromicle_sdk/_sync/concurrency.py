@@ -43,8 +43,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# How often a call that waits for a slot, for the resolver or for a connection polls whether it was
-# cancelled, in seconds.
+# How often a call that waits for a slot, for the resolver, for a connection or for its next attempt
+# checks whether it was cancelled, in seconds. In between, the main thread runs signal handlers.
 _POLL_SECONDS = 0.2
 
 
@@ -134,7 +134,9 @@ class CancelHandle:
 
     def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends it."""
-        _get(self._wake, 0 if self.is_cancelled else seconds)
+        deadline = time.monotonic() + seconds
+        while not self.is_cancelled and (left := deadline - time.monotonic()) > 0:
+            _get(self._wake, min(left, _POLL_SECONDS))
 
 
 def resolve(

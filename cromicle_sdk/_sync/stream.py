@@ -66,7 +66,6 @@ class Stream:
         self._attempt: Attempt | None = None
         self._decoder: ResponseDecoder | None = None
         self._observer: CallObserver | None = None
-        self._elapsed = 0.0
 
     @property
     def text(self) -> str:

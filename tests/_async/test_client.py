@@ -135,8 +135,12 @@ def test_nothing_is_sent_before_a_stream_is_entered_or_iterated(
             stream = client.stream("Hi")
             assert "new" in repr(stream)
             for name in ("status_code", "headers"):
-                with pytest.raises(CromicleError, match="not begun"):
+                with pytest.raises(CromicleError) as caught:
                     getattr(stream, name)
+                assert str(caught.value) == (
+                    "This stream has not begun, so there is no status yet. "
+                    "Enter or iterate it first."
+                )
             await stream.aclose()
             with pytest.raises(CromicleError, match="closed"):
                 await anext(stream)
@@ -444,7 +448,7 @@ def test_a_closed_client_says_so(runtime: Runtime, faults: FaultyServer) -> None
         with pytest.raises(CromicleError, match="closed"):
             async with client:
                 pass
-        with pytest.raises(APIConnectionError, match="closed"):
+        with pytest.raises(APIConnectionError, match=": its client is closed"):
             await anext(stream)
         assert faults.connections == 0
 
@@ -543,7 +547,9 @@ def test_a_stream_has_one_reader_at_a_time(runtime: Runtime, faults: FaultyServe
     runtime.run(scenario)
     refused, text = outcomes
     assert isinstance(refused, CromicleError)
-    assert "elsewhere" in str(refused)
+    assert str(refused) == (
+        "This stream is being read elsewhere at the same time. Create a stream for each reader."
+    )
     assert text == "two"
 
 

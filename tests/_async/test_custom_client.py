@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 
 from cromicle_sdk import (
     APIConnectionError,
+    APITimeoutError,
     AsyncClient,
     AsyncTransport,
     Client,
@@ -31,6 +32,7 @@ from cromicle_sdk import (
     InternalServerError,
     RedirectError,
     Retry,
+    Timeout,
     Transport,
 )
 from cromicle_sdk.server import create_app
@@ -96,7 +98,7 @@ def test_the_test_client_of_starlette_answers() -> None:
 # What is not an error of the call passes unchanged, at once.
 
 
-# As a hook raises them that asks a server of its own: all but the last look like the network's.
+# As a hook raises them that asks a server of its own: all but the last two look like the network's.
 ERRORS_OF_HOOKS: list[Callable[[], Exception]] = [
     lambda: TimeoutError("mine"),
     lambda: ConnectionRefusedError(errno.ECONNREFUSED, "mine"),
@@ -109,6 +111,8 @@ ERRORS_OF_HOOKS: list[Callable[[], Exception]] = [
     lambda: h11.RemoteProtocolError("mine"),
     lambda: InternalServerError("mine", status_code=503, headers={}, body=""),
     lambda: ValueError("mine"),
+    # As httpx raises one where its client is closed.
+    lambda: RuntimeError("mine"),
 ]
 
 
@@ -201,6 +205,40 @@ def test_an_exception_of_a_transport_is_a_failure_of_the_call(
     runtime.run(scenario)
 
 
+def test_a_defect_of_a_transport_passes_unchanged(runtime: Runtime) -> None:
+    defect = RuntimeError("theirs")
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise defect
+
+    async def scenario() -> None:
+        own = own_client(runtime, transport=httpx.MockTransport(fail))
+        async with runtime.client(base_url=BASE_URL, http_client=own) as client:
+            assert await outcome(client.chat("Hi")) is defect
+        await close(own)
+
+    runtime.run(scenario)
+
+
+def test_a_body_that_stalls_for_a_custom_client_is_said_so(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        own = own_client(runtime)
+        retry, limits = Retry(attempts=1), Timeout(first_byte=20, stall=0.2)
+        async with runtime.client(
+            base_url=faults.base_url, http_client=own, retry=retry, timeout=limits
+        ) as client:
+            error = await outcome(client.chat("Hi"))
+        await close(own)
+        assert isinstance(error, APITimeoutError)
+        assert (error.phase, error.partial_text) == ("stall", "Hel")
+
+    runtime.run(scenario)
+
+
 @pytest.mark.parametrize("reaches_the_network", [False, True])
 def test_what_a_tool_wraps_around_a_request_is_not_a_hook(
     reaches_the_network: bool,
@@ -257,6 +295,51 @@ def test_a_redirect_whose_location_httpx_cannot_parse_is_a_redirect(
 
     runtime.run(scenario)
     faults.wait_until_closed()
+
+
+def test_a_redirect_is_not_followed_by_a_client_that_follows_others(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.redirect(307, location="/elsewhere").reply("Hello.")
+
+    async def scenario() -> None:
+        own = own_client(runtime, follow_redirects=True)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert isinstance(await outcome(client.chat("Hi")), RedirectError)
+        await close(own)
+        assert len(faults.requests) == 1
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("transport", ["httpx's", "ours"])
+def test_a_response_that_a_hook_keeps_is_closed_with_the_call(
+    transport: str, runtime: Runtime, faults: FaultyServer
+) -> None:
+    kept: list[Any] = []
+
+    def keep(response: httpx.Response) -> None:
+        kept.append(response)
+
+    async def keep_later(response: httpx.Response) -> None:
+        keep(response)
+
+    async def scenario() -> None:
+        options: Any = {"event_hooks": {"response": [keep if runtime.is_blocking else keep_later]}}
+        if transport == "ours":
+            options["transport"] = Transport() if runtime.is_blocking else AsyncTransport()
+        own = own_client(runtime, **options)
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            stream = client.stream("Hi")
+            async with stream:
+                assert not kept[0].is_closed
+            assert kept[0].is_closed
+            await client.chat("Hi")
+            assert kept[1].is_closed
+            assert kept[1].elapsed.total_seconds() > 0
+        await close(own)
+
+    runtime.run(scenario)
 
 
 # Forks
@@ -412,6 +495,30 @@ def test_a_transport_that_sends_the_request_twice_gets_two_answers(
     assert len(faults.requests) == 2
 
 
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_request_that_is_sent_again_leaves_its_first_response_alone(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    """One after the other, while the first response is not read yet."""
+    faults.reply("first").reply("second")
+
+    class Compare(AsyncTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            first = await super().handle_async_request(request)
+            second = await super().handle_async_request(request)
+            await second.aclose()
+            return first
+
+    async def scenario() -> None:
+        own = httpx.AsyncClient(transport=Compare())
+        async with runtime.client(base_url=faults.base_url, http_client=own) as client:
+            assert (await client.chat("Hi")).text == "first"
+        await own.aclose()
+
+    runtime.run(scenario)
+    assert len(faults.requests) == 2
+
+
 # The log
 
 
@@ -456,7 +563,24 @@ def test_attempts_retries_and_ends_are_logged(
         texts[3],
     )
     assert texts[4:] == [f"attempt 1: POST {url}", "attempt 1 failed: status 401, request id r2"]
+    ends = [record.getMessage() for record in caplog.records if "end_of_call" in vars(record)]
+    assert ends == [texts[3], texts[5]]
     assert "secret" not in caplog.text
+
+
+def test_a_secret_that_the_server_echoes_is_not_in_the_log_of_httpcore(
+    runtime: Runtime, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.reply("Hello.", headers={"x-echo": "canary-token"})
+    caplog.set_level("DEBUG", "httpcore.http11")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, token="canary-token") as client:
+            await client.chat("Hi")
+
+    runtime.run(scenario)
+    assert "x-echo" in caplog.text
+    assert "canary-token" not in caplog.text
 
 
 def test_a_reused_connection_that_stalls_is_not_resent(

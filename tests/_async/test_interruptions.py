@@ -124,6 +124,33 @@ def test_an_exception_of_a_signal_handler_ends_the_call_at_once(
     faults.wait_until_closed()
 
 
+def test_a_signal_that_another_thread_receives_ends_a_wait(faults: FaultyServer) -> None:
+    """It does not interrupt the system call of the main thread, whose handler has to run."""
+    faults.stall()
+
+    def handle(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    def receive() -> None:
+        faults.wait_for_requests(1)
+        # Nothing tells when the system call has begun.
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    thread = threading.Thread(target=receive)
+    started = time.monotonic()
+    try:
+        with Client(base_url=faults.base_url, timeout=Timeout(first_byte=60)) as client:
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                client.chat("Hi")
+    finally:
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 30
+
+
 @pytest.mark.parametrize("script", ["waiting for the head", "waiting for the body"])
 @pytest.mark.parametrize(
     "error",
@@ -417,7 +444,7 @@ def test_a_client_of_our_own_keeps_no_cookies(runtime: Runtime) -> None:
         else:
             client = AsyncHTTPClient(AsyncTransport())
         assert not client.cookies
-        with pytest.raises(AttributeError):
+        with pytest.raises(AttributeError, match=r"^this client keeps no cookies$"):
             client.cookies = {"a": "b"}
         await close(client)
 
@@ -687,8 +714,42 @@ def test_a_closed_network_is_not_used(runtime: Runtime) -> None:
     async def scenario() -> None:
         network = open_network(runtime)
         network.close()
+        with pytest.raises(sockets.ClosedByCaller, match=r"^it was closed while it was in use$"):
+            await finish(network.receive(10))
+        # Closed by another thread or a signal handler, just before the next request.
+        network.start_exchange(open_timeouts(), async_concurrency.CancelHandle(), in_one_piece=True)
         with pytest.raises(sockets.ClosedByCaller):
             await finish(network.receive(10))
+
+    runtime.run(scenario)
+
+
+def test_a_wait_for_bytes_is_as_long_as_its_timeout(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            network = open_network(runtime, near, left=0.9)
+            timer = threading.Timer(0.1, far.send, [b"Hello."])
+            timer.start()
+            assert await finish(network.receive(10)) == b"Hello."
+            timer.join()
+            network = open_network(runtime, near, left=0.2)
+            with pytest.raises(httpcore.ReadTimeout):
+                await finish(network.receive(10))
+
+    runtime.run(scenario)
+
+
+def test_a_request_that_was_sent_is_not_on_its_way(runtime: Runtime) -> None:
+    """So a response that stalls does not get the time of an upload that makes progress."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            network = open_network(runtime, near)
+            network.finish_read(b"HTTP/1.1 200 OK")
+            assert not network._is_sending(near, network._use_call())
 
     runtime.run(scenario)
 
@@ -812,6 +873,34 @@ def test_a_server_that_is_always_ahead_does_not_run_past_a_timeout(runtime: Runt
                 while True:
                     far.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
                     assert await finish(network.receive(1000))
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_other_tasks_run_between_reads_that_need_not_wait(runtime: Runtime) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            far.send(b"x" * 1_000)
+            network = open_network(runtime, near)
+            async with anyio.create_task_group() as group:
+                group.start_soon(count)
+                assert await network.receive(10) == b"x" * 10
+                before = turns
+                for _ in range(50):
+                    assert await network.receive(10) == b"x" * 10
+                assert turns - before >= 40
+                group.cancel_scope.cancel()
 
     runtime.run(scenario)
 

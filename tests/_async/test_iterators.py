@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import trio
@@ -185,6 +186,33 @@ def test_closing_a_stream_over_httpx_finishes_its_generators(
     faults.wait_until_closed()
 
 
+@on_each_event_loop
+def test_other_tasks_run_while_many_chunks_are_dropped(runtime: Runtime) -> None:
+    turns = 0
+
+    async def generate() -> AsyncIterator[bytes]:
+        for _ in range(1_000):
+            yield b"x"
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async def scenario() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(count)
+            await anyio.lowlevel.checkpoint()
+            before = turns
+            await iterators.close_iterator(generate(), 1, is_nested=True)
+            # Neither never nor at each chunk.
+            assert 10 <= turns - before <= 25
+            group.cancel_scope.cancel()
+
+    runtime.run(scenario)
+
+
 async def in_a_task_group() -> AsyncIterator[bytes]:
     """Its task group is open from one chunk to the next."""
     send, receive = anyio.create_memory_object_stream[bytes](0)
@@ -309,6 +337,61 @@ def test_the_close_of_a_custom_response_has_a_limit(runtime: Runtime) -> None:
         async with client.with_options(timeout=50).stream("Hi") as stream:
             assert await anext(stream) == "Hel"
         assert time.monotonic() - started < 20
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("reason", ["left", "closed"])
+@on_each_event_loop
+def test_a_custom_response_has_time_to_close_while_its_call_goes_on(
+    reason: str, runtime: Runtime
+) -> None:
+    """More than a moment where the caller leaves the stream, and no more where it is closed."""
+    ended: list[str] = []
+
+    class Slow(Body):
+        async def aclose(self) -> None:
+            await anyio.sleep(0.4)
+            ended.append("close")
+
+    async def scenario() -> None:
+        client = client_of(Slow(ending), timeout=50)
+        stream = client.stream("Hi")
+        assert await anext(stream) == "Hel"
+        if reason == "left":
+            await stream.aclose()
+            assert ended == ["close"]
+            return
+
+        async def read() -> None:
+            assert isinstance(await outcome(stream.read()), IncompleteReplyError)
+
+        async def close() -> None:
+            await anyio.wait_all_tasks_blocked()
+            await client.aclose()
+
+        await runtime.together(read, close)
+        assert ended == []
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
+def test_the_total_ends_a_hook_that_waits(runtime: Runtime) -> None:
+    async def wait(request: httpx.Request) -> None:
+        await anyio.sleep(50)
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, text="Hello."))
+        async with (
+            httpx.AsyncClient(transport=transport, event_hooks={"request": [wait]}) as own,
+            AsyncClient(base_url="http://h.example", http_client=own, retry=ONCE) as client,
+        ):
+            started = time.monotonic()
+            error = await outcome(client.chat("Hi", timeout=Timeout(total=0.2)))
+            assert time.monotonic() - started < 20
+        assert isinstance(error, APITimeoutError)
+        assert error.phase == "total"
 
     runtime.run(scenario)
 

@@ -170,6 +170,45 @@ class TestTLS:
 
         runtime.run(scenario)
 
+    def test_a_certificate_of_another_host_is_rejected(
+        self, runtime: Runtime, authority: trustme.CA, trusting: ssl.SSLContext
+    ) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("other.example").configure_cert(context)
+
+        async def scenario() -> None:
+            with FaultyServer(ssl_context=context) as server:
+                async with runtime.client(
+                    base_url=server.base_url, verify=trusting, retry=QUICK
+                ) as client:
+                    error = await outcome(client.chat("Hi"))
+                assert isinstance(error, APIConnectionError)
+                assert "certificate is not valid for '127.0.0.1'" in str(error)
+                assert (error.attempts, server.requests) == (1, [])
+
+        runtime.run(scenario)
+
+    def test_the_server_is_told_which_host_is_meant(
+        self, runtime: Runtime, authority: trustme.CA, trusting: ssl.SSLContext
+    ) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        names: list[str | None] = []
+
+        def note(sock: object, name: str | None, context: object) -> None:
+            names.append(name)
+
+        context.sni_callback = note
+
+        async def scenario() -> None:
+            with FaultyServer(ssl_context=context) as server:
+                url = server.base_url.replace("127.0.0.1", "localhost")
+                async with runtime.client(base_url=url, verify=trusting) as client:
+                    assert (await client.chat("Hi")).text
+            assert names == ["localhost"]
+
+        runtime.run(scenario)
+
     def test_a_server_that_speaks_no_tls(self, runtime: Runtime, faults: FaultyServer) -> None:
         faults.raw(b"HTTP/1.1 400 Bad Request\r\n\r\n", end="close", when="accept")
 
@@ -551,6 +590,9 @@ class TestConnecting:
             assert type(error) is APIConnectionError
             assert error.attempts == 2
             assert "refused" in str(error).lower()
+            assert type(error.__cause__) is httpx.ConnectError
+            # Its frames hold the request.
+            assert error.__cause__.__traceback__ is None
 
         runtime.run(scenario)
 

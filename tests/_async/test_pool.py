@@ -560,7 +560,7 @@ def test_a_call_that_finds_its_client_closed_says_so(
         session.start_attempt = start_and_close
         error = await outcome(client.chat("Hi"))
         assert isinstance(error, CromicleError)
-        assert "closed" in str(error)
+        assert ": its client is closed" in str(error)
         transport = session._http_client._transport
         transport.close() if runtime.is_blocking else await transport.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import os
@@ -39,6 +40,7 @@ from cromicle_sdk import (
     Timeout,
 )
 from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._core.observers import OBSERVERS
 from cromicle_sdk._http import framing, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk.cli import commands as _commands
@@ -55,16 +57,231 @@ ONCE = Retry(attempts=1)
 
 
 def test_there_is_no_reply_before_the_end(runtime: Runtime, faults: FaultyServer) -> None:
-    faults.reply(chunks=["a", "b"])
+    gate = threading.Event()
+    faults.reply(chunks=["a", "b"], gate=gate)
+
+    def check(stream: Any) -> None:
+        with pytest.raises(CromicleError) as caught:
+            stream.reply  # noqa: B018 - a property that raises
+        assert str(caught.value) == (
+            "This stream has not ended, so there is no reply yet. "
+            "Iterate it to its end or call read(); text is what has arrived."
+        )
 
     async def scenario() -> None:
         async with runtime.client(base_url=faults.base_url) as client:
             stream = client.stream("Hi")
-            with pytest.raises(CromicleError, match="not ended"):
-                stream.reply  # noqa: B018 - a property that raises
-            await anext(stream)
+            check(stream)
+            assert await anext(stream) == "a"
+            check(stream)
+            gate.set()
             async with stream:  # it may be entered late
                 assert (await stream.read()).text == "ab"
+
+    runtime.run(scenario)
+
+
+def test_a_stream_ends_with_its_last_text(runtime: Runtime, faults: FaultyServer) -> None:
+    """What has arrived together is known together: the text, and that it was the last one."""
+    faults.raw(build_head(length=6) + b"Hello.", end="keep")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            assert stream.text == ""
+            assert await anext(stream) == stream.text == "Hello."
+            assert stream.reply.text == "Hello."
+            kind = "Stream" if runtime.is_blocking else "AsyncStream"
+            assert repr(stream) == f"<{kind} from {faults.base_url}/chat, ended>"
+            # It has given its connection back.
+            assert (await client.chat("Hi")).text == "Hello."
+            assert faults.connections == 1
+            for _ in "12":
+                with pytest.raises(StopAsyncIteration):
+                    await anext(stream)
+            await stream.aclose()
+            assert stream.reply.text == "Hello."
+
+    runtime.run(scenario)
+
+
+class Observer:
+    """Records the calls of this process, and what each attempt sends."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.sent: list[Any] = []
+        self.ends: list[Any] = []
+
+    def start_call(self, *call: Any) -> Observer:
+        self.calls.append(call)
+        return self
+
+    @contextlib.contextmanager
+    def send(self, request: Any) -> Iterator[Any]:
+        self.sent.append(request)
+        header = (b"x-attempt", b"%d" % len(self.sent))
+        yield request._replace(fixed_headers=(*request.fixed_headers, header))
+
+    def end(self, end: Any) -> None:
+        self.ends.append(end)
+
+
+@pytest.fixture
+def observer(monkeypatch: pytest.MonkeyPatch) -> Observer:
+    observer = Observer()
+    monkeypatch.setattr(OBSERVERS, "start_call", observer.start_call)
+    return observer
+
+
+def test_an_observer_sees_each_call_and_attempt(
+    runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    faults.fail(503, retry_after=0).reply(chunks=["one ", "two"])
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            reply = await client.chat("Hi", retry=Retry(first_delay=0))
+            ((request, options, is_streamed),) = observer.calls
+            assert request.endpoint.url == options.endpoint.url == f"{faults.base_url}/chat"
+            assert is_streamed is False
+            assert observer.sent == [request, request]
+            assert [sent.headers["x-attempt"] for sent in faults.requests] == ["1", "2"]
+            (end,) = observer.ends
+            assert (end.attempts, end.reply, end.error) == (2, reply, None)
+            assert end.first_text_after == reply.first_text_after
+            await client.stream("Hi").read()
+            assert observer.calls[1][2] is True
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("when", ["before text", "after text"])
+def test_an_observer_sees_a_call_that_fails(
+    when: str, runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    faults.fail(400) if when == "before text" else faults.cut(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            error = await outcome(client.chat("Hi"))
+        (end,) = observer.ends
+        assert (end.attempts, end.reply) == (1, None)
+        assert end.error is error
+        assert (end.first_text_after is None) == (when == "before text")
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_an_observer_sees_a_stream_that_is_left(
+    how: str, runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    faults.drip("x" * 100, forever=True)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            await anext(stream)
+            assert observer.ends == []
+            if how == "closed":
+                await stream.aclose()
+                await stream.aclose()
+            del stream
+            gc.collect()
+            (end,) = observer.ends
+            assert (end.attempts, end.reply, end.error) == (1, None, None)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
+def test_an_observer_sees_a_call_that_is_cancelled(
+    runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    faults.stall(after="Hel")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            stream = client.stream("Hi")
+            await anext(stream)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await anext(stream)
+            (end,) = observer.ends
+            assert isinstance(end.error, anyio.get_cancelled_exc_class())
+            assert end.reply is None
+
+    runtime.run(scenario)
+
+
+def test_an_observer_sees_an_exception_of_the_callers(
+    runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    async def scenario() -> None:
+        def refuse(request: httpx.Request) -> None:
+            raise LookupError("mine")
+
+        async def refuse_async(request: httpx.Request) -> None:
+            refuse(request)
+
+        hooks = {"request": [refuse if runtime.is_blocking else refuse_async]}
+        own = own_client(runtime, event_hooks=hooks)
+        client = runtime.client(base_url=faults.base_url, http_client=own)
+        error = await outcome(client.chat("Hi"))
+        (end,) = observer.ends
+        assert isinstance(error, LookupError)
+        assert end.error is error
+
+    runtime.run(scenario)
+
+
+def test_an_observer_sees_a_call_that_is_not_sent(
+    runtime: Runtime, faults: FaultyServer, observer: Observer
+) -> None:
+    async def scenario() -> None:
+        client = runtime.client(base_url=faults.base_url)
+        stream = client.stream("Hi")
+        await client.aclose()
+        error = await outcome(stream.read())
+        assert isinstance(error, APIConnectionError)
+        assert observer.ends == [(0, None, None, error)]
+
+    runtime.run(scenario)
+
+
+def test_an_observer_sees_a_defect(
+    runtime: Runtime, faults: FaultyServer, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defect = ZeroDivisionError()
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise defect
+
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.pool.receive_body", broken)
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url) as client:
+            assert await outcome(client.chat("Hi")) is defect
+        (end,) = observer.ends
+        assert end.error is defect
+
+    runtime.run(scenario)
+
+
+def test_text_that_arrives_with_bad_framing_is_yielded_before_the_error(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
+    faults.raw(build_head() + build_chunk("Hel") + b"no size\r\n", end="keep")
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
+            stream = client.stream("Hi")
+            assert await anext(stream) == "Hel"
+            with pytest.raises(IncompleteReplyError, match="illegal chunk header") as caught:
+                await anext(stream)
+            assert caught.value.partial_text == "Hel"
 
     runtime.run(scenario)
 
@@ -565,15 +782,21 @@ def test_closing_ends_the_waits_on_another_loop(faults: FaultyServer) -> None:
 def test_a_stream_that_is_over_cannot_be_entered(
     end: str, runtime: Runtime, faults: FaultyServer
 ) -> None:
-    if end == "failed":
-        faults.fail(400)
+    faults.cut(after="Hel") if end == "failed" else faults.stall(after="Hel")
 
     async def scenario() -> None:
         async with runtime.client(base_url=faults.base_url) as client:
             stream = client.stream("Hi")
+            await anext(stream)
             await (stream.aclose() if end == "closed" else outcome(stream.read()))
-            with pytest.raises(CromicleError, match="Create a new one"):
-                await stream.__aenter__()
+            for again in (stream.__aenter__, stream.__anext__):
+                with pytest.raises(CromicleError) as caught:
+                    await again()
+                assert str(caught.value) == (
+                    f"This stream has {'been closed' if end == 'closed' else 'failed'} before its "
+                    "end, so there is no more text. Create a new one."
+                )
+                assert (caught.value.partial_text, caught.value.attempts) == ("Hel", 1)
 
     runtime.run(scenario)
 
@@ -629,7 +852,8 @@ def test_a_stream_in_a_forked_process_says_why_it_ends(
             assert await anext(stream) == "x"
             with monkeypatch.context() as patch:
                 patch.setattr(os, "getpid", lambda: -1)
-                with pytest.raises(IncompleteReplyError, match="forked"):
+                message = ": it belongs to the process that this one was forked from"
+                with pytest.raises(IncompleteReplyError, match=message):
                     await stream.read()
 
     runtime.run(scenario)
