@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import socket
@@ -26,7 +27,7 @@ from cromicle_sdk import (
     Timeout,
 )
 from cromicle_sdk._async import concurrency, iterators
-from cromicle_sdk._http import resolver
+from cromicle_sdk._http import resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk.testing import FaultyServer, build_head
 
@@ -174,6 +175,167 @@ def test_a_call_is_cancelled_in_another_thread_as_its_wait_ends(runtime: Runtime
         thread.join(20)
         await anyio.sleep(0)
         assert isinstance(await outcome(cancel_handle.run(anyio.sleep_forever, None)), Exception)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("wait", ["readable", "writable", "step"])
+@on_each_event_loop
+def test_another_thread_ends_each_kind_of_wait(runtime: Runtime, wait: str) -> None:
+    async def scenario() -> None:
+        cancel_handle = concurrency.CancelHandle()
+        near, far = open_full_pair()
+        with near, far:
+            waits: dict[str, Callable[[], Any]] = {
+                "readable": lambda: cancel_handle.wait_readable(near, 50),
+                "writable": lambda: cancel_handle.wait_writable(near, 50),
+                "step": lambda: iterators.limit_waits(
+                    anyio.sleep_forever, lambda: 50, cancel_handle
+                ),
+            }
+
+            async def cancel() -> None:
+                await anyio.wait_all_tasks_blocked()
+                await anyio.to_thread.run_sync(cancel_handle.cancel)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel)
+                with anyio.fail_after(20), pytest.raises(sockets.ClosedByCaller):
+                    await waits[wait]()
+
+    runtime.run(scenario)
+
+
+def open_full_pair() -> tuple[socket.socket, socket.socket]:
+    """Two sockets, of which the first one takes no more bytes and has none to read."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            near.send(b"x" * 1000)
+    return near, far
+
+
+# Waits and their limits
+
+
+@on_each_event_loop
+def test_a_socket_is_waited_for_until_it_takes_bytes(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        cancel_handle = concurrency.CancelHandle()
+        near, far = open_full_pair()
+        with near, far:
+
+            async def drain() -> None:
+                await anyio.wait_all_tasks_blocked()
+                far.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while far.recv(100_000):
+                        pass
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(drain)
+                assert await cancel_handle.wait_writable(near, 20)
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@on_each_event_loop
+def test_a_socket_that_takes_no_bytes_is_waited_for_until_the_timeout(
+    runtime: Runtime, count: int
+) -> None:
+    async def scenario() -> None:
+        cancel_handle = concurrency.CancelHandle()
+        pairs = [open_full_pair() for _ in range(count)]
+        full = [near for near, _ in pairs]
+        durations: list[float] = []
+        # Where the machine is busy, one of them may take longer.
+        for _ in range(3):
+            started = time.monotonic()
+            with anyio.fail_after(20):
+                if count == 1:
+                    assert not await cancel_handle.wait_writable(full[0], 0.05)
+                else:
+                    found = await concurrency.wait_any_writable(full, 0.05, cancel_handle)
+                    assert found == []
+            durations.append(time.monotonic() - started)
+        assert 0.04 < min(durations) < 0.9
+        for sock in itertools.chain.from_iterable(pairs):
+            sock.close()
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
+def test_the_code_of_a_custom_client_has_a_limit(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        with anyio.fail_after(20), pytest.raises(sockets.TimeLimitReached):
+            await concurrency.time_limit(anyio.sleep_forever, 0.05, concurrency.CancelHandle())
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
+def test_a_cleanup_goes_on_in_a_cancelled_call_for_so_long(runtime: Runtime) -> None:
+    async def scenario() -> None:
+        ended: list[str] = []
+        with anyio.fail_after(20), anyio.CancelScope() as scope:
+            scope.cancel()
+            with concurrency.shield(50):
+                await anyio.sleep(0.01)
+                ended.append("in time")
+            with concurrency.shield(0.05):
+                await anyio.sleep_forever()
+            ended.append("at the limit")
+        assert ended == ["in time", "at the limit"]
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("is_windows", [False, True])
+@on_each_event_loop
+def test_only_asyncio_on_windows_limits_the_connections_itself(
+    runtime: Runtime, is_windows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "_IS_WINDOWS", is_windows)
+    monkeypatch.setattr(concurrency, "_SELECT_CAPACITY", 1)
+    is_limited = is_windows and runtime.name == "asyncio"
+
+    async def scenario() -> None:
+        limiter, cancel_handle = concurrency.ConnectionLimiter(2), concurrency.CancelHandle()
+        slots = [await limiter.acquire(0, cancel_handle) for _ in range(3)]
+        assert [slot is not None for slot in slots] == [True, not is_limited, False]
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
+def test_another_thread_wakes_a_queued_call_again(runtime: Runtime) -> None:
+    """The first time there was no slot for it, since another thread was faster."""
+
+    async def scenario() -> None:
+        if runtime.name != "trio":
+            # Raises where another thread calls what only the loop's own may.
+            asyncio.get_running_loop().set_debug(True)
+        limiter, cancel_handle = concurrency.ConnectionLimiter(1), concurrency.CancelHandle()
+        slot = await limiter.acquire(None, cancel_handle)
+        assert slot is not None
+        taken: list[Any] = []
+
+        async def wait() -> None:
+            taken.append(await limiter.acquire(None, cancel_handle))
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await anyio.wait_all_tasks_blocked()
+                (wake,) = limiter._slots._queue.values()
+                wake()
+                await anyio.sleep(0.01)
+                await anyio.wait_all_tasks_blocked()
+                await anyio.to_thread.run_sync(slot.release)
+        assert taken[0] is not None
 
     runtime.run(scenario)
 

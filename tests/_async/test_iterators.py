@@ -24,7 +24,7 @@ from cromicle_sdk import (
     Retry,
     Timeout,
 )
-from cromicle_sdk._async import iterators
+from cromicle_sdk._async import concurrency, iterators
 from cromicle_sdk.testing import FaultyServer, build_chunk, build_head
 
 if sys.version_info < (3, 11):
@@ -408,6 +408,24 @@ def test_the_end_of_a_step_that_had_to_wait_is_its_result(runtime: Runtime) -> N
         assert (await client_of(Body(generate)).chat("Hi")).text == "Hello."
 
     runtime.run(scenario)
+
+
+def test_what_comes_with_the_end_of_the_time_counts() -> None:
+    """The event loop was busy, and finds both at once."""
+
+    async def step() -> bytes:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_later(0.01, future.set_result, b"x")
+        loop.call_soon(time.sleep, 0.2)
+        result: bytes = await future
+        return result
+
+    async def scenario() -> None:
+        handle = concurrency.CancelHandle()
+        assert await iterators.limit_waits(step, lambda: 0.05, handle) == b"x"
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="it has no asyncio.timeout")
