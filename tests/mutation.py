@@ -72,11 +72,13 @@ MODULES = {
     "_http/no_proxy.py": ("_http/test_no_proxy.py",),
     "_http/slots.py": ("_http/test_slots.py",),
     "_http/translate.py": ("_http/test_translate.py",),
+    "_async/concurrency.py": _NETWORK,
     "_async/connection.py": _NETWORK,
     "_async/iterators.py": _NETWORK,
     "_async/network.py": _NETWORK,
     "_async/pool.py": _NETWORK,
     "_async/session.py": _NETWORK,
+    "_async/socket_reader.py": _NETWORK,
     "_async/stream.py": _NETWORK,
     "_async/transport.py": _NETWORK,
 }

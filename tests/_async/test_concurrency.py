@@ -432,3 +432,25 @@ def test_a_wait_that_comes_to_its_timeout_first_sees_what_is_ready(
                 assert found == expected
 
     runtime.run(scenario)
+
+
+@on_each_event_loop
+def test_a_resolver_that_answers_as_the_time_runs_out_is_in_time(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookup = resolver.Lookup("h.example", 80)
+    address = (socket.AF_INET, ("127.0.0.1", 80))
+    monkeypatch.setattr(concurrency, "start_lookup", lambda *args: lookup)
+
+    async def answer() -> None:
+        await anyio.wait_all_tasks_blocked()
+        # Its thread has not told the event loop yet.
+        lookup._result = [address]
+
+    async def scenario() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(answer)
+            handle = concurrency.CancelHandle()
+            assert await concurrency.resolve("h.example", 80, 0.3, handle) == [address]
+
+    runtime.run(scenario)
