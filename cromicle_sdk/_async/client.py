@@ -302,7 +302,7 @@ class AsyncClient:
 
 
 def _connect(options: Options, connection_options: ConnectionOptions) -> AsyncSession:
-    # What it needs is loaded with the first client: httpcore takes as long to import as httpx.
+    # Imported with the first client only: httpcore takes as long to import as httpx.
     from cromicle_sdk._http.proxies import Route
 
     from .session import AsyncSession

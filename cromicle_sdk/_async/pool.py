@@ -382,7 +382,7 @@ class AsyncExchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        # An iterator that another task or thread runs is for that one to finish: it is interrupted.
+        # An iterator that another task or thread is running is interrupted, and closed there.
         if self._chunks is not None and (connection is None or not connection.is_in_use):
             iterators.finish_iterator(self._chunks)
             self._chunks = None
@@ -396,7 +396,7 @@ class AsyncExchange:
     async def __anext__(self) -> bytes:
         """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
         try:
-            # Another task or thread may close the response meanwhile.
+            # Another task or thread may close the response at any time.
             with self._use_connection().use():
                 data = await self.read()
         except Exception as error:  # noqa: BLE001 - raised as one of the library's
