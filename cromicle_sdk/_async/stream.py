@@ -95,8 +95,8 @@ class AsyncStream:
         """Send the request, wait for the headers of the response, and return the stream itself.
 
         For apps that relay the reply: most errors are raised here, where the app can still choose a
-        status. Idempotent. Raises the errors that iterating raises before the first text; `await
-        client.stream(messages).start()` also raises for invalid messages.
+        status. Idempotent. Raises the errors that iterating raises before the first text;
+        `await client.stream(messages).start()` also raises for invalid messages.
         """
         self._check_readable()
         if self._state == "new":
