@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from cromicle_sdk import CromicleError
 from cromicle_sdk.testing import FaultyServer
@@ -50,6 +51,8 @@ CLIENTS = {
 
 def main() -> None:
     """Print a line for each fault, and the share of accepted replies at the end."""
+    if find_spec("aiohttp") is None:
+        sys.exit('This comparison needs an extra: pip install --editable ".[bench]"')
     width = max(map(len, FAULTS))
     _print(f"{'accepted without an error':{width}}  {'  '.join(CLIENTS)}")
     counts = dict.fromkeys(CLIENTS, 0)

@@ -112,12 +112,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the tests do without a mutant."""
+    """The results of the tests without a mutant."""
 
     durations: dict[str, float]
     failed: list[str]
     lines: dict[str, dict[int, list[str]]]
-    """The tests that execute a line of a file."""
+    """For each line of each file, the tests that execute it."""
 
 
 class Mutation:
@@ -152,7 +152,8 @@ class Mutation:
         baseline = self._measure(session.items)
         for name in baseline.failed:
             print(f"{name} fails without a mutant, and is left out")
-        # The forks share what the collector does not touch.
+        # Frozen objects are shared with the forks, because the garbage collector does not touch
+        # them.
         gc.collect()
         gc.freeze()
         for module in self._modules:
@@ -212,7 +213,7 @@ class Mutation:
             ]:
                 function.__code__ = code
         except (KeyError, ValueError):
-            # No such function is left, or it has other free variables.
+            # The function does not exist any more, or has other free variables.
             return NOT_MADE
         self._clear_caches()
         for test, following, limit in zip(tests, [*tests[1:], None], limits, strict=True):
@@ -223,7 +224,7 @@ class Mutation:
         return SURVIVED
 
     def _passes_mypy(self, path: Path, source: str) -> bool:
-        # mypy takes a file of the same size for the one that it has seen last.
+        # mypy treats a file of the same size as unchanged.
         self._checks += 1
         changed = self._folder / path.name
         changed.write_text(source + f"#{'.' * 1000 * self._checks}\n", "utf-8")
@@ -235,7 +236,7 @@ class Mutation:
         return done.returncode == 0
 
     def _find_functions(self) -> None:
-        """All functions of the package, whatever decorates them, and what `lru_cache` keeps."""
+        """Find all functions of the package, even decorated ones, and the `lru_cache` caches."""
         for found in gc.get_objects():
             if isinstance(found, FunctionType):
                 code = found.__code__
@@ -280,7 +281,7 @@ class Mutation:
 
 
 def _fork(run: Callable[[], int]) -> int:
-    """The result of a function that runs in a fork; KILLED if that was ended by a signal."""
+    """Return the result of a function that runs in a fork; KILLED if a signal ended the fork."""
     child = os.fork()
     if child == 0:
         _run_child(run)
@@ -320,7 +321,7 @@ def _walk(code: CodeType) -> Iterator[CodeType]:
 
 
 def read_accepted() -> dict[str, set[str]]:
-    """The survivors that are known, as diffs, for each module."""
+    """Return the accepted survivors of each module, as diffs."""
     accepted: dict[str, set[str]] = {}
     for module, groups in tomllib.loads(ACCEPTED.read_text("utf-8")).items():
         for group in groups:
@@ -330,7 +331,7 @@ def read_accepted() -> dict[str, set[str]]:
 
 
 def report(module: str, result: Result) -> None:
-    """Print what the tests of a module or the list of accepted mutants lack."""
+    """Print the unexpected survivors of a module, and the outdated accepted mutants."""
     for mutant in result.unexplained:
         print(f"\n# Survived in {module}, line {mutant.lines.start}:")
         print(f"'''\n{mutant.diff}\n''',")
@@ -346,8 +347,8 @@ def is_fine(results: Sequence[Result], is_sample: bool) -> bool:
     unexplained = sum(len(result.unexplained) for result in results)
     print(f"{killed} of {tested} mutants killed, {killed / max(tested, 1):.1%}")
     if is_sample:
-        # A line of an accepted mutant may have changed, and over sockets a change of a time is not
-        # always noticed.
+        # A line of an accepted mutant may have changed, and a changed time is not always noticed
+        # over sockets.
         return tested - unexplained >= LOWEST_RATE * tested
     is_explained = not unexplained and not any(result.outdated for result in results)
     return is_explained and killed >= LOWEST_RATE * tested
@@ -377,7 +378,7 @@ def main() -> int:
         count = ["git", "-C", str(TESTS), "rev-list", "--count", "HEAD"]
         seed = int(subprocess.check_output(count))
         modules = [modules[seed % len(modules)]]
-    # The same examples for each mutant, and no search for the shortest one that fails.
+    # Use the same examples for each mutant, and do not shrink those that fail.
     hypothesis.settings.register_profile(
         "mutation",
         database=None,
@@ -391,7 +392,7 @@ def main() -> int:
         plugin = Mutation(modules, arguments.sample, seed, Path(folder))
         tests = sorted({str(TESTS / name) for module in modules for name in MODULES[module]})
         options = ["-qq", "--capture=no", f"--basetemp={folder}/tmp", f"--rootdir={TESTS.parent}"]
-        # hypothesis, above, before its plugin.
+        # hypothesis is imported above, before its pytest plugin.
         options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
         selection = ["-m", NOT_RUN, "-k", NOT_SELECTED]
         code = pytest.main([*options, *selection, *tests], plugins=[plugin])

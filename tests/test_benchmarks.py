@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_the_table_of_faults_shows_which_clients_accept_a_wrong_reply(
     own, *others = shares.split()[-len(faults.CLIENTS) :]
     assert own == "0%"
     assert all(int(share.rstrip("%")) > 0 for share in others)
+
+
+def test_the_table_of_faults_names_the_extra_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(SystemExit, match=r"pip install --editable \"\.\[bench\]\""):
+        faults.main()
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS)

@@ -180,11 +180,22 @@ def test_the_table_of_the_gateway_names_every_flag() -> None:
     assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))
 
 
-def test_an_example_for_trio_names_the_package_to_install() -> None:
-    # No extra installs trio.
+# The packages that no extra for users installs, with the names of their modules.
+NOT_IN_EXTRAS = {
+    "openai": "openai",
+    "pandas": "pandas",
+    "ray": "ray",
+    "trio": "trio",
+    "vcr": "vcrpy",
+}
+
+
+def test_an_example_names_the_package_to_install() -> None:
     for name, text in DOCUMENTS.items():
-        for before in re.findall(r"([^\n]+)\n\n```python\nimport trio\n", text):
-            assert "`pip install trio`" in before, name
+        for before, block in re.findall(r"([^\n]+)\n\n```python\n(.*?)```", text, re.DOTALL):
+            for module in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
+                if module in NOT_IN_EXTRAS:
+                    assert f"`pip install {NOT_IN_EXTRAS[module]}`" in before, name
 
 
 def test_the_readme_has_one_way_to_call_the_command() -> None:

@@ -56,32 +56,32 @@ class AsyncClient:
 
     - `base_url`: an http or https URL, with or without a path prefix. Defaults to
       `$CROMICLE_BASE_URL`, else `https://cromicle.top`.
-    - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`. One of your own needs a
-      `base_url`, so that it goes to no host that is not yours.
-    - `timeout`: seconds for every phase but `total` and `pool`; or a `Timeout` or an
-      `httpx.Timeout`; None for no limit.
-    - `retry`: a `Retry`; `Retry(attempts=1)` disables retries.
+    - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`. Any other token requires
+      a `base_url`, so that it is not sent to the default host.
+    - `timeout`: seconds for every limit except `total` and `pool`; or a `Timeout` or an
+      `httpx.Timeout`; None for no limit. Defaults to `Timeout()`.
+    - `retry`: a `Retry`; `Retry(attempts=1)` disables retries. Defaults to `Retry()`, three
+      attempts.
     - `max_reply_bytes`: a longer reply raises `ReplyTooLargeError`. Defaults to 64 MiB.
     - `max_connections`: calls in flight; further ones are queued, within `timeout.pool`. Defaults
       to 1000.
     - `strict`: reject any response that is not verifiably a complete plain-text reply: HTML, JSON,
       an empty body, a body with neither length nor chunks, bytes that are not UTF-8. False accepts
       them, with U+FFFD for invalid bytes. Defaults to True.
-    - `extra_body`: JSON fields to send beside `message`, `token` and `hash`, by name, for a server
-      that takes them: `{"temperature": 0.5}`.
+    - `extra_body`: JSON fields by name, sent beside `message`, `token` and `hash` to a server that
+      accepts them, such as `{"temperature": 0.5}`.
     - `send_messages`: also send the messages with their roles, for a server that passes them on to
       its model. Defaults to False.
     - `headers`: sent with each request. `Host`, the content headers and the encodings cannot be
       overridden.
-    - `proxy`: an http, https or socks5 URL. Defaults to the environment's, which is never used for
-      loopback addresses.
+    - `proxy`: an http, https or socks5 URL. Defaults to that of the environment, which is never
+      used for loopback addresses.
     - `verify`: True, or an `ssl.SSLContext`.
     - `http_client`: an httpx or httpx2 client of your own, which is used as it is and never closed.
       The timeouts and the URL of a request are those given here.
 
-    Tasks may share a client. After a fork, or on another event loop, it
-    opens connections of its own.
-    A pickle of it holds its options, and so the token.
+    Tasks can share a client. After a fork, or on another event loop, it opens new connections.
+    A pickled client contains its options, including the token.
 
     Raises `ConfigurationError`, which names the option. Close it, or use it in `async with`.
     """
@@ -152,9 +152,9 @@ class AsyncClient:
 
         The options are those of the client, for this call:
 
-        - `timeout`: seconds for every phase but `total` and `pool`, which stay those of the client;
-          or a `Timeout` or an `httpx.Timeout`; None for no limit. Defaults to the client's.
-        - `retry`: a `Retry`. A reply that breaks off is retried, too: nothing of it has been
+        - `timeout`: seconds for every limit except `total` and `pool`, which keep the client's
+          values; or a `Timeout` or an `httpx.Timeout`; None for no limit. Defaults to the client's.
+        - `retry`: a `Retry`. A truncated reply is also retried, because no part of it has been
           returned. Defaults to the client's.
         - `max_reply_bytes`: in bytes; a longer reply raises `ReplyTooLargeError`. Defaults to the
           client's.
@@ -166,8 +166,8 @@ class AsyncClient:
         - `headers`: values by name, added to the client's. Defaults to None.
 
         Raises `InvalidMessageError` and `ConfigurationError` before anything is sent; then
-        `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with
-        `partial_text` where some text had arrived.
+        `APIConnectionError`, `APITimeoutError`, `APIStatusError` or `ReplyError`, with the text so
+        far in `partial_text`.
         """
         options = self._options.with_call_options(
             timeout=timeout,
@@ -225,12 +225,11 @@ class AsyncClient:
         send_messages: bool | UseClientDefault = USE_CLIENT_DEFAULT,
         headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """A client with some options changed, on the same connections.
+        """Return a client with other options that shares the connections of this one.
 
-        The options are those of `chat`, and `token`; all others belong to the connections. What is
-        not given stays as it is. Closing such a view closes nothing else; closing the client that
-        it came from closes the connections of both.
-        Raises `ConfigurationError`.
+        Accepts the options of `chat`, and `token`; all others belong to the connections. An option
+        that is not given keeps its value. Closing the new client leaves the connections open;
+        closing the original client closes them for both. Raises `ConfigurationError`.
         """
         secret = None if token is USE_CLIENT_DEFAULT else Secret(token)
         # An error about another option leaves through this frame, whose locals may be printed.
@@ -303,7 +302,7 @@ class AsyncClient:
 
 
 def _connect(options: Options, connection_options: ConnectionOptions) -> AsyncSession:
-    # What it needs is loaded with the first client: httpcore takes as long to import as httpx.
+    # Imported with the first client only: httpcore takes as long to import as httpx.
     from cromicle_sdk._http.proxies import Route
 
     from .session import AsyncSession

@@ -1,4 +1,4 @@
-"""The parts of async code that differ from blocking code: waits by anyio, and their ends.
+"""The parts of async code that differ from blocking code: waits and their cancellation.
 
 `_sync/concurrency.py` has the same names for blocking code; a test compares the two.
 """
@@ -43,17 +43,17 @@ __all__ = [
     "wait_any_writable",
 ]
 
-# A process and an event loop of it, as a key.
+# The ID of a process and one of its event loops, as a key.
 Runtime = tuple[int, object]
 
 
 def current_runtime() -> Runtime:
-    """The owner of a connection: this process and this event loop."""
+    """Return the owner of a connection: this process and this event loop."""
     return os.getpid(), anyio.lowlevel.current_token()
 
 
 def current_loop() -> Any:
-    """The running event loop of asyncio, or trio's token."""
+    """Return the running event loop of asyncio, or trio's token."""
     return _loop_of(anyio.lowlevel.current_token())
 
 
@@ -62,7 +62,7 @@ def _loop_of(token: object) -> Any:
 
 
 def is_runtime_alive(runtime: Runtime) -> bool:
-    """Whether its event loop may still run in this process."""
+    """Whether the event loop may still run in this process."""
     process, token = runtime
     loop = _loop_of(token)
     if process != os.getpid():
@@ -70,7 +70,7 @@ def is_runtime_alive(runtime: Runtime) -> bool:
     if hasattr(loop, "is_closed"):
         return not loop.is_closed()
     try:
-        # trio has no other way to tell.
+        # trio has no other way to check.
         loop.run_sync_soon(int)
     except RuntimeError:
         return False
@@ -78,9 +78,9 @@ def is_runtime_alive(runtime: Runtime) -> bool:
 
 
 class CancelHandle:
-    """Cancels one call: its present wait and those to come.
+    """Cancels one call: its current wait and all later ones.
 
-    `cancel` may be called by any task, thread or signal handler: of another event loop, too.
+    `cancel` may be called from any task, thread, event loop or signal handler.
     """
 
     __slots__ = (
@@ -91,12 +91,12 @@ class CancelHandle:
     def __init__(self) -> None:
         self.is_cancelled: bool = False
         self._process = os.getpid()
-        # What ends the present wait: a function, or a scope or a socket.
+        # How to end the current wait: by a function, a scope or a socket.
         self._interrupt: Callable[[], object] | None = None
         self._scope: anyio.CancelScope | None = None
         self._socket: socket.socket | None = None
         self._thread = 0
-        # Of the event loop that waits for something else than a socket.
+        # The token of the event loop, for a wait that is not for a socket.
         self._token: object = None
 
     def cancel(self) -> None:
@@ -104,20 +104,20 @@ class CancelHandle:
         interrupt, scope, sock = self._interrupt, self._scope, self._socket
         if interrupt is not None and self._process == os.getpid():
             interrupt()
-        # A scope belongs to its event loop, and so to one thread.
+        # A scope belongs to its event loop, and therefore to one thread.
         if scope is not None and self._thread == threading.get_ident():
             scope.cancel()
         # A forked child shares the connection and the event loop with its parent.
         elif self._process == os.getpid():
             if sock is not None:
-                # Nothing waits for a socket that is not connected any more.
+                # A socket that is no longer connected has no waiters.
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
             if self._token is not None:
                 _run_soon(self._token, self._cancel_scope)
 
     def _cancel_scope(self) -> None:
-        # It may be over meanwhile, and another one have begun.
+        # The wait may have ended in the meantime, and another one may have started.
         if self._scope is not None:
             self._scope.cancel()
 
@@ -127,32 +127,32 @@ class CancelHandle:
             raise ClosedByCaller
 
     async def run(self, wait: Callable[[], Awaitable[object]], timeout: float | None) -> bool:
-        """Run a wait; False where it took `timeout` seconds. Raises `ClosedByCaller`."""
+        """Run a wait. Return False after `timeout` seconds. Raises `ClosedByCaller`."""
         self._token = anyio.lowlevel.current_token()
         return await self._run(wait, timeout, None)
 
     async def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
-        """Wait until a socket has bytes or an end to read; False at the timeout.
+        """Wait until a socket has data or its end. Return False after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
         return await self._run(partial(anyio.wait_readable, sock), timeout, sock)
 
     async def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
-        """Wait until a socket takes bytes, or is connected; False at the timeout.
+        """Wait until a socket is writable or connected. Return False after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
-        # A busy event loop may come to the timeout first.
+        # A busy event loop may notice the timeout first.
         is_ready = await self._run(partial(anyio.wait_writable, sock), timeout, sock)
         return is_ready or bool(poll([sock], WRITE, 0))
 
     def set_interrupt(self, interrupt: Callable[[], object] | None) -> None:
-        """What `cancel` calls from now on, in any thread, to end a wait of another kind."""
+        """Set the function that `cancel` calls, in any thread, to end a wait of another kind."""
         self._interrupt = interrupt
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; a cancellation ends it."""
+        """Wait for so many seconds, or until `cancel`."""
         with suppress(ClosedByCaller):
             await self.run(partial(anyio.sleep, seconds), None)
 
@@ -167,7 +167,8 @@ class CancelHandle:
         with anyio.CancelScope(deadline=deadline) as scope:
             is_outermost = self._set_scope(scope)
             try:
-                # Not before: `cancel` in another thread finds the scope, or this finds its mark.
+                # Only now: either `cancel` in another thread finds the scope, or this check sees
+                # the cancellation.
                 self.check()
                 await wait()
             finally:
@@ -180,13 +181,13 @@ class CancelHandle:
     def suspend(
         self, suspension: Any, deadline: float, *, is_cancellable: bool
     ) -> Generator[Any, Any, tuple[Any, BaseException | None, bool]]:
-        """Wait as a coroutine does that has yielded `suspension`, until the deadline at most.
+        """Wait in place of a coroutine that has yielded `suspension`, at most until the deadline.
 
-        Returns the value or the error that it ends with, and whether it is over its limit: an error
-        is that of the limit then, a value has come at the same time.
+        Returns the value or the error with which the wait ends, and whether the limit was exceeded.
+        An error is then that of the limit; a value has arrived at the same moment.
 
-        `cancel` ends the wait where it `is_cancellable`. The scope is left before the coroutine
-        goes on, which may leave a scope that it has entered before this one.
+        `cancel` ends the wait if `is_cancellable`. The scope is exited before the coroutine
+        continues, because the coroutine may exit a scope that it has entered earlier.
         """
         if self._token is None:
             self._token = anyio.lowlevel.current_token()
@@ -211,9 +212,9 @@ class CancelHandle:
         return value, error, scope.cancel_called
 
     def _set_scope(self, scope: anyio.CancelScope) -> bool:
-        """Let `cancel` cancel a scope from now on; False where it cancels one around it.
+        """Let `cancel` cancel a scope from now on. Return False if an outer scope is already set.
 
-        A custom client whose wait alone was cancelled could go on to wait for something else.
+        A custom client could continue with another wait if only an inner wait was cancelled.
         """
         if self._scope is not None:
             return False
@@ -225,7 +226,7 @@ class CancelHandle:
 async def resolve(
     host: str, port: int, timeout: float | None, cancel_handle: CancelHandle
 ) -> list[Address] | None:
-    """A host's addresses; None where the resolver did not answer within `timeout` seconds.
+    """Return the addresses of a host, or None after `timeout` seconds.
 
     Raises `OSError` and `ClosedByCaller`.
     """
@@ -239,7 +240,7 @@ async def resolve(
 
 
 def _run_soon(token: object, function: Callable[[], object]) -> None:
-    """Run a function in the event loop of a token, from any thread; not in one that has ended."""
+    """Run a function in the event loop of a token, from any thread, unless the loop has ended."""
     loop = _loop_of(token)
     run = loop.call_soon_threadsafe if hasattr(loop, "is_closed") else loop.run_sync_soon
     with suppress(RuntimeError):
@@ -249,7 +250,7 @@ def _run_soon(token: object, function: Callable[[], object]) -> None:
 async def wait_any_writable(
     socks: list[socket.socket], timeout: float | None, cancel_handle: CancelHandle
 ) -> list[socket.socket]:
-    """The first of several sockets to be connected or refused; none at the timeout.
+    """Return the sockets that are connected or refused first, or none after `timeout` seconds.
 
     Raises `ClosedByCaller`.
     """
@@ -271,18 +272,18 @@ async def wait_any_writable(
 
 
 async def checkpoint() -> None:
-    """Let other tasks run, and a cancellation come."""
+    """Let other tasks run, and allow a cancellation."""
     await anyio.lowlevel.checkpoint()
 
 
 class ConnectionLimiter:
-    """How many exchanges may be under way in one event loop; further ones are queued."""
+    """Limits the concurrent exchanges of one event loop. Further ones are queued."""
 
     def __init__(self, count: int) -> None:
         self._slots = Slots(min(count, _find_capacity()))
 
     async def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
-        """Take a slot; None where none was free within `timeout` seconds.
+        """Acquire a slot. Return None after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
@@ -292,8 +293,8 @@ class ConnectionLimiter:
         wake = partial(_run_soon, anyio.lowlevel.current_token())
         event = anyio.Event()
         waiter = self._slots.wait(partial(wake, event.set))
-        # Weak: the exception that ends the wait may keep this function until the garbage collector
-        # runs, and with it the place in the queue.
+        # Weak: the exception that ends the wait may keep this function, and with it the place in
+        # the queue, until the garbage collector runs.
         queued = proxy(waiter)
         taken: list[Slot] = []
 
@@ -307,7 +308,7 @@ class ConnectionLimiter:
 
         try:
             await cancel_handle.run(wait, timeout)
-            # One may be free as the time runs out.
+            # A slot may become free at the moment of the timeout.
             return taken.pop() if taken else waiter.take()
         finally:
             # An exception that is kept keeps this frame, and so the slot.
@@ -316,11 +317,11 @@ class ConnectionLimiter:
 
 
 def _find_capacity() -> int:
-    """How many exchanges the running event loop bears.
+    """Return the number of exchanges that the running event loop supports.
 
-    On Windows, anyio waits for the sockets of asyncio's loops by one `select`, which raises where
-    they are more than 512, and then never waits again. An exchange has two while it connects to a
-    host whose first address does not answer.
+    On Windows, anyio waits for the sockets of asyncio's event loops with one `select`, which raises
+    for more than 512 sockets, and then never waits again. An exchange has two sockets while it
+    connects to a host whose first address does not respond.
     """
     kinds = type(current_loop()).__mro__
     is_asyncio = any(kind.__module__ == "asyncio.base_events" for kind in kinds)
@@ -333,7 +334,7 @@ _SELECT_CAPACITY = 240
 
 @contextmanager
 def shield(seconds: float) -> Generator[None]:
-    """Let a clean-up go on although its call is cancelled, for so long."""
+    """Let a clean-up run for so many seconds although its call is cancelled."""
     with anyio.move_on_after(seconds, shield=True):
         yield
 
@@ -341,6 +342,6 @@ def shield(seconds: float) -> Generator[None]:
 async def time_limit(
     run: Callable[[], Awaitable[None]], seconds: float | None, cancel_handle: CancelHandle
 ) -> None:
-    """Hold the code of a custom client to a limit. Raises `TimeLimitReached`, `ClosedByCaller`."""
+    """Limit the time of a custom client's code. Raises `TimeLimitReached` and `ClosedByCaller`."""
     if not await cancel_handle.run(run, seconds):
         raise TimeLimitReached

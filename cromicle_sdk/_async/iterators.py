@@ -1,4 +1,4 @@
-"""The iterators of a custom client's responses: a limit for each of their steps, and their end.
+"""The iterators of a custom client's responses: limiting their steps, and closing them.
 
 `_sync/iterators.py` has the same names for blocking code; a test compares the two.
 """
@@ -20,24 +20,24 @@ __all__ = ["close_iterator", "finish_iterator", "limit_waits"]
 
 T = TypeVar("T")
 
-# How long each wait of a custom client may take at least, in seconds: it waits to read what has
-# arrived already, too.
+# The minimum limit of a wait of a custom client, in seconds: it also waits to read data that has
+# already arrived.
 _LEAST_WAIT_SECONDS = 0.02
 
-# More than the chunks of one byte in the 4 KiB that httpcore reads at a time from us.
+# More than the one-byte chunks in the 4 KiB that httpcore reads from this network at a time.
 _STEPS_TO_FINISH = 1_000
 
-# Steps of an iterator of httpx's, of 10 us each, before others may run.
+# The steps of httpx's iterator, of 10 us each, before other tasks run.
 _STEPS_AT_ONCE = 64
 
 
 def finish_iterator(chunks: AsyncIterator[bytes]) -> None:
-    """Run an iterator of httpcore's over a closed connection to its end, without an event loop.
+    """Run httpcore's iterator over a closed connection to its end, without an event loop.
 
-    A generator that is dropped unfinished is a warning under trio, and a task on asyncio. With its
-    connection closed, httpcore's has no more than the chunks that it has read before, and then
-    raises: so its steps are taken by hand. An iterator that may wait must not come here, since its
-    task would stay where it waits.
+    Dropping an unfinished generator causes a warning on trio, and a task on asyncio. After its
+    connection is closed, httpcore's iterator yields only the chunks that it has already read, and
+    then raises. Its steps are therefore run by hand. An iterator that may wait must not be passed,
+    because its task would stay suspended.
     """
     step = None
     for _ in range(_STEPS_TO_FINISH):
@@ -51,10 +51,10 @@ def finish_iterator(chunks: AsyncIterator[bytes]) -> None:
 
 
 async def close_iterator(chunks: AsyncIterator[bytes], seconds: float, *, is_nested: bool) -> None:
-    """End an iterator before its end: close it where it is one to close, a generator, in time.
+    """Close an unfinished iterator, if it is a generator, within the limit.
 
-    `is_nested`: it is of httpx's, and holds httpcore's, which nothing would close. Their response
-    is closed, so it is run to its end, which is the first point where it would wait.
+    `is_nested`: the iterator is httpx's, and holds httpcore's, which nothing else closes. Because
+    their response is closed, it is run to its end, or to the first point where it would wait.
     """
     if not is_nested:
         aclose: Callable[[], Awaitable[object]] | None = getattr(chunks, "aclose", None)
@@ -66,7 +66,7 @@ async def close_iterator(chunks: AsyncIterator[bytes], seconds: float, *, is_nes
         scope.cancel()
         count = 0
         async for _ in chunks:
-            # Many chunks may have been read before: let others run.
+            # Many chunks may have been read already: let other tasks run.
             count += 1
             if count % _STEPS_AT_ONCE == 0:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -77,24 +77,24 @@ def limit_waits(
     find_limit: Callable[[], float],
     cancel_handle: concurrency.CancelHandle,
 ) -> Awaitable[T]:
-    """Hold one step of a custom client's iterator to a limit. Raises as `time_limit` does.
+    """Limit one step of a custom client's iterator. Raises the same errors as `time_limit`.
 
-    An iterator may leave its task group or timeout open from one step to the next, so that no
-    cancel scope can span a step. Each wait within the step has a scope of its own instead;
-    `find_limit` is called at the first one, since most steps have none.
+    An iterator may keep a task group or a timeout open from one step to the next, so no cancel
+    scope can span a step. Instead, each wait within the step has a scope of its own. `find_limit`
+    is called at the first wait, because most steps have none.
 
-    At the limit the step is cancelled, as by a scope around it: its wait raises, and what it
-    returns or raises then counts for nothing. It may wait for `LAST_CLEANUP_SECONDS` more; after
-    that each further wait raises at once.
+    At the limit, the step is cancelled as by a scope around it: its wait raises, and its result is
+    ignored. It may wait for `LAST_CLEANUP_SECONDS` more; after that, each further wait raises at
+    once.
     """
     return _LimitedWaits(run, find_limit, cancel_handle)
 
 
 class _LimitedWaits(Generic[T]):
-    """Awaits something with a cancel scope around each of its suspensions, and only those.
+    """Awaits a step with a cancel scope around each of its suspensions, and only those.
 
-    A scope costs 3 to 9 us, and most chunks of a custom client's response have arrived with the one
-    before, so that no wait is needed.
+    A scope costs 3 to 9 us, and most chunks of a custom client's response have arrived with the
+    previous one, so that no wait is needed.
     """
 
     __slots__ = ("_cancel_handle", "_find_limit", "_run")
@@ -122,7 +122,8 @@ class _LimitedWaits(Generic[T]):
     def _resume(self, step: Generator[Any, Any, T], suspension: Any) -> Generator[Any, Any, T]:
         suspend = self._cancel_handle.suspend
         deadline = anyio.current_time() + max(self._find_limit(), _LEAST_WAIT_SECONDS)
-        # Why the step is cancelled; whether it was late; and what else has interrupted it.
+        # The reason why the step is cancelled, whether a value arrived late, and all other
+        # interrupts.
         reason: Exception | None = None
         is_late = False
         interrupts: list[BaseException] = []
@@ -132,7 +133,8 @@ class _LimitedWaits(Generic[T]):
             )
             interrupts += () if is_over or error is None else (error,)
             if is_over and error is None and not _is_cancellation(value):
-                # What came at the last moment counts. From trio's checkpoints nothing else comes.
+                # A value that arrives at the last moment counts. Only trio's checkpoints end
+                # without one.
                 error = self._find_reason() if is_late else None
                 is_late = True
                 is_over = error is not None
@@ -147,10 +149,11 @@ class _LimitedWaits(Generic[T]):
                     result: T = done.value
                     return result
             except BaseException as raised:
-                # Another scope's cancellation must not be lost: asyncio sends it once.
+                # The cancellation of another scope must not be lost, because asyncio sends it only
+                # once.
                 if reason is None or not _is_cancelled(raised, but_not=interrupts):
                     raise
-            # Outside of the handlers, whose errors are not its context.
+            # Outside the handlers, so that their errors do not become its context.
             raise reason
 
     def _find_reason(self) -> Exception:
@@ -158,15 +161,15 @@ class _LimitedWaits(Generic[T]):
 
 
 def _is_cancellation(value: Any) -> bool:
-    """Whether a suspension has ended with it because it was cancelled.
+    """Whether this value of a suspension is a cancellation.
 
-    On asyncio that is an exception; trio sends an outcome, which raises one further in.
+    asyncio raises an exception; trio sends an outcome, which raises one further inside.
     """
     return isinstance(getattr(value, "error", None), anyio.get_cancelled_exc_class())
 
 
 def _is_cancelled(error: BaseException, *, but_not: list[BaseException]) -> bool:
-    """Whether cancelled code may raise it: no interrupt by the user, and none of those given."""
+    """Whether cancellation can raise this error, which is no interrupt and none of `but_not`."""
     group: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     if not isinstance(error, Exception) and group:
         return all(_is_cancelled(each, but_not=but_not) for each in group)

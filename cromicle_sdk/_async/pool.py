@@ -1,10 +1,11 @@
-"""The connection pool below our transports: one exchange a connection, at linear cost.
+"""The connection pool of the transports: one exchange per connection, at linear cost.
 
-httpcore's pool is not used. Its bookkeeping is quadratic in the requests in flight, and on asyncio
-a cancelled request can lose its slot for good (httpcore issue 1093; httpcore2 2.16 has mended
-both). Nor does it notice bytes that follow a response, which would be read as the response to the
-next request. Here a connection belongs to one exchange or is idle. A second response that arrives
-after the next request has gone out is that request's by HTTP/1.1 (RFC 9112, 9.2), here as anywhere.
+httpcore's pool is not used. Its cost is quadratic in the requests in flight, and on asyncio a
+cancelled request can leak its slot (httpcore issue 1093; httpcore2 2.16 has fixed both). It does
+not notice bytes that follow a response either, and would read them as the response to the next
+request. Here, a connection belongs to one exchange or is idle. In HTTP/1.1, a second response that
+arrives after the next request was sent is the response to that request (RFC 9112, 9.2), here as
+elsewhere.
 """
 
 from __future__ import annotations
@@ -43,23 +44,23 @@ __all__ = ["AsyncExchange", "AsyncPool", "AsyncTrace"]
 
 
 class AsyncPool:
-    """The pool of a transport: one of its own for each event loop, and for each forked process."""
+    """The pool of a transport: one of its own for each event loop and forked process."""
 
     def __init__(self, route: Route, *, max_connections: int) -> None:
         self._route = route
         self._max_connections = max_connections
         self._loop_pools: dict[concurrency.Runtime, AsyncLoopPool] = {}
-        # Of plain httpx requests: the calls of our own clients are cancelled by those.
+        # The exchanges of plain httpx requests. Calls of this package's clients cancel their own.
         self._exchanges: WeakSet[AsyncExchange] = WeakSet()
         self.is_closed = False
-        # A pool that is dropped unclosed leaves no socket behind. Not by `__del__`, before which
-        # the collector may have come to the sockets.
+        # Closes the sockets of a pool that is dropped without being closed. In `__del__`, the
+        # garbage collector might already have finalized the sockets.
         finalize(self, _close_all, self._loop_pools)
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        """Run the exchange that a call of ours sends along; or a new one, for a plain request.
+        """Run the exchange in the extensions of a call, or a new one for a plain httpx request.
 
-        Raises `httpcore`'s errors; for a call of ours also `ClosedByCaller`.
+        Raises `httpcore`'s errors, and `ClosedByCaller` for a call.
         """
         library = find_library(request)
         if library is httpcore:
@@ -95,27 +96,27 @@ class AsyncPool:
             exchange.abandon()
             raise httpcore.ReadError(str(error)) from error
         except BaseException:
-            # Cancelled, interrupted or failed: an exception that is kept keeps this frame, and so
+            # Cancelled, interrupted or failed. An exception that is kept keeps this frame and so
             # the exchange, which must not keep its slot.
             exchange.abandon()
             raise
 
     def find_loop_pool(self) -> AsyncLoopPool:
-        """The pool of the running event loop. Raises `ClosedByCaller` after `aclose`."""
+        """Return the pool of the running event loop. Raises `ClosedByCaller` after `aclose`."""
         if self.is_closed:
             raise ClosedByCaller("its client is closed")
         runtime = concurrency.current_runtime()
         pool = self._loop_pools.get(runtime)
         if pool is None:
             self._close_dead_loop_pools()
-            # Threads may come here at the same time: this is one step, and they get the same one.
+            # `setdefault` is atomic: concurrent threads get the same pool.
             pool = self._loop_pools.setdefault(
                 runtime, AsyncLoopPool(self._route, self._max_connections)
             )
         return pool
 
     def _close_dead_loop_pools(self) -> None:
-        """Close what a fork or an event loop that has ended has left behind."""
+        """Close the pools that a fork or an ended event loop has left behind."""
         for runtime in list(self._loop_pools):
             if not concurrency.is_runtime_alive(runtime):
                 pool = self._loop_pools.pop(runtime, None)
@@ -144,19 +145,19 @@ def _close_all(pools: dict[concurrency.Runtime, AsyncLoopPool]) -> None:
 class AsyncExchange:
     """One request and its response. It holds a slot and a connection until it is over.
 
-    The call makes it and passes it in the extensions of its httpx request; the pool runs it. So
-    the call can abandon it at any moment, whichever layer of httpx an exception has passed. Nothing
-    that it holds refers to it, so that one that is dropped releases both without the cyclic GC.
+    The call creates it and passes it in the extensions of its httpx request, and the pool runs it.
+    The call can therefore abandon it at any time, whichever layer of httpx raises. Nothing that it
+    holds refers back to it, so that a dropped exchange releases both without the cyclic GC.
 
-    It is the stream of httpcore's response, too: an iterator, since a generator that is dropped
-    unfinished is a warning under trio.
+    It is also the stream of httpcore's response. It is an iterator, because dropping an unfinished
+    generator causes a warning on trio.
 
-    `redact` is set for a call of our own: it removes the call's secrets from a text of the server.
-    The request of such a call is sent again if the server closed the idle connection before it read
-    it.
+    `redact` is set for calls of this package's clients: it removes secrets from texts of the
+    server. The request of such a call is sent again if the server closed the idle connection before
+    reading it.
     """
 
-    # An interrupt may leave one half made, and `__del__` finds these.
+    # Defaults for `__del__`, because an interrupt can end `__init__` early.
     _slot: Slot | None = None
     _connection: AsyncConnection | None = None
     _chunks: AsyncIterator[bytes] | None = None
@@ -189,14 +190,14 @@ class AsyncExchange:
         self._library: ModuleType = httpcore
 
     def bind(self, body: object) -> None:
-        """Run the request with this body alone."""
+        """Restrict this exchange to the request with this body."""
         self._request_body = body
 
     def is_for(self, request: httpcore.Request) -> bool:
         """Whether `run` may send a request that has this exchange in its extensions.
 
-        A hook may send another one with the same extensions. The same one comes again once its
-        response is over, as authentication sends it; a transport may also send it twice at a time.
+        A hook may send another request with the same extensions. Authentication sends the same
+        request again after its response, and a transport may send it twice at the same time.
         """
         is_in_use = self._is_running or (self._source is not None and self._slot is not None)
         is_bound = self._request_body is None or self._request_body is request.stream
@@ -207,7 +208,7 @@ class AsyncExchange:
     ) -> httpcore.Response:
         """Send the request and wait for the head of its response, whose stream is this object.
 
-        Errors while it is iterated are those of `library`.
+        Iterating over it raises the errors of `library`.
 
         Raises `httpcore`'s errors and `ClosedByCaller`.
         """
@@ -230,11 +231,11 @@ class AsyncExchange:
         try:
             response = await self._send(pool, request)
         except Exception as error:
-            # Instrumentation sees it before the call does.
+            # Instrumentation sees the error before the call does.
             if self._redact is not None:
                 redact_error(error, self._redact)
             raise
-        # httpcore's response is kept, and read through this object.
+        # Keep httpcore's stream, and let the response be read through this object.
         self._source, response.stream = response.stream, self
         extensions = find_extensions(response)
         self.observer.receive_head(response.status, response.headers, extensions)
@@ -273,8 +274,8 @@ class AsyncExchange:
                 idle.close()
                 if self._redact is None or not idle.is_request_unread:
                     raise
-        # The server closed the idle connection just as the request was sent, a race that no check
-        # wins: it has not seen the request, which gets a connection of its own.
+        # The server closed the idle connection while the request was sent, a race that no check
+        # prevents. It has not read the request, so send it on a new connection.
         return await self._send_on(pool.open_connection(origin), request)
 
     async def _send_on(
@@ -297,13 +298,13 @@ class AsyncExchange:
 
     @property
     def trailers(self) -> Trailers:
-        """The trailers, at the end of the body."""
+        """The trailers, after the end of the body."""
         return self._trailers
 
     async def read(self) -> bytes | bytearray:
-        """The bytes of the body that have arrived; waits for at least one. b"" at its end.
+        """Return the part of the body that has arrived, at least one byte; b"" at its end.
 
-        Raises as `run` does.
+        Raises the same errors as `run`.
         """
         if self._is_end:
             return b""
@@ -316,7 +317,7 @@ class AsyncExchange:
         if self._failure is not None:
             raise self._failure
         if not self._needs_data:
-            # Bytes lie ready, possibly many: let others run.
+            # The buffer may hold a lot of data: let other tasks run.
             await concurrency.checkpoint()
         while True:
             if self._needs_data:
@@ -336,7 +337,7 @@ class AsyncExchange:
 
     async def _read_source(self) -> bytes:
         if self._chunks is None:
-            # httpcore has one class of response for sync and async.
+            # httpcore has one response class for sync and async.
             self._chunks = aiter(cast("AsyncIterable[bytes]", self._source))
         async for data in self._chunks:
             if data:
@@ -346,41 +347,42 @@ class AsyncExchange:
         return b""
 
     def _use_connection(self) -> AsyncConnection:
-        """The connection. Raises `ClosedByCaller` after `abandon` by another task or thread."""
+        """Return the connection. Raises `ClosedByCaller` after a concurrent `abandon`."""
         if self._connection is None:
             raise ClosedByCaller("it was closed before its end")
         return self._connection
 
     async def aclose(self) -> None:
-        """The body is not read any further.
+        """Stop reading.
 
-        Keeps the connection where the response has ended and left it clean; closes it elsewhere.
+        Keeps the connection if it is clean after the end of the response, and closes it otherwise.
         """
         connection, pool = self._connection, self._pool
         if self._is_end and connection is not None and pool is not None:
             await self._source.aclose()
             if connection.is_clean:
-                # First: `abandon` closes it where an interrupt comes between these lines.
+                # First, so that `abandon` closes it if an interrupt arrives between these lines.
                 self._connection = None
                 pool.put_idle(connection)
         self.abandon()
 
     def cancel(self) -> None:
-        """End every wait of it; from any thread or signal handler."""
+        """End every wait of the exchange, from any thread or signal handler."""
         self.cancel_handle.cancel()
         connection = self._connection
         if self._is_upgraded and connection is not None:
-            # Its reads and writes wait at the same time, and the handle knows of one of them.
+            # After an upgrade, a read and a write can wait at the same time, and the handle ends
+            # only one.
             connection.interrupt()
 
     def abandon(self) -> None:
         """Release the slot and close the connection, without waiting."""
-        # An interrupt may come at any line. What it drops here releases itself, and the next call
-        # does the rest.
+        # An interrupt can arrive at any line. Whatever is dropped here releases itself, and the
+        # next call does the rest.
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        # An iterator that another task or thread runs is for that one to finish: it is interrupted.
+        # An iterator that another task or thread is running is interrupted, and closed there.
         if self._chunks is not None and (connection is None or not connection.is_in_use):
             iterators.finish_iterator(self._chunks)
             self._chunks = None
@@ -394,7 +396,7 @@ class AsyncExchange:
     async def __anext__(self) -> bytes:
         """The next chunk, for httpx. Any exception closes the connection, as httpcore does."""
         try:
-            # Another task or thread may close the response meanwhile.
+            # Another task or thread may close the response at any time.
             with self._use_connection().use():
                 data = await self.read()
         except Exception as error:  # noqa: BLE001 - raised as one of the library's

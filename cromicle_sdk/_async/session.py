@@ -1,4 +1,4 @@
-"""The httpx client below a client and its views, and each attempt of a call through it."""
+"""The httpx client that a client and its views share, and the attempts of a call through it."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from .transport import AsyncTransport
 
 __all__ = ["AsyncAttempt", "AsyncCall", "AsyncSession"]
 
-# How long a custom client may take to close a response while the call has time left, in seconds.
-# httpx takes less than a millisecond.
+# The seconds that a custom client may take to close a response, if the call has time left. httpx
+# takes less than a millisecond.
 _CLEANUP_SECONDS = 1.0
 
 
 class AsyncHTTPClient(httpx.AsyncClient):
-    """The httpx client of our own: it adds nothing to a request and keeps no state of it."""
+    """The default httpx client. It adds nothing to a request and keeps no cookies."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         super().__init__(transport=transport, trust_env=False)
@@ -66,7 +66,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         raise AttributeError("this client keeps no cookies")
 
     def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
-        """A request without default headers, at a tenth of the cost of httpx's own."""
+        """Build a request without default headers, at a tenth of the cost of httpx's method."""
         return httpx.Request(
             method,
             parse_url(url),
@@ -88,16 +88,16 @@ class AsyncCall:
         self.cancel_handle: concurrency.CancelHandle = concurrency.CancelHandle()
 
     def find_limit(self) -> float:
-        """Seconds that are left of `total`."""
+        """Return the seconds that are left of `total`."""
         return self.timeouts.total_left(time.monotonic())
 
     def find_cleanup_limit(self) -> float:
-        """Seconds that a custom client may take to close a response."""
+        """Return the seconds that a custom client may take to close a response."""
         left = 0 if self.cancel_handle.is_cancelled else self.find_limit()
         return max(min(_CLEANUP_SECONDS, left), LAST_CLEANUP_SECONDS)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait between two attempts; `cancel_handle` ends it."""
+        """Wait between two attempts, or until `cancel_handle` is cancelled."""
         await self.cancel_handle.sleep(seconds)
 
 
@@ -108,18 +108,18 @@ class AsyncSession:
         self._http_client = http_client
         self._is_custom = is_custom
         self._is_closed = False
-        # A call is held by its stream: one that is dropped is not kept here.
+        # Weak: the stream holds its call, and a dropped call does not stay here.
         self._cancel_handles: WeakSet[concurrency.CancelHandle] = WeakSet()
 
     @classmethod
     def connect(cls, route: Route, max_connections: int) -> AsyncSession:
-        """A session over an httpx client of our own."""
+        """Create a session with the default httpx client."""
         transport = AsyncTransport.for_route(route, max_connections)
         return cls(AsyncHTTPClient(transport), is_custom=False)
 
     @classmethod
     def use(cls, http_client: Any) -> AsyncSession:
-        """A session over a client of the user's, which stays open. Raises `ConfigurationError`."""
+        """Create a session with a custom client. Raises `ConfigurationError`."""
         check_http_client(http_client, "AsyncClient")
         return cls(http_client, is_custom=True)
 
@@ -128,15 +128,15 @@ class AsyncSession:
         return self._is_closed
 
     def start_call(self, timeout: Timeout) -> AsyncCall:
-        """A call whose attempts go through this session, and which `aclose` cancels."""
+        """Start a call through this session. `aclose` cancels it."""
         call = AsyncCall(timeout)
         self._cancel_handles.add(call.cancel_handle)
         return call
 
     def start_attempt(self, call: AsyncCall) -> AsyncAttempt:
-        """An attempt that has yet to be sent.
+        """Create an attempt, which is not sent yet.
 
-        Raises `ClosedByCaller` where the call was cancelled, or this session closed.
+        Raises `ClosedByCaller` if the call was cancelled or this session is closed.
         """
         if self._is_closed or self._http_client.is_closed:
             raise ClosedByCaller("its client is closed")
@@ -144,7 +144,7 @@ class AsyncSession:
         return AsyncAttempt(self._http_client, call, is_custom=self._is_custom)
 
     async def aclose(self) -> None:
-        """Cancel the calls in flight, and close the httpx client unless it is the user's."""
+        """Cancel the calls in flight, and close the httpx client unless it is a custom one."""
         self._is_closed = True
         for cancel_handle in snapshot(self._cancel_handles):
             cancel_handle.cancel()
@@ -166,7 +166,7 @@ class AsyncAttempt:
     async def send(self, request: Request) -> Head:
         """Send the request and wait for the head of its response.
 
-        Raises what httpx raises, `ClosedByCaller`, `TimeLimitReached` and `ConfigurationError`.
+        Raises httpx's errors, `ClosedByCaller`, `TimeLimitReached` and `ConfigurationError`.
         """
         call = self._call
         if self._is_custom:
@@ -192,12 +192,12 @@ class AsyncAttempt:
         except Exception as error:
             if self._response is not None:
                 raise  # it came too late, and is for `aclose` to close
-            # A hook that raises for a status has seen the response, which says more.
+            # A hook that raises for a status has seen the response, which has more details.
             self._response = find_response(error, http_request)
             redirect = find_redirect(error, exchange.observer.head)
             if self._response is None and redirect is None:
                 if isinstance(error, RuntimeError) and self._http_client.is_closed:
-                    # In the moment before it was asked to send.
+                    # It was closed immediately before the call of `send`.
                     raise ClosedByCaller("its client is closed") from error
                 raise
         if self._response is None:
@@ -216,7 +216,7 @@ class AsyncAttempt:
 
     @property
     def last_head(self) -> Head | None:
-        """The last head that has arrived, where it is known; that of a proxy's response, too."""
+        """The last head that has arrived, if known, which may be that of a proxy's response."""
         return None if self._exchange is None else self._exchange.observer.head
 
     @property
@@ -226,16 +226,16 @@ class AsyncAttempt:
 
     @property
     def trailers(self) -> Trailers:
-        """The trailers, at the end of the body; none from a transport that is not ours."""
+        """The trailers, after the end of the body; none from a custom client's own transport."""
         return () if self._exchange is None else self._exchange.trailers
 
     def read(self) -> Awaitable[bytes | bytearray]:
-        """The next bytes of the body, b"" at its end. Raises as `send` does."""
+        """Return the next bytes of the body, b"" at its end. Raises the same errors as `send`."""
         assert self._body is not None, "read() comes after send()"
         return self._body.read()
 
     async def aclose(self) -> None:
-        """The body is not read any further; a connection that it has left clean is kept."""
+        """Stop reading. A connection that is clean after the response is kept."""
         response, body = self._response, self._body
         is_direct = body is self._exchange and not self._is_custom
         try:
@@ -244,7 +244,7 @@ class AsyncAttempt:
                     await response.aclose()
         finally:
             try:
-                # Outside of the shield: an iterator may leave a scope that it has entered before.
+                # Outside the shield: an iterator may exit a scope that it has entered before.
                 if body is not None:
                     await body.aclose()
             finally:
@@ -253,11 +253,11 @@ class AsyncAttempt:
     def abandon(self) -> None:
         """Release the connection at once, without waiting.
 
-        That of a custom client without our transport is for that client to release.
+        A custom client without the transport of this package releases its own connections.
         """
         if self._exchange is not None:
             self._exchange.abandon()
-        # An iterator that is dropped unfinished is for the event loop to close.
+        # The event loop closes an iterator that is dropped unfinished.
         self._body = None
         response, self._response = self._response, None
         if response is not None:
@@ -278,8 +278,8 @@ def _open_body(response: Any, exchange: AsyncExchange, call: AsyncCall) -> _Asyn
     if was_read(response):
         return _AsyncContent(response)
     is_of_exchange: bool = find_source(response.stream) is exchange
-    # Directly: so what has arrived together is read together, and no generator of httpx's is left
-    # unfinished.
+    # The exchange itself, so that data that has arrived together is read together, and no generator
+    # of httpx's is left unfinished.
     return exchange if is_of_exchange else _AsyncChunks(response, call)
 
 
@@ -292,7 +292,7 @@ class _AsyncContent:
         self._response = response
 
     async def read(self) -> bytes:
-        """The whole body, then b"". Raises where a hook has dropped it."""
+        """Return the whole body, then b"". Raises if a hook has dropped it."""
         response, self._response = self._response, None
         content: bytes = b"" if response is None else response.content
         return content
@@ -302,7 +302,7 @@ class _AsyncContent:
 
 
 class _AsyncChunks:
-    """A body that is read from the response's stream: of a mock, or of a custom transport."""
+    """A body that is read from the stream of a response of a mock or a custom transport."""
 
     is_end = False
 
@@ -320,7 +320,7 @@ class _AsyncChunks:
         try:
             while not chunk:
                 chunk = await iterators.limit_waits(read, limit, cancel_handle)
-                # Without an end to them, empty chunks must not run past `total`.
+                # A response may consist of endless empty chunks, which must not exceed `total`.
                 if not chunk:
                     await concurrency.checkpoint()
                     if limit() <= 0:
@@ -333,7 +333,7 @@ class _AsyncChunks:
 
     async def aclose(self) -> None:
         chunks, self._chunks = self._chunks, None
-        # A stream that is its own iterator has been closed with the response.
+        # A stream that is its own iterator was closed with the response.
         is_closed = chunks is self._stream and not isinstance(self._stream, AsyncGenerator)
         if chunks is not None and not is_closed:
             limit = self._call.find_cleanup_limit()

@@ -1,4 +1,4 @@
-"""Reading from a socket in an event loop, at little cost for each chunk.
+"""Reading from a socket in an event loop, at a low cost per chunk.
 
 `_sync/socket_reader.py` has the same names for blocking code; a test compares the two.
 """
@@ -21,7 +21,7 @@ __all__ = ["SocketReader"]
 
 
 def _end_wait(future: Any) -> None:
-    # It may have a result already, or be cancelled.
+    # It may already have a result, or be cancelled.
     if not future.done():
         future.set_result(None)
 
@@ -29,11 +29,11 @@ def _end_wait(future: Any) -> None:
 class SocketReader:
     """Waits for bytes of a socket, and closes it.
 
-    In asyncio's own event loop the socket stays registered from one wait to the next, and so does a
-    timer. To register it for each wait, inside a cancel scope, costs three times as much: half of
-    the cost of a short chunk.
+    In asyncio's own event loop, the socket and a timer stay registered between waits. Registering
+    them for each wait, inside a cancel scope, costs three times as much, which is half of the cost
+    of a short chunk.
 
-    It belongs to the event loop that first waits. `close` may be called from any thread.
+    A reader belongs to the event loop that waits first. `close` may be called from any thread.
     """
 
     __slots__ = (
@@ -47,13 +47,14 @@ class SocketReader:
         self._process = os.getpid()
         self._thread = 0
         self._loop: Any = None
-        # Not with trio, nor with asyncio's Proactor loop.
+        # False on trio, and with asyncio's Proactor loop.
         self._is_registrable = False
         self._stays_registered = False
-        # The descriptor while it is registered. Not the socket: uvloop would keep that open.
+        # The descriptor while it is registered, and not the socket, which uvloop would keep open.
         self._number: int | None = None
         self._max_bytes = 0
-        # What the loop has received for a wait. It stays if that is cancelled at the same time.
+        # Data that the event loop has received for a wait. It is kept if the wait is cancelled at
+        # the same time.
         self._received: bytes | OSError | None = None
         self._future: Any = None
         self._timer: Any = None
@@ -63,9 +64,10 @@ class SocketReader:
     async def receive(
         self, max_bytes: int, timeout: float | None, cancel_handle: concurrency.CancelHandle
     ) -> bytes | OSError | None:
-        """Wait for bytes. An end is b"", and an error of the system is returned.
+        """Wait for bytes, and return them, b"" at the end, or an error of the system.
 
-        None if nothing came, perhaps before the `timeout`, in seconds. Raises `ClosedByCaller`.
+        Returns None if nothing arrived, perhaps before the `timeout`, in seconds. Raises
+        `ClosedByCaller`.
         """
         if self._received is not None:
             return self.receive_now(max_bytes)
@@ -92,7 +94,7 @@ class SocketReader:
         return received
 
     def receive_now(self, max_bytes: int) -> bytes | OSError | None:
-        """What has arrived, without a wait; None for nothing. Otherwise as `receive`."""
+        """Return what has arrived, without waiting, or None. Otherwise the same as `receive`."""
         received, self._received = self._received, None
         if received is None:
             return receive_now(self._socket, max_bytes)
@@ -101,7 +103,7 @@ class SocketReader:
         return received
 
     def close(self) -> None:
-        """Close the socket, which ends the wait for it."""
+        """Close the socket, which ends a wait for it."""
         self._is_closed = True
         loop = self._loop
         is_known = self._number is not None or self._timer is not None
@@ -111,8 +113,8 @@ class SocketReader:
         elif self._thread == threading.get_ident() or not loop.is_running():
             self._release()
         else:
-            # Another thread's event loop. The descriptor must not belong to another socket before
-            # that has forgotten it; the peer sees the end at once.
+            # The event loop runs in another thread. Its descriptor must not be reused by another
+            # socket before the loop has unregistered it. The peer notices the end at once.
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             try:
@@ -123,7 +125,7 @@ class SocketReader:
     def _interrupt(self) -> None:
         """End the wait, from any thread."""
         future = self._future
-        # An event loop that is closed raises RuntimeError.
+        # A closed event loop raises RuntimeError.
         if future is not None:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_end_wait, future)
@@ -138,19 +140,20 @@ class SocketReader:
             _end_wait(self._future)
 
     def _register(self) -> bool:
-        """Register the socket; False where the event loop cannot."""
+        """Register the socket. Return False if the event loop does not support it."""
         if self._number is not None:
             return True
         if self._loop is None:
             self._loop = concurrency.current_loop()
             self._is_registrable = hasattr(self._loop, "add_reader")
-            # uvloop drops the registration of a socket with an error, although it has more to read.
+            # uvloop drops the registration of a socket with an error, although there may be more to
+            # read.
             self._stays_registered = type(self._loop).__module__.startswith("asyncio.")
         if not self._is_registrable:
             return False
         number = self._socket.fileno()
         try:
-            # In no context: that of the first task would live as long as the connection.
+            # In an empty context: the first task's would live as long as the connection.
             contextvars.Context().run(self._loop.add_reader, number, self._notify)
         except NotImplementedError:
             self._is_registrable = False
@@ -164,12 +167,12 @@ class SocketReader:
             self._loop.remove_reader(number)
 
     def _notify(self) -> None:
-        """The socket is readable."""
+        """Called by the event loop while the socket is readable."""
         if self._future is None:
-            # Nothing waits for now, and the loop would call again and again.
+            # Nothing waits now, and the event loop would call this again and again.
             self._unregister()
         elif not self._future.done():
-            # At once: the loop would call again before the task runs.
+            # Read immediately: the event loop would call this again before the task runs.
             self._received = receive_now(self._socket, self._max_bytes)
             if self._received is not None:
                 self._future.set_result(None)
@@ -179,7 +182,7 @@ class SocketReader:
             self._deadline = math.inf
             return
         self._deadline = self._loop.time() + timeout
-        # One that ends earlier starts again for the rest.
+        # A timer that ends earlier is started again for the rest.
         if self._timer is None or self._timer_ends > self._deadline:
             self._start_timer()
 

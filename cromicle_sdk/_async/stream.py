@@ -1,4 +1,4 @@
-"""A reply while it arrives: attempts run until one of them is the reply."""
+"""The stream of a reply: attempts run until one of them succeeds."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["AsyncStream"]
 T = TypeVar("T")
 
 _logger = logging.getLogger("cromicle_sdk")
-# Of the last line of a call, which may come before the last text is yielded.
+# Marks the last log record of a call, which may precede its last text.
 _LAST = {"end_of_call": True}
 
 _State = Literal["new", "open", "ended", "closed", "failed"]
 
 
 class AsyncStream:
-    """A reply while it arrives: an asynchronous iterator of non-empty texts.
+    """A reply as it arrives: an asynchronous iterator of non-empty texts.
 
     ```python
     async with client.stream("Tell me a story") as stream:
@@ -46,9 +46,9 @@ class AsyncStream:
     print(stream.reply.elapsed)
     ```
 
-    Yields each chunk as it arrives: the text that has arrived since the one before it, never a part
-    of a character. At its end the stream closes itself; `async with` closes it however the block
-    ends. Iterating raises what `AsyncClient.chat` raises.
+    Yields each chunk as it arrives: all text that has arrived since the previous chunk, never a
+    part of a character. The stream closes itself at its end; `async with` closes it in every case.
+    Iterating raises the same errors as `AsyncClient.chat`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AsyncStream:
         self._options = options
         self._attempts = attempts
         self._state: _State = "new"
-        # Held while one task waits for the next chunk, with which no other may interfere.
+        # Held while one task waits for the next chunk, so that no other one interferes.
         self._reading = threading.Lock()
         self._call: AsyncCall | None = None
         self._attempt: AsyncAttempt | None = None
@@ -68,17 +68,17 @@ class AsyncStream:
 
     @property
     def text(self) -> str:
-        """The text so far."""
+        """The text that has arrived so far."""
         return "" if self._decoder is None else self._decoder.text
 
     @property
     def status_code(self) -> int:
-        """The status of the response. Raises `CromicleError` before the stream has begun."""
+        """The status of the response. Raises `CromicleError` before the stream has started."""
         return self._begun()[0]
 
     @property
     def headers(self) -> Headers:
-        """The headers of the response. Raises `CromicleError` before the stream has begun."""
+        """The headers of the response. Raises `CromicleError` before the stream has started."""
         return self._begun()[1]
 
     @property
@@ -92,10 +92,10 @@ class AsyncStream:
         return self._decoder.reply
 
     async def start(self) -> Self:
-        """Send the request and wait for the head of the response; returns the stream itself.
+        """Send the request, wait for the headers of the response, and return the stream itself.
 
-        An app that passes a reply on calls it before it chooses a status of its own, since most
-        errors are raised here. Idempotent. Raises what iterating raises before the first text;
+        For apps that relay the reply: most errors are raised here, where the app can still choose a
+        status. Idempotent. Raises the errors that iterating raises before the first text;
         `await client.stream(messages).start()` also raises for invalid messages.
         """
         self._check_readable()
@@ -117,7 +117,7 @@ class AsyncStream:
     async def aclose(self) -> None:
         """Stop reading. Idempotent.
 
-        While another task or thread reads the stream, its read raises an error.
+        If another task or thread is reading the stream, its read raises an error.
         """
         if self._state in ("new", "open"):
             self._state = "closed"
@@ -144,7 +144,7 @@ class AsyncStream:
         return text
 
     async def __aenter__(self) -> Self:
-        """Send the request, if it was not sent yet, and wait for the head of the response."""
+        """Send the request if it has not been sent, and wait for the headers of the response."""
         return await self.start()
 
     async def __aexit__(
@@ -164,7 +164,7 @@ class AsyncStream:
 
     def __repr__(self) -> str:
         if "_options" not in self.__dict__:
-            # A debugger may ask for it after an interrupt.
+            # A debugger may call it after an interrupt in `__init__`.
             return f"<{type(self).__name__} that was not made>"
         return f"<{type(self).__name__} from {self._options.endpoint.url}, {self._state}>"
 
@@ -176,7 +176,7 @@ class AsyncStream:
             )
 
     async def _run(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a step, again with a new attempt where one has failed and may be retried."""
+        """Run a step, and run it again with a new attempt if it fails and may be retried."""
         self._check_readable()
         while True:
             try:
@@ -185,13 +185,13 @@ class AsyncStream:
                 failure = error
             except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
                 await self._fail(error)
-                # It is the same error still, without the frames that hold the request.
+                # Still the same error, but without the frames that hold the request.
                 raise strip_library_frames(error)  # noqa: B904
-            # Outside of the handler, whose error would be the context of those to come.
+            # Outside the handler, whose error would become the context of later ones.
             await self._recover(failure)
 
     async def _open(self) -> AsyncCall:
-        """Begin an attempt: send the request, and wait for the head of a reply."""
+        """Start an attempt: send the request, and wait for the head of a reply."""
         call = self._call or self._start_call()
         self._decoder = None
         self._attempt = attempt = self._session.start_attempt(call)
@@ -206,7 +206,7 @@ class AsyncStream:
         )
         decoder.receive_head(await self._send(attempt), wall_clock=time.time())
         while not decoder.is_accepted:
-            # Its body explains the error, which is raised at its end.
+            # The body explains the error, which is raised at its end.
             if data := await attempt.read():
                 decoder.receive_data(data, now=time.monotonic())
             else:
@@ -225,14 +225,14 @@ class AsyncStream:
             is_streamed = not self._attempts.is_whole
             self._observer = OBSERVERS.start_call(self._request, self._options, is_streamed)
         if self._state == "closed":
-            # By another thread, which did not find the call yet.
+            # Closed by another thread, before the call existed.
             call.cancel_handle.cancel()
         else:
             self._state = "open"
         return call
 
     async def _read_chunk(self) -> str | None:
-        """The next text, None at the end of the reply."""
+        """Return the next text, or None at the end of the reply."""
         while self._state != "ended":
             attempt, decoder, call = self._attempt, self._decoder, self._call
             if attempt is None or decoder is None or call is None:
@@ -241,7 +241,7 @@ class AsyncStream:
             data = await attempt.read()
             now = time.monotonic()
             if data:
-                # What has come in time may be read late; a flood must not run on.
+                # Data that arrived in time may be read late, but a flood must not exceed the limit.
                 timeouts = call.timeouts
                 if timeouts.total_left(now) <= 0 and timeouts.late_for(now) > LATE_SECONDS:
                     raise TimeLimitReached
@@ -255,7 +255,7 @@ class AsyncStream:
         return None
 
     async def _end(self, attempt: AsyncAttempt, decoder: ResponseDecoder, now: float) -> str:
-        """The body has ended: the last text, nearly always ""."""
+        """End the reply. Return its last text, which is nearly always empty."""
         text = decoder.receive_eof(now=now, trailers=attempt.trailers)
         await self._close_attempt()
         self._attempts.succeed()

@@ -53,19 +53,19 @@ Runtime = int
 
 
 def current_runtime() -> Runtime:
-    """The owner of a connection: this process."""
+    """Return the owner of a connection: this process."""
     return os.getpid()
 
 
 def is_runtime_alive(runtime: Runtime) -> bool:
-    """Whether it is this process."""
+    """Whether the owner is this process."""
     return runtime == os.getpid()
 
 
 class CancelHandle:
-    """Cancels one call: its present wait and those to come.
+    """Cancels one call: its current wait and all later ones.
 
-    `cancel` may be called by any thread or signal handler.
+    `cancel` may be called from any thread or signal handler.
     """
 
     __slots__ = ("__weakref__", "_process", "_socket", "_wake", "is_cancelled")
@@ -74,7 +74,7 @@ class CancelHandle:
         self.is_cancelled: bool = False
         self._process = os.getpid()
         self._socket: socket.socket | None = None
-        # Its operations may interrupt each other, as those of an event may not.
+        # Its operations may interrupt each other, which those of an event may not.
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def cancel(self) -> None:
@@ -83,7 +83,7 @@ class CancelHandle:
         sock = self._socket
         # A forked child shares the connection with its parent, which may be reading it.
         if sock is not None and self._process == os.getpid():
-            # Nothing waits for a socket that is not connected any more.
+            # A socket that is no longer connected has no waiters.
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
@@ -93,10 +93,10 @@ class CancelHandle:
             raise ClosedByCaller
 
     def run(self, wait: Callable[[], object], timeout: float | None) -> bool:
-        """Run a wait of a custom client's, which neither a cancellation nor the timeout ends.
+        """Run a custom client's wait, which neither a cancellation nor the timeout ends.
 
-        False where it has taken clearly longer than `timeout` seconds. Raises `ClosedByCaller`
-        where `cancel` was called meanwhile.
+        Returns False if it has taken clearly longer than `timeout` seconds. Raises `ClosedByCaller`
+        if `cancel` was called in the meantime.
         """
         self.check()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -105,21 +105,21 @@ class CancelHandle:
         return time.monotonic() < deadline + LATE_SECONDS
 
     def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
-        """Wait until a socket has bytes or an end to read; False at the timeout.
+        """Wait until a socket has data or its end. Return False after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
         return self._poll(sock, READ, timeout)
 
     def wait_writable(self, sock: socket.socket, timeout: float | None) -> bool:
-        """Wait until a socket takes bytes, or is connected; False at the timeout.
+        """Wait until a socket is writable or connected. Return False after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
         return self._poll(sock, WRITE, timeout)
 
     def _poll(self, sock: socket.socket, event: int, timeout: float | None) -> bool:
-        """Wait for an event of a connected socket; False at the timeout.
+        """Wait for an event of a connected socket. Return False after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
@@ -133,7 +133,7 @@ class CancelHandle:
         return is_ready
 
     def sleep(self, seconds: float) -> None:
-        """Wait; a cancellation ends it."""
+        """Wait for so many seconds, or until `cancel`."""
         deadline = time.monotonic() + seconds
         while not self.is_cancelled and (left := deadline - time.monotonic()) > 0:
             _get(self._wake, min(left, _POLL_SECONDS))
@@ -142,7 +142,7 @@ class CancelHandle:
 def resolve(
     host: str, port: int, timeout: float | None, cancel_handle: CancelHandle
 ) -> list[Address] | None:
-    """A host's addresses; None where the resolver did not answer within `timeout` seconds.
+    """Return the addresses of a host, or None after `timeout` seconds.
 
     Raises `OSError` and `ClosedByCaller`.
     """
@@ -157,7 +157,7 @@ def resolve(
 def wait_any_writable(
     socks: list[socket.socket], timeout: float | None, cancel_handle: CancelHandle
 ) -> list[socket.socket]:
-    """The first of several sockets to be connected or refused; none at the timeout.
+    """Return the sockets that are connected or refused first, or none after `timeout` seconds.
 
     Raises `ClosedByCaller`.
     """
@@ -172,11 +172,11 @@ def wait_any_writable(
 
 
 def checkpoint() -> None:
-    """Nothing: the interpreter lets other threads run."""
+    """Do nothing: the interpreter lets other threads run."""
 
 
 def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHandle) -> list[T]:
-    """The next item, or none at the timeout. Raises `ClosedByCaller`."""
+    """Return the next item, or none after `timeout` seconds. Raises `ClosedByCaller`."""
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     while True:
         cancel_handle.check()
@@ -188,10 +188,10 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
 
 
 def _get(queue: SimpleQueue[T], timeout: float) -> list[T]:
-    """The next item, or none after `timeout` seconds.
+    """Return the next item, or none after `timeout` seconds.
 
-    In Python 3.10, `SimpleQueue.get` never returns where its timeout has passed by the time that it
-    has taken the queue's lock. A first `get` without a wait leaves the lock taken.
+    In Python 3.10, `SimpleQueue.get` never returns if its timeout has passed when it acquires the
+    lock of the queue. A first `get` that does not wait leaves the lock acquired.
     """
     try:
         return [queue.get_nowait()]
@@ -207,13 +207,13 @@ def _get(queue: SimpleQueue[T], timeout: float) -> list[T]:
 
 
 class ConnectionLimiter:
-    """How many exchanges may be under way in one process; further ones are queued."""
+    """Limits the concurrent exchanges of one process. Further ones are queued."""
 
     def __init__(self, count: int) -> None:
         self._slots = Slots(count)
 
     def acquire(self, timeout: float | None, cancel_handle: CancelHandle) -> Slot | None:
-        """Take a slot; None where none was free within `timeout` seconds.
+        """Acquire a slot. Return None after `timeout` seconds.
 
         Raises `ClosedByCaller`.
         """
@@ -237,12 +237,12 @@ class ConnectionLimiter:
 
 @contextmanager
 def shield(seconds: float) -> Generator[None]:
-    """Let a clean-up finish: nothing cancels blocking code, after any time."""
+    """Let a clean-up finish. Nothing cancels blocking code, however long it takes."""
     yield
 
 
 def time_limit(run: Callable[[], None], seconds: float | None, cancel_handle: CancelHandle) -> None:
-    """Hold the code of a custom client to a limit, as far as the clock after it can.
+    """Limit the time of a custom client's code: the time is checked only after it has run.
 
     Raises `TimeLimitReached` and `ClosedByCaller`.
     """

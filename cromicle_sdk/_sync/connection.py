@@ -1,12 +1,12 @@
 # Generated from _async/connection.py by tests/unasync.py; do not edit.
-"""The connections of one process: each of them, the idle ones, and how many may be in use.
+"""The connections of one process: each connection, the idle ones, and the limit.
 
-A connection may take another request where nothing is left of the last one. `Connection` asks
-twice. When an exchange is over, `is_clean`: httpcore is idle, its parser has no bytes after the
-response, and neither has the network. That is `has_trailing_data`: `has_unread`, bytes that TLS has
-received and httpcore has not read; and where the parser is not found, those that an observer has
-seen after the response. Later, when the idle connection is to be used, `is_reusable`: it is not too
-old, its socket is open, and nothing has arrived there since.
+A connection is reused only if nothing is left over from the last exchange. `Connection` checks
+this twice. `is_clean`, at the end of an exchange: httpcore is idle, and neither its parser nor the
+network has bytes that follow the response. For the network, `has_trailing_data` covers bytes that
+TLS has received and httpcore has not read (`has_unread`), and, if the parser is not found, bytes
+that the observer has seen after the response. `is_reusable`, before the next exchange: the
+connection is not too old, its socket is open, and nothing has arrived since.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = ["Connection", "ProcessPool"]
 
 _OriginKey = tuple[bytes, bytes, int]
 
-# One connection of httpcore's; through a proxy a pool of it, which has one, too.
+# A connection of httpcore's, or, through a proxy, a pool that has one connection.
 HTTP = httpcore.ConnectionInterface | httpcore.ConnectionPool
 
 
 class Connection:
-    """One httpcore connection, and the network below it. One that is dropped closes itself."""
+    """One httpcore connection, and the network below it. Closes itself when it is dropped."""
 
     def __init__(
         self,
@@ -67,20 +67,20 @@ class Connection:
     ) -> httpcore.Response:
         """Send a request, and wait for the head of its response.
 
-        With `in_one_piece` its head is sent with its body, which is there as a whole.
+        With `in_one_piece`, the head and the whole body are sent together.
         """
         self._network.start_exchange(timeouts, cancel_handle, in_one_piece=in_one_piece)
         timeouts.enter("connect", time.monotonic())
         return self._http.handle_request(request)
 
     def read(self) -> bytes:
-        """The next bytes of the network, b"" at the end."""
+        """Return the next bytes of the network, b"" at the end."""
         return self._network.read()
 
     def find_h11(self) -> h11.Connection | None:
-        """The parser of the response, where it is found below httpcore."""
+        """Return the parser of the response, or None if httpcore has moved it."""
         if self._parser is None:
-            # The same for each response of a connection.
+            # The parser is the same for each response of a connection.
             self._parser = find_h11(self._find_connection())
         return self._parser
 
@@ -102,7 +102,7 @@ class Connection:
 
     @property
     def observed_trailers(self) -> Trailers:
-        """The trailers of the last response, where its parser is not found below httpcore."""
+        """The trailers of the last response, if `find_h11` does not find its parser."""
         return self._network.observed_trailers
 
     @property
@@ -111,13 +111,13 @@ class Connection:
         return not self.is_expired(time.monotonic()) and self._network.is_reusable
 
     def _find_connection(self) -> httpcore.ConnectionInterface | None:
-        """httpcore's connection; None in a pool without one."""
+        """Return httpcore's connection, or None in a pool without one."""
         if isinstance(self._http, httpcore.ConnectionPool):
             return next(iter(self._http.connections), None)
         return self._http
 
     def start_idle(self, now: float) -> None:
-        """The connection waits for its next request from `now` on."""
+        """Mark the connection as idle since `now`."""
         self._idle_since = now
 
     def is_expired(self, now: float) -> bool:
@@ -125,14 +125,14 @@ class Connection:
         return now - self._idle_since > IDLE_SECONDS
 
     def start_upgrade(self) -> None:
-        """The response was the end of HTTP here: each read and write has a timeout of its own."""
+        """Mark the end of HTTP: each read and write now has a timeout of its own."""
         self._network.start_upgrade()
 
     @contextmanager
     def use(self) -> Generator[None]:
-        """Read or write where another task or thread may call `close` meanwhile.
+        """Read or write in this context, so that another task or thread may call `close`.
 
-        Raises `ClosedByCaller` then.
+        Raises `ClosedByCaller` in that case.
         """
         user = object()
         self._users.add(user)
@@ -141,7 +141,7 @@ class Connection:
             yield
             self._check_open()
         except (httpcore.NetworkError, httpcore.RemoteProtocolError):
-            # Interrupted, it looks like an end of the connection.
+            # An interrupted read or write looks like the end of the connection.
             self._check_open()
             raise
         finally:
@@ -175,7 +175,7 @@ class Connection:
             raise ClosedByCaller
 
     def __del__(self) -> None:
-        # An interrupt may leave one half made.
+        # An interrupt can end `__init__` early.
         network: Network | None = getattr(self, "_network", None)
         if network is not None:
             network.close()
@@ -184,28 +184,29 @@ class Connection:
 class ProcessPool:
     """The connections of one process: a slot for each exchange, and the idle connections.
 
-    Other threads, a signal handler that closes the client, and the garbage collector may come
-    between any two lines, but not into an operation on one of the collections. There is no lock: a
-    signal handler would wait for the code that it has interrupted, and an exception that it raises
-    could leave the lock taken.
+    Other threads, a signal handler that closes the client, and the garbage collector can run
+    between any two lines, but each operation on a collection is atomic. There is no lock: a signal
+    handler would wait for the code that it has interrupted, and an exception that it raises could
+    leave the lock acquired.
     """
 
     def __init__(self, route: Route, max_connections: int) -> None:
         self._route = route
         self._max_idle = max_connections
         self.limiter = concurrency.ConnectionLimiter(max_connections)
-        # From the least to the most recently used. To remove a connection is to own it.
+        # In order of use, the least recent first. Whoever removes a connection owns it.
         self._idle: dict[Connection, None] = build_ordered_dict()
-        # Where to look for them. One that is missing here is not used again, and closed in time.
+        # An index of the idle connections. One that is missing here is not used again, and is
+        # closed later.
         self._idle_by_origin: dict[_OriginKey, deque[Connection]] = {}
         self._is_closed = False
 
     def open_connection(self, origin: httpcore.Origin) -> Connection:
-        """A new connection, which connects when it is first used."""
+        """Return a new connection, which connects when it is first used."""
         return Connection(origin, partial(self._create, origin))
 
     def get_idle(self, origin: httpcore.Origin) -> Connection | None:
-        """The most recently used idle connection that can take another request."""
+        """Return the most recently used idle connection that can take another request."""
         key = _key(origin)
         while connections := self._idle_by_origin.get(key):
             try:
@@ -228,12 +229,12 @@ class ProcessPool:
         self._close_surplus(now)
 
     def close(self) -> None:
-        """Close the idle connections, and each other one when its exchange is over."""
+        """Close the idle connections now, and all others when their exchanges are over."""
         self._is_closed = True
         self._close_surplus(time.monotonic())
 
     def _own(self, connection: Connection) -> bool:
-        """Take it out of the idle ones; False where somebody else has."""
+        """Remove the connection from the idle ones. Return False if another thread has."""
         try:
             del self._idle[connection]
         except KeyError:
@@ -249,7 +250,8 @@ class ProcessPool:
             if self._own(oldest):
                 key = _key(oldest.origin)
                 connections = self._idle_by_origin.get(key, deque())
-                # The oldest of all is the first of its origin, which is found at once.
+                # The oldest connection of all is the first of its origin, where `remove` finds it
+                # at once.
                 with suppress(ValueError):
                     connections.remove(oldest)
                 self._forget_if_empty(key, connections)
@@ -263,15 +265,15 @@ class ProcessPool:
         ssl_context = self._route.ssl_context
         if ssl_context is None and origin.scheme == b"https":
             ssl_context = default_ssl_context()
-        # It knows direct, forwarded, tunnelled and SOCKS connections.
+        # httpcore's pool creates direct, forwarded, tunnelled and SOCKS connections.
         pool = httpcore.ConnectionPool(
             ssl_context=ssl_context, proxy=self._route.proxy, network_backend=network
         )
-        # Through a proxy, tools that replace the methods of httpcore's classes see a request only
-        # at the pool; without one they see it at the connection, too.
+        # Tools that patch the methods of httpcore's classes see a request through a proxy only at
+        # the pool, and any other request also at the connection.
         return pool.create_connection(origin) if self._route.proxy is None else pool
 
 
 def _key(origin: httpcore.Origin) -> _OriginKey:
-    """httpcore's origins have no hash."""
+    """Return a key for the origin, because httpcore's origins are not hashable."""
     return origin.scheme, origin.host, origin.port

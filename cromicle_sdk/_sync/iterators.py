@@ -1,4 +1,4 @@
-"""The iterators of a custom client's responses: each of their steps, and their end.
+"""The iterators of a custom client's responses: running their steps, and closing them.
 
 `_async/iterators.py` has the same names for async code; a test compares the two.
 """
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 def finish_iterator(chunks: Iterator[bytes]) -> None:
-    """Close an iterator of httpcore's, whose connection is closed."""
+    """Close httpcore's iterator, whose connection is closed."""
     close_iterator(chunks, 0, is_nested=True)
 
 
 def close_iterator(chunks: Iterator[bytes], seconds: float, *, is_nested: bool) -> None:
-    """End an iterator before its end: close it where it is one to close, a generator, in any time.
+    """Close an unfinished iterator, if it is a generator, however long it takes.
 
-    Those that it holds are closed with it.
+    The iterators that it holds are closed with it.
     """
     getattr(chunks, "close", list)()
 
@@ -31,9 +31,9 @@ def close_iterator(chunks: Iterator[bytes], seconds: float, *, is_nested: bool) 
 def limit_waits(
     run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: concurrency.CancelHandle
 ) -> T:
-    """Run one step of a custom client's iterator, whose limit the caller looks at before the next.
+    """Run one step of a custom client's iterator. The caller checks the limit between steps.
 
-    Raises `ClosedByCaller` where `cancel` was called before it or meanwhile.
+    Raises `ClosedByCaller` if `cancel` was called before the step or during it.
     """
     cancel_handle.check()
     result = run()

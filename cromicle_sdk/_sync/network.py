@@ -1,9 +1,9 @@
 # Generated from _async/network.py by tests/unasync.py; do not edit.
-"""The bytes of one connection: sockets and TLS, within the timeouts of the call that uses it now.
+"""The network of one connection: sockets and TLS, within the timeouts of the current call.
 
-httpcore's own backends are not used, for what they cannot do: asyncio's streams read ahead, which
-hides bytes that follow a response, and close a turn of the loop later; no read or resolver of the
-blocking backend is woken by `close()`, or ends with a total deadline.
+httpcore's own backends are not used. asyncio's streams read ahead, which hides bytes that follow a
+response, and close only in the next iteration of the loop. In the blocking backend, neither
+`close()` nor a total deadline ends a read or a lookup of the resolver.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ T = TypeVar("T")
 class Network(httpcore.NetworkBackend):
     """The network below one httpcore connection.
 
-    The timeouts of the call apply to every wait, whatever httpcore passes: it knows only those
-    between two reads. `close` releases the socket at once and without waiting, so that no
-    cancellation and no garbage collection can lose it.
+    The timeouts of the call apply to every wait. Those that httpcore passes are ignored, because
+    they only limit single reads. `close` releases the socket immediately and without waiting, so
+    that neither a cancellation nor the garbage collector can leak it.
     """
 
     def __init__(self) -> None:
-        # What reads obey, and all else before the connection is ready; and what writes obey.
+        # The limits of reads, and of everything until the connection is ready; then those of
+        # writes.
         self._call: _WaitLimits | None = None
         self._write_call: _WaitLimits | None = None
         self._socket: socket.socket | None = None
         self._reader: SocketReader | None = None
-        # What httpcore speaks HTTP over: the last one, with TLS around those before it.
+        # The topmost layer, over which httpcore speaks HTTP. The TLS layers refer to those below.
         self._stream: _NetworkStream | None = None
         self._observer: FramingObserver | None = None
         self._has_received = False
@@ -83,7 +84,7 @@ class Network(httpcore.NetworkBackend):
         *,
         in_one_piece: bool,
     ) -> None:
-        """Obey this call from now on. `in_one_piece`: hold back what is written until it reads."""
+        """Apply the limits of this call. `in_one_piece` buffers writes until the next read."""
         self._call = self._write_call = _WaitLimits(timeouts, cancel_handle)
         self.is_in_one_piece = in_one_piece
         self._has_received = False
@@ -92,15 +93,15 @@ class Network(httpcore.NetworkBackend):
         self._observer = None if is_h11_reachable() else FramingObserver()
 
     def start_upgrade(self) -> None:
-        """The end of HTTP on this connection."""
+        """Mark the end of HTTP on this connection."""
         self.is_upgraded = True
 
     def limit_read(self, timeout: float | None) -> None:
-        """The next read may take so many seconds, whatever writes may take at the same time."""
+        """Limit the next read to so many seconds, independently of concurrent writes."""
         self._call = self._use_call().with_limit("first_byte", timeout)
 
     def limit_write(self, timeout: float | None) -> None:
-        """The next write may wait so many seconds at a time."""
+        """Limit each wait of the next write to so many seconds."""
         self._write_call = self._use_call().with_limit("send", timeout)
 
     def connect_tcp(
@@ -115,12 +116,12 @@ class Network(httpcore.NetworkBackend):
         return self.open_stream(_TCP(self))
 
     def open_stream(self, layer: _Layer) -> httpcore.NetworkStream:
-        """A stream over a layer, in place of the one below it."""
+        """Return a stream over a layer, which replaces the previous stream."""
         self._stream = _NetworkStream(self, layer)
         return self._stream
 
     def read(self) -> bytes:
-        """The next bytes that httpcore would read, b"" at the end."""
+        """Return the next bytes that httpcore would read, b"" at the end."""
         assert self._stream is not None, "nothing is read before connect_tcp()"
         return self._stream.receive(READ_BYTES)
 
@@ -131,16 +132,16 @@ class Network(httpcore.NetworkBackend):
 
     @property
     def has_trailing_data(self) -> bool:
-        """Whether more has arrived than the response, as far as this is known below httpcore.
+        """Whether data follows the response, as far as this is known below httpcore.
 
-        A TLS layer takes several records at once and returns them one by one.
+        A TLS layer receives several records at once and returns them one by one.
         """
         has_unread = self._stream is not None and self._stream.has_unread
         return has_unread or (self._observer is not None and self._observer.has_trailing_data)
 
     @property
     def observed_trailers(self) -> Trailers:
-        """The trailers of the last response, where it is parsed here, beside httpcore."""
+        """The trailers of the last response, if the observer parses it beside httpcore."""
         return () if self._observer is None else self._observer.trailers
 
     @property
@@ -151,7 +152,7 @@ class Network(httpcore.NetworkBackend):
         )
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore documents of a socket; None for what is unknown."""
+        """Return what httpcore documents for a socket, or None for any other name."""
         sock = self._socket
         if sock is None:
             return None
@@ -163,7 +164,8 @@ class Network(httpcore.NetworkBackend):
 
     def close(self) -> None:
         self._is_closed = True
-        # They refer to this object: break the cycle, so that it is freed without the cyclic GC.
+        # They refer to this object: break the reference cycle, so that it is freed without the
+        # cyclic GC.
         self._stream = None
         self._call = self._write_call = None
         if self._reader is not None:
@@ -177,7 +179,7 @@ class Network(httpcore.NetworkBackend):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self, max_bytes: int) -> bytes:
-        """The next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
+        """Return the next bytes of the socket, b"" at the end. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
         assert self._reader is not None
         has_waited = False
@@ -187,7 +189,8 @@ class Network(httpcore.NetworkBackend):
             is_over = left is not None and left <= 0
             if is_over and self._is_sending(sock, call):
                 left, is_over = call.timeouts.left(now), False
-            # What has arrived may be in time, but a server that always has more must end, too.
+            # Data that has arrived may be in time, but a server that sends without pause must not
+            # exceed the limit.
             if is_over and not has_waited and call.timeouts.late_for(now) > LATE_SECONDS:
                 raise httpcore.ReadTimeout
             is_due = self._may_have_data or is_over
@@ -204,26 +207,26 @@ class Network(httpcore.NetworkBackend):
                 call.cancel_handle.check()
                 self._notice_close(sock)
                 raise httpcore.ReadError(str(received)) from received
-            # After less than a full read nothing more is there yet, so the next one waits first.
+            # A read that is not full has taken all there is, so the next one waits first.
             self._may_have_data = len(received) == max_bytes
             if not received:
                 self._notice_close(sock)
-            # A server that is always ahead must not keep the loop from other tasks, nor a
-            # cancellation from this one.
+            # With a server that sends faster than this reads, let other tasks run, and allow a
+            # cancellation.
             if not (has_waited or self.is_upgraded):
                 concurrency.checkpoint()
                 call.cancel_handle.check()
             return received
 
     def send(self, data: bytes) -> None:
-        """Send all of it. Raises `httpcore`'s errors."""
+        """Send all of the data. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
         call = self._write_call or call
-        # Bytes first: a view is what some fake sockets do not take.
+        # Start with bytes: some fake sockets do not accept a memoryview.
         rest: bytes | memoryview = data
         while rest:
-            # No wait stands inside a handler: it would have the error for its context, and its
-            # frames, which hold the request.
+            # Do not wait inside the handler: an error raised there would have this one as its
+            # context, with its frames, which hold the request.
             try:
                 sent = sock.send(rest)
             except BlockingIOError:
@@ -244,9 +247,9 @@ class Network(httpcore.NetworkBackend):
                 raise httpcore.WriteTimeout
 
     def _is_sending(self, sock: socket.socket, call: _WaitLimits) -> bool:
-        """Whether the system has sent more of a request, since the last look, that it had taken.
+        """Whether the kernel has sent more of its buffered data since the last call.
 
-        It takes megabytes at once, which a slow network needs seconds for.
+        It buffers megabytes of a request, which take seconds on a slow network.
         """
         timeouts, now = call.timeouts, time.monotonic()
         before, self._unacknowledged = self._unacknowledged, count_unacknowledged(sock)
@@ -264,11 +267,11 @@ class Network(httpcore.NetworkBackend):
             )
 
     def begin_write(self) -> None:
-        """A part of a body is there, whose production does not count for the limit of a write."""
+        """Restart the limit of a write: the time to produce the body does not count."""
         self._use_call().timeouts.progress(time.monotonic())
 
     def begin_read(self) -> None:
-        """A read begins: what was written has been sent."""
+        """Start the limit of a read. All writes have been sent."""
         timeouts, now = self._use_call().timeouts, time.monotonic()
         if timeouts.phase == "send":
             if self._sent_bytes > READ_BYTES and self._socket is not None:
@@ -278,7 +281,7 @@ class Network(httpcore.NetworkBackend):
             timeouts.begin_wait(now)
 
     def finish_read(self, data: bytes) -> None:
-        """Bytes have arrived of the response, or of a proxy's answer before the request."""
+        """Record that data of the response has arrived, or of a proxy's before the request."""
         self._has_received = True
         self._unacknowledged = 0
         if self._observer is not None and self._use_call().timeouts.phase != "connect":
@@ -293,7 +296,7 @@ class Network(httpcore.NetworkBackend):
         except UnicodeError as error:
             raise httpcore.ConnectError(str(error)) from error
         except OSError as error:
-            # The resolver's errors have a number.
+            # Errors of the resolver have an errno.
             if error.errno is None:
                 raise
             raise httpcore.ConnectError(str(error)) from error
@@ -302,7 +305,7 @@ class Network(httpcore.NetworkBackend):
         return found
 
     def _connect_first(self, addresses: list[Address]) -> None:
-        """Connect to the addresses in parallel, each a little later; the first to accept wins.
+        """Connect to the addresses in parallel, each after a delay. The first to accept is used.
 
         Source: RFC 8305 (Happy Eyeballs), sections 4 and 5.
         """
@@ -316,7 +319,7 @@ class Network(httpcore.NetworkBackend):
                     try:
                         sock, is_connected = start_connect(untried.popleft())
                     except OSError as error:
-                        # The kernel may lack a family of addresses.
+                        # The kernel may not support this address family.
                         if error.errno is None:
                             raise
                         failure = error
@@ -346,7 +349,7 @@ class Network(httpcore.NetworkBackend):
     def _wait_connected(
         self, pending: list[socket.socket], call: _WaitLimits, *, is_last: bool
     ) -> list[socket.socket]:
-        """The sockets that have connected or failed; none when the next address is due."""
+        """Return the sockets that have connected or failed; none when the next address is due."""
         left = call.timeouts.left(time.monotonic())
         is_limit = is_last or (left is not None and left <= ATTEMPT_DELAY_SECONDS)
         timeout = left if is_limit else ATTEMPT_DELAY_SECONDS
@@ -368,13 +371,13 @@ class Network(httpcore.NetworkBackend):
         if self._is_closed or self._call is None:
             raise ClosedByCaller("it was closed while it was in use")
         if self._process != os.getpid():
-            # Parent and child would share one response between them.
+            # Otherwise, parent and child would each read parts of one response.
             raise ClosedByCaller("it belongs to the process that this one was forked from")
         return self._call
 
 
 class _WaitLimits(NamedTuple):
-    """What every wait for the network obeys."""
+    """The limits of every wait for the network."""
 
     timeouts: CallTimeouts
     cancel_handle: concurrency.CancelHandle
@@ -382,7 +385,7 @@ class _WaitLimits(NamedTuple):
     def with_limit(
         self, phase: Literal["send", "first_byte"], timeout: float | None
     ) -> _WaitLimits:
-        """The same with another limit, for one read or write after an upgrade."""
+        """Return the same with another limit, for one read or write after an upgrade."""
         now = time.monotonic()
         timeouts = CallTimeouts.for_request({"write": timeout, "read": timeout}, now=now)
         timeouts.enter(phase, now)
@@ -397,7 +400,7 @@ class _Layer(Protocol):
 
 
 class _TCP:
-    """Bytes over the socket itself."""
+    """The lowest layer: the socket itself."""
 
     has_unread = False
 
@@ -412,7 +415,7 @@ class _TCP:
 
 
 class _TLS:
-    """Bytes over TLS over another layer, which may be TLS itself: an https proxy's."""
+    """TLS over another layer, which may be the TLS of an https proxy."""
 
     def __init__(self, lower: _Layer, context: ssl.SSLContext, hostname: str | None) -> None:
         self._lower = lower
@@ -430,20 +433,21 @@ class _TLS:
 
     def receive(self, max_bytes: int) -> bytes:
         if self.has_unread:
-            # It may not wait below: let others run.
+            # The read may not wait: let other tasks run.
             concurrency.checkpoint()
         return self._run(partial(self.ssl_object.read, max_bytes), httpcore.ReadError)
 
     def send(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            # Part by part, so that the ciphertext does not pile up.
+            # In parts, so that the ciphertext is not buffered as a whole.
             write = partial(self.ssl_object.write, rest[:READ_BYTES])
             rest = rest[self._run(write, httpcore.WriteError) :]
 
     def _run(self, operation: Callable[[], T], failure: type[httpcore.NetworkError]) -> T:
         while True:
-            # A wait inside a handler would have the error for its context, and its frames.
+            # Do not wait inside the handler: an error raised there would have this one as its
+            # context.
             results: list[T] = []
             try:
                 results.append(operation())
@@ -468,8 +472,8 @@ class _TLS:
 class _NetworkStream(httpcore.NetworkStream):
     """The stream that httpcore reads from and writes to.
 
-    Where the body is there as a whole, writes are held back until it reads, so that a request's
-    head and body are sent together: one packet instead of two for a short prompt.
+    If the whole body is available, writes are buffered until the next read, so that the head and
+    the body of a request are sent together: one packet instead of two for a short prompt.
     """
 
     def __init__(self, network: Network, layer: _Layer) -> None:
@@ -482,9 +486,9 @@ class _NetworkStream(httpcore.NetworkStream):
         return self._layer.has_unread
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Bytes of a head, few at a time: httpcore parses them without letting other tasks run."""
+        """Read a head in small parts, because httpcore parses each without a checkpoint."""
         if self._network.is_upgraded:
-            # Not after it has read: a cancellation would lose what has arrived.
+            # Not after the read: a cancellation would lose the data.
             concurrency.checkpoint()
             self._network.limit_read(timeout)
             return self._layer.receive(max_bytes)
@@ -492,7 +496,7 @@ class _NetworkStream(httpcore.NetworkStream):
 
     def receive(self, max_bytes: int) -> bytes:
         if self._unsent:
-            # A server may reject a request before it has read all of it: its response can still
+            # A server may reject a request before it has read it completely. Its response can still
             # be read.
             with suppress(httpcore.WriteError):
                 self._flush()
@@ -526,7 +530,7 @@ class _NetworkStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        # An IPv6 address has brackets in what a proxy is sent, and none in a certificate.
+        # An IPv6 address has brackets in a CONNECT request, and none in a certificate.
         hostname = None if server_hostname is None else server_hostname.strip("[]")
         if self._network.is_upgraded:
             self._network.limit_read(timeout)
@@ -536,7 +540,7 @@ class _NetworkStream(httpcore.NetworkStream):
         return self._network.open_stream(layer)
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore documents: "socket", "ssl_object", "client_addr", "server_addr", …"""
+        """Return what httpcore documents: "socket", "ssl_object", "client_addr" and so on."""
         if info == "ssl_object":
             return getattr(self._layer, "ssl_object", None)
         return self._network.get_extra_info(info)

@@ -1,5 +1,5 @@
 # Generated from _async/session.py by tests/unasync.py; do not edit.
-"""The httpx client below a client and its views, and each attempt of a call through it."""
+"""The httpx client that a client and its views share, and the attempts of a call through it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from .transport import Transport
 
 __all__ = ["Attempt", "Call", "Session"]
 
-# How long a custom client may take to close a response while the call has time left, in seconds.
-# httpx takes less than a millisecond.
+# The seconds that a custom client may take to close a response, if the call has time left. httpx
+# takes less than a millisecond.
 _CLEANUP_SECONDS = 1.0
 
 
 class HTTPClient(httpx.Client):
-    """The httpx client of our own: it adds nothing to a request and keeps no state of it."""
+    """The default httpx client. It adds nothing to a request and keeps no cookies."""
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport=transport, trust_env=False)
@@ -67,7 +67,7 @@ class HTTPClient(httpx.Client):
         raise AttributeError("this client keeps no cookies")
 
     def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
-        """A request without default headers, at a tenth of the cost of httpx's own."""
+        """Build a request without default headers, at a tenth of the cost of httpx's method."""
         return httpx.Request(
             method,
             parse_url(url),
@@ -89,16 +89,16 @@ class Call:
         self.cancel_handle: concurrency.CancelHandle = concurrency.CancelHandle()
 
     def find_limit(self) -> float:
-        """Seconds that are left of `total`."""
+        """Return the seconds that are left of `total`."""
         return self.timeouts.total_left(time.monotonic())
 
     def find_cleanup_limit(self) -> float:
-        """Seconds that a custom client may take to close a response."""
+        """Return the seconds that a custom client may take to close a response."""
         left = 0 if self.cancel_handle.is_cancelled else self.find_limit()
         return max(min(_CLEANUP_SECONDS, left), LAST_CLEANUP_SECONDS)
 
     def sleep(self, seconds: float) -> None:
-        """Wait between two attempts; `cancel_handle` ends it."""
+        """Wait between two attempts, or until `cancel_handle` is cancelled."""
         self.cancel_handle.sleep(seconds)
 
 
@@ -109,18 +109,18 @@ class Session:
         self._http_client = http_client
         self._is_custom = is_custom
         self._is_closed = False
-        # A call is held by its stream: one that is dropped is not kept here.
+        # Weak: the stream holds its call, and a dropped call does not stay here.
         self._cancel_handles: WeakSet[concurrency.CancelHandle] = WeakSet()
 
     @classmethod
     def connect(cls, route: Route, max_connections: int) -> Session:
-        """A session over an httpx client of our own."""
+        """Create a session with the default httpx client."""
         transport = Transport.for_route(route, max_connections)
         return cls(HTTPClient(transport), is_custom=False)
 
     @classmethod
     def use(cls, http_client: Any) -> Session:
-        """A session over a client of the user's, which stays open. Raises `ConfigurationError`."""
+        """Create a session with a custom client. Raises `ConfigurationError`."""
         check_http_client(http_client, "Client")
         return cls(http_client, is_custom=True)
 
@@ -129,15 +129,15 @@ class Session:
         return self._is_closed
 
     def start_call(self, timeout: Timeout) -> Call:
-        """A call whose attempts go through this session, and which `close` cancels."""
+        """Start a call through this session. `close` cancels it."""
         call = Call(timeout)
         self._cancel_handles.add(call.cancel_handle)
         return call
 
     def start_attempt(self, call: Call) -> Attempt:
-        """An attempt that has yet to be sent.
+        """Create an attempt, which is not sent yet.
 
-        Raises `ClosedByCaller` where the call was cancelled, or this session closed.
+        Raises `ClosedByCaller` if the call was cancelled or this session is closed.
         """
         if self._is_closed or self._http_client.is_closed:
             raise ClosedByCaller("its client is closed")
@@ -145,7 +145,7 @@ class Session:
         return Attempt(self._http_client, call, is_custom=self._is_custom)
 
     def close(self) -> None:
-        """Cancel the calls in flight, and close the httpx client unless it is the user's."""
+        """Cancel the calls in flight, and close the httpx client unless it is a custom one."""
         self._is_closed = True
         for cancel_handle in snapshot(self._cancel_handles):
             cancel_handle.cancel()
@@ -167,7 +167,7 @@ class Attempt:
     def send(self, request: Request) -> Head:
         """Send the request and wait for the head of its response.
 
-        Raises what httpx raises, `ClosedByCaller`, `TimeLimitReached` and `ConfigurationError`.
+        Raises httpx's errors, `ClosedByCaller`, `TimeLimitReached` and `ConfigurationError`.
         """
         call = self._call
         if self._is_custom:
@@ -193,12 +193,12 @@ class Attempt:
         except Exception as error:
             if self._response is not None:
                 raise  # it came too late, and is for `close` to close
-            # A hook that raises for a status has seen the response, which says more.
+            # A hook that raises for a status has seen the response, which has more details.
             self._response = find_response(error, http_request)
             redirect = find_redirect(error, exchange.observer.head)
             if self._response is None and redirect is None:
                 if isinstance(error, RuntimeError) and self._http_client.is_closed:
-                    # In the moment before it was asked to send.
+                    # It was closed immediately before the call of `send`.
                     raise ClosedByCaller("its client is closed") from error
                 raise
         if self._response is None:
@@ -215,7 +215,7 @@ class Attempt:
 
     @property
     def last_head(self) -> Head | None:
-        """The last head that has arrived, where it is known; that of a proxy's response, too."""
+        """The last head that has arrived, if known, which may be that of a proxy's response."""
         return None if self._exchange is None else self._exchange.observer.head
 
     @property
@@ -225,16 +225,16 @@ class Attempt:
 
     @property
     def trailers(self) -> Trailers:
-        """The trailers, at the end of the body; none from a transport that is not ours."""
+        """The trailers, after the end of the body; none from a custom client's own transport."""
         return () if self._exchange is None else self._exchange.trailers
 
     def read(self) -> bytes | bytearray:
-        """The next bytes of the body, b"" at its end. Raises as `send` does."""
+        """Return the next bytes of the body, b"" at its end. Raises the same errors as `send`."""
         assert self._body is not None, "read() comes after send()"
         return self._body.read()
 
     def close(self) -> None:
-        """The body is not read any further; a connection that it has left clean is kept."""
+        """Stop reading. A connection that is clean after the response is kept."""
         response, body = self._response, self._body
         is_direct = body is self._exchange and not self._is_custom
         try:
@@ -243,7 +243,7 @@ class Attempt:
                     response.close()
         finally:
             try:
-                # Outside of the shield: an iterator may leave a scope that it has entered before.
+                # Outside the shield: an iterator may exit a scope that it has entered before.
                 if body is not None:
                     body.close()
             finally:
@@ -252,11 +252,11 @@ class Attempt:
     def abandon(self) -> None:
         """Release the connection at once, without waiting.
 
-        That of a custom client without our transport is for that client to release.
+        A custom client without the transport of this package releases its own connections.
         """
         if self._exchange is not None:
             self._exchange.abandon()
-        # An iterator that is dropped unfinished is for the event loop to close.
+        # The event loop closes an iterator that is dropped unfinished.
         self._body = None
         response, self._response = self._response, None
         if response is not None:
@@ -277,8 +277,8 @@ def _open_body(response: Any, exchange: Exchange, call: Call) -> _Body:
     if was_read(response):
         return _Content(response)
     is_of_exchange: bool = find_source(response.stream) is exchange
-    # Directly: so what has arrived together is read together, and no generator of httpx's is left
-    # unfinished.
+    # The exchange itself, so that data that has arrived together is read together, and no generator
+    # of httpx's is left unfinished.
     return exchange if is_of_exchange else _Chunks(response, call)
 
 
@@ -291,7 +291,7 @@ class _Content:
         self._response = response
 
     def read(self) -> bytes:
-        """The whole body, then b"". Raises where a hook has dropped it."""
+        """Return the whole body, then b"". Raises if a hook has dropped it."""
         response, self._response = self._response, None
         content: bytes = b"" if response is None else response.content
         return content
@@ -301,7 +301,7 @@ class _Content:
 
 
 class _Chunks:
-    """A body that is read from the response's stream: of a mock, or of a custom transport."""
+    """A body that is read from the stream of a response of a mock or a custom transport."""
 
     is_end = False
 
@@ -319,7 +319,7 @@ class _Chunks:
         try:
             while not chunk:
                 chunk = iterators.limit_waits(read, limit, cancel_handle)
-                # Without an end to them, empty chunks must not run past `total`.
+                # A response may consist of endless empty chunks, which must not exceed `total`.
                 if not chunk:
                     concurrency.checkpoint()
                     if limit() <= 0:
@@ -332,7 +332,7 @@ class _Chunks:
 
     def close(self) -> None:
         chunks, self._chunks = self._chunks, None
-        # A stream that is its own iterator has been closed with the response.
+        # A stream that is its own iterator was closed with the response.
         is_closed = chunks is self._stream and not isinstance(self._stream, Generator)
         if chunks is not None and not is_closed:
             limit = self._call.find_cleanup_limit()

@@ -25,15 +25,16 @@ class SocketReader:
     def receive(
         self, max_bytes: int, timeout: float | None, cancel_handle: concurrency.CancelHandle
     ) -> bytes | OSError | None:
-        """Wait for bytes. An end is b"", and an error of the system is returned.
+        """Wait for bytes, and return them, b"" at the end, or an error of the system.
 
-        None if nothing came, perhaps before the `timeout`, in seconds. Raises `ClosedByCaller`.
+        Returns None if nothing arrived, perhaps before the `timeout`, in seconds. Raises
+        `ClosedByCaller`.
         """
         is_ready = cancel_handle.wait_readable(self._socket, timeout)
         return self.receive_now(max_bytes) if is_ready else None
 
     def receive_now(self, max_bytes: int) -> bytes | OSError | None:
-        """What has arrived, without a wait; None for nothing. Otherwise as `receive`."""
+        """Return what has arrived, without waiting, or None. Otherwise the same as `receive`."""
         return receive_now(self._socket, max_bytes)
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
 # Generated from _async/transport.py by tests/unasync.py; do not edit.
-"""The transport of our clients, for any httpx client."""
+"""The transport of the clients, for any httpx client."""
 
 from __future__ import annotations
 
@@ -19,34 +19,32 @@ __all__ = ["Transport"]
 
 
 class Transport(httpx.HTTPTransport):
-    """httpx's transport over the connection pool of `Client`.
+    """An httpx transport with the connection pool of `Client`.
 
     ```python
     with httpx.Client(transport=Transport(max_connections=500)) as client:
         ...
     ```
 
-    The pool costs the same for each request, however many are in flight; neither a request that is
-    cancelled nor a response that is dropped unread loses its slot; a response may be
-    closed while another thread reads it. It speaks HTTP/1.1.
-    One transport may be shared by threads, and used after a fork.
-    The timeouts of a request are those of httpx.
+    The cost of a request does not grow with the number of requests in flight. A request that is
+    cancelled, or whose response is dropped, releases its slot. A response can be closed while
+    another thread reads it. A transport can be shared by threads, and used after a fork. It
+    supports HTTP/1.1, and applies the timeouts of each request as httpx does.
 
-    A connection is used again only where its last response has left it clean: whatever has arrived
-    after that response closes it. A second response that arrives later, once the next request is on
-    its way, cannot be told from the response to that one: HTTP/1.1 knows no more of a response than
-    its order (RFC 9112, 9.2).
+    A connection is reused only if no bytes were left over after the last response. HTTP/1.1 sets
+    one limit: if a server sends a second response to a request only after the next request was
+    sent, that response is taken for the reply to the next request (RFC 9112, 9.2).
 
-    A body that is there as a whole is sent with the head; any other, part by part as it is made.
-    After a 101, or a 2xx to CONNECT, `response.extensions["network_stream"]` reads and writes at
-    once, each within the timeout that it is given.
+    A body that is available as a whole is sent together with the head, any other in parts as they
+    are produced. After a 101, or a 2xx to CONNECT, `response.extensions["network_stream"]` can read
+    and write at the same time, each with its own timeout.
 
     - `max_connections`: requests in flight; further ones are queued.
-    - `proxy`: an http, https or socks5 URL (extra `[socks]`), or an `httpx.Proxy`. The environment
-      is not read: an httpx client with a transport reads none either.
+    - `proxy`: an http, https or socks5 URL (extra `[socks]`), or an `httpx.Proxy`. As in any httpx
+      client with a transport, the proxies of the environment are not used.
     - `verify`: True, or an `ssl.SSLContext`.
 
-    httpx2's clients take it as well. Raises `ConfigurationError`, which names the option.
+    Clients of httpx2 accept it, too. Raises `ConfigurationError`, which names the option.
     """
 
     def __init__(
@@ -61,22 +59,22 @@ class Transport(httpx.HTTPTransport):
 
     @classmethod
     def for_route(cls, route: Route, max_connections: int) -> Transport:
-        """The transport of a client whose options have been checked."""
+        """Return the transport of a client whose options have been checked."""
         transport = cls.__new__(cls)
         transport._set_up(route, max_connections)
         return transport
 
     def _set_up(self, route: Route, max_connections: int) -> None:
-        # httpcore is loaded with the first transport: it takes as long to import as httpx.
+        # Imports httpcore with the first transport only: it takes as long to import as httpx.
         from .pool import Pool
 
-        # The one attribute of httpx's transport, whose own `__init__` is not called: its pool would
-        # load the certificates at once.
+        # The only attribute of httpx's transport. Its `__init__` is not called, because its pool
+        # would load the certificates immediately.
         self._pool: Any = Pool(route, max_connections=max_connections)
         self._transport_for_httpx2: Any = None
 
     def handle_request(self, request: Any) -> Any:
-        """Send a request by httpx's own method, or by that of httpx2 for a request of httpx2's."""
+        """Send a request through httpx's own method, or httpx2's for a request of httpx2."""
         if isinstance(request, httpx.Request):
             return release_when_dropped(super().handle_request(request))
         if self._transport_for_httpx2 is None:
@@ -85,7 +83,7 @@ class Transport(httpx.HTTPTransport):
 
 
 def _build_transport_for_httpx2(pool: Any) -> Any:
-    # Its requests come from nowhere else.
+    # Only httpx2 can have created the request.
     import httpx2
 
     class TransportForHTTPX2(httpx2.HTTPTransport):

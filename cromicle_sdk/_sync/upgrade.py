@@ -1,5 +1,5 @@
 # Generated from _async/upgrade.py by tests/unasync.py; do not edit.
-"""The bytes of a connection that has left HTTP: after a response of 101, or one to CONNECT."""
+"""The stream of a connection after HTTP: after a 101, or a 2xx to CONNECT."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class UpgradedStream(httpcore.NetworkStream):
-    """What is written is sent at once. Each read and write has the timeout that it is given.
+    """Writes are sent immediately. Each read and write has the timeout that is passed to it.
 
-    A read and a write may wait at the same time, and `close` by another task ends both. Errors are
-    those of `library`.
+    A read and a write may wait at the same time, and `close` by another task ends both. They raise
+    the errors of `library`.
     """
 
     def __init__(

@@ -272,6 +272,9 @@ def _check_input(prompts: Input, name: str, *, skip_bad: bool) -> None:
 
 
 def _report(progress: Progress, *, has_ended: bool) -> None:
+    if not progress.total:
+        report("Nothing was sent: the output already has a reply for each prompt.")
+        return
     rest = progress.total - progress.done
     parts = [f"{progress.done - progress.failed:,} answered"]
     if progress.failed:

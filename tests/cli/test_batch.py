@@ -318,8 +318,11 @@ def test_resume_sends_what_failed_and_what_is_missing(
     ]
     assert Path("out.jsonl").stat().st_mode & 0o777 == 0o640
     before = Path("out.jsonl").read_bytes()
+    capsys.readouterr()
     assert batch(echo, "--resume") == 0
     assert Path("out.jsonl").read_bytes() == before
+    message = "Nothing was sent: the output already has a reply for each prompt.\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(
