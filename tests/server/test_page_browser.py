@@ -734,7 +734,8 @@ class TestMarkdown:
 
 class TestControls:
     def test_it_is_used_by_keyboard(self, page: Page, model: Model) -> None:
-        # The field has the focus when the page opens.
+        # The field gets the focus as the page opens, which takes the browser a moment.
+        page.wait_for_function("document.activeElement.id === 'prompt'")
         page.keyboard.type("One")
         page.keyboard.press("Shift+Enter")
         page.keyboard.type("two")

@@ -183,4 +183,4 @@ def test_llm_notices_a_stream_that_breaks_off(
         done = run_llm(commands, server, tmp_path)
     assert done.returncode == 1
     assert done.stdout.startswith("Hello, wor")
-    assert "not complete" in done.stderr
+    assert "incomplete" in done.stderr
