@@ -348,8 +348,8 @@ def is_fine(results: Sequence[Result], is_sample: bool) -> bool:
     print(f"{killed} of {tested} mutants killed, {killed / max(tested, 1):.1%}")
     if is_sample:
         # A line of an accepted mutant may have changed, and a changed time is not always noticed
-        # over sockets.
-        return tested - unexplained >= LOWEST_RATE * tested
+        # over sockets. In a small sample, that is chance.
+        return unexplained <= max(2, (1 - LOWEST_RATE) * tested)
     is_explained = not unexplained and not any(result.outdated for result in results)
     return is_explained and killed >= LOWEST_RATE * tested
 
