@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,18 @@ def interrupt() -> Callable[[], None]:
         while not raised.is_set():
             os.kill(os.getpid(), signal.SIGINT)
             raised.wait(0.1)
+
+    return interrupt
+
+
+@pytest.fixture
+def interrupt_elsewhere() -> Callable[[], None]:
+    """A function that interrupts the thread that calls it: no system call of the main thread."""
+
+    def interrupt() -> None:
+        # Nothing tells when the system call of the main thread has begun.
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     return interrupt
 

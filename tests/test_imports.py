@@ -42,6 +42,7 @@ MODULES: dict[str, set[str]] = {
     "_core.observers": {"_core.options", "_core.request", "_core.response"},
     # Network code shared by the async and the blocking side.
     "_http.sockets": set(),
+    "_http.queues": {"_http.sockets"},
     "_http.slots": {"_core.compat", "_http.sockets"},
     "_http.resolver": {"_http.sockets"},
     "_http.framing": set(),
@@ -102,6 +103,7 @@ MODULES |= {
 
 # A handwritten module with fewer imports.
 MODULES["_sync.iterators"] = {"_sync.concurrency"}
+MODULES["_sync.concurrency"] = MODULES["_async.concurrency"] | {"_http.queues"}
 
 # The public names.
 MODULES["__init__"] = {

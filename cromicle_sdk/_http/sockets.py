@@ -24,6 +24,7 @@ __all__ = [
     "LATE_SECONDS",
     "READ",
     "READ_BYTES",
+    "SIGNAL_DELAY_SECONDS",
     "WRITE",
     "Address",
     "ClosedByCaller",
@@ -204,8 +205,8 @@ def receive_now(sock: socket.socket, max_bytes: int) -> bytes | OSError | None:
 
 READ, WRITE = 1, 2
 
-# The longest that a signal handler may be delayed, in seconds.
-_SIGNAL_DELAY = 0.5
+# The longest that a blocking wait may delay a signal handler, in seconds.
+SIGNAL_DELAY_SECONDS = 0.5
 
 
 def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[socket.socket]:
@@ -220,8 +221,8 @@ def poll(socks: list[socket.socket], event: int, timeout: float | None) -> list[
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     while True:
         left = deadline - time.monotonic()
-        ready = _poll_once(socks, event, min(left, _SIGNAL_DELAY))
-        if ready or left <= _SIGNAL_DELAY:
+        ready = _poll_once(socks, event, min(left, SIGNAL_DELAY_SECONDS))
+        if ready or left <= SIGNAL_DELAY_SECONDS:
             return ready
 
 

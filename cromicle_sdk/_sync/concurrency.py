@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TypeVar
 
+from cromicle_sdk._http.queues import get
 from cromicle_sdk._http.resolver import look_up, start_lookup
 from cromicle_sdk._http.slots import Slot, Slots
 from cromicle_sdk._http.sockets import (
@@ -24,7 +25,6 @@ from cromicle_sdk._http.sockets import (
     Address,
     ClosedByCaller,
     TimeLimitReached,
-    is_from_system,
     poll,
 )
 
@@ -136,7 +136,7 @@ class CancelHandle:
         """Wait for so many seconds, or until `cancel`."""
         deadline = time.monotonic() + seconds
         while not self.is_cancelled and (left := deadline - time.monotonic()) > 0:
-            _get(self._wake, min(left, _POLL_SECONDS))
+            get(self._wake, min(left, _POLL_SECONDS))
 
 
 def resolve(
@@ -181,29 +181,10 @@ def _take(queue: SimpleQueue[T], timeout: float | None, cancel_handle: CancelHan
     while True:
         cancel_handle.check()
         left = deadline - time.monotonic()
-        if items := _get(queue, min(left, _POLL_SECONDS)):
+        if items := get(queue, min(left, _POLL_SECONDS)):
             return items
         if left <= 0:
             return []
-
-
-def _get(queue: SimpleQueue[T], timeout: float) -> list[T]:
-    """Return the next item, or none after `timeout` seconds.
-
-    In Python 3.10, `SimpleQueue.get` never returns if its timeout has passed when it acquires the
-    lock of the queue. A first `get` that does not wait leaves the lock acquired.
-    """
-    try:
-        return [queue.get_nowait()]
-    except Empty:
-        if timeout <= 0:
-            return []
-    try:
-        return [queue.get(timeout=timeout)]
-    except Empty as error:
-        if not is_from_system(error):
-            raise
-        return []
 
 
 class ConnectionLimiter:

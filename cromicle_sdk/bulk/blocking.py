@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from cromicle_sdk import AsyncClient, Messages
+from cromicle_sdk._http.queues import take
 
 from .options import BulkOptions
 from .prompts import InOrder, Outcome, Prompt, Reader
@@ -32,13 +33,11 @@ class _Results:
 
     def take(self, *, wait: bool) -> tuple[int, Outcome] | None:
         """Return the next outcome, or None if there is none yet. Raises the error of `end`."""
-        try:
-            result = self._queue.get(wait)
-        except Empty:
-            return None
-        if isinstance(result, Exception):
-            raise result
-        return result
+        for result in take(self._queue, wait=wait):
+            if isinstance(result, Exception):
+                raise result
+            return result
+        return None
 
 
 def run_in_thread(

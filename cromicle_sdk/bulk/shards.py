@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from uuid import uuid4
 
 from cromicle_sdk import ConfigurationError, CromicleError, Messages
+from cromicle_sdk._http.queues import take
 
 from .process import Setup, Shard, keep_thread, release_thread, run_shard
 from .prompts import InOrder, Outcome, Prompt, Reader
@@ -88,10 +89,10 @@ class _Workers:
 
     def take(self, *, wait: bool) -> list[tuple[int, Outcome]]:
         """Return the outcomes of one shard; [] if none is complete, or if it is resubmitted."""
-        try:
-            future = self._done.get(wait)
-        except Empty:
+        futures = take(self._done, wait=wait)
+        if not futures:
             return []
+        (future,) = futures
         shard, attempt = self._shards.pop(future)
         try:
             return future.result()

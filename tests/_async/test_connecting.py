@@ -325,9 +325,8 @@ def test_eight_slow_addresses_are_not_cut_short(
     runtime.run(scenario)
 
 
-def test_addresses_that_are_left_do_not_prolong_the_timeout(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def record_sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """Return a list to which each socket is added that starts to connect."""
     made: list[socket.socket] = []
 
     def start_connect(address: Any) -> Any:
@@ -337,6 +336,13 @@ def test_addresses_that_are_left_do_not_prolong_the_timeout(
 
     for side in ("async", "sync"):
         monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+    return made
+
+
+def test_addresses_that_are_left_do_not_prolong_the_timeout(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = record_sockets(monkeypatch)
 
     async def scenario() -> None:
         with black_hole() as hole:
@@ -354,15 +360,7 @@ def test_addresses_that_are_left_do_not_prolong_the_timeout(
 def test_an_end_in_the_middle_closes_every_socket(
     end: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[socket.socket] = []
-
-    def start_connect(address: Any) -> Any:
-        sock, is_connected = sockets.start_connect(address)
-        made.append(sock)
-        return sock, is_connected
-
-    for side in ("async", "sync"):
-        monkeypatch.setattr(f"cromicle_sdk._{side}.network.start_connect", start_connect)
+    made = record_sockets(monkeypatch)
 
     async def scenario() -> None:
         with black_hole() as hole:

@@ -63,7 +63,7 @@ def client_of(body: Any, **options: Any) -> AsyncClient:
     return AsyncClient(base_url="http://h.example", http_client=own, retry=ONCE, **options)
 
 
-# What trio says of a generator that is dropped, whoever drops it.
+# trio warns about every async generator that is dropped unfinished.
 drops_a_generator = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 

@@ -609,7 +609,7 @@ def test_a_read_and_a_write_after_an_upgrade_have_timeouts_of_their_own(
                 with pytest.raises(core_of(library).ReadTimeout):
                     await finish(stream.read(100, timeout=timeout))
                 assert time.monotonic() - started < 10
-            # More than the kernel takes while nobody reads.
+            # More than the kernel buffers for a peer that does not read.
             with pytest.raises(core_of(library).WriteTimeout):
                 await finish(stream.write(b"x" * 30_000_000, timeout=0.2))
             done.set()

@@ -128,7 +128,7 @@ def test_a_token_of_ones_own_does_not_go_to_the_public_service(
         " yours; pass base_url or set $CROMICLE_BASE_URL, or leave the token out"
     )
     assert caught.value.option == "base_url"
-    # Whoever names that host has chosen it.
+    # An explicit base_url is the user's choice.
     chosen = client(base_url="https://cromicle.top", **options)
     assert chosen.with_options(token="another")
     monkeypatch.setenv("CROMICLE_BASE_URL", "http://mine")

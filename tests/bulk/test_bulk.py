@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -27,6 +28,7 @@ from cromicle_sdk import (
     RateLimitError,
     Reply,
     Retry,
+    Timeout,
 )
 from cromicle_sdk.bulk import Outcome, Prompt, bulk
 from cromicle_sdk.bulk.options import BulkOptions, copy_client
@@ -201,6 +203,30 @@ def test_ending_early_cancels_the_calls(
                 next(outcomes)
 
 
+@pytest.mark.parametrize("executor", [None, ThreadPoolExecutor])
+def test_a_signal_that_another_thread_receives_ends_a_wait(
+    executor: Callable[[], ThreadPoolExecutor] | None,
+    faults: FaultyServer,
+    interrupt_elsewhere: Callable[[], None],
+) -> None:
+    """The interpreter runs its handler only when the main thread stops waiting for an outcome."""
+    faults.stall()
+
+    def interrupt() -> None:
+        faults.wait_for_requests(1)
+        interrupt_elsewhere()
+
+    thread = threading.Thread(target=interrupt)
+    started = time.monotonic()
+    with Client(base_url=faults.base_url, timeout=Timeout(first_byte=60)) as client:
+        outcomes = bulk(["One"], client=client, executor=executor)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(outcomes)
+    thread.join()
+    assert time.monotonic() - started < 30
+
+
 def test_an_exception_of_a_hook_is_raised(echo: LocalServer) -> None:
     async def fail(request: httpx.Request) -> None:
         raise LookupError("of the hook")
@@ -304,7 +330,7 @@ def test_one_retry_after_makes_all_calls_wait(faults: FaultyServer) -> None:
     with LocalServer(first_is_rejected) as server, Client(base_url=server.base_url) as client:
         outcomes = list(bulk(map(str, range(40)), client=client, limit=2))
     assert sorted(int(text_of(outcome)) for _, outcome in outcomes) == list(range(40))
-    # One more may have been on its way; then nobody came for a second.
+    # One more call may have been in progress; no call was made after it.
     waits = [after - before for before, after in itertools.pairwise(times)]
     assert max(waits[:2]) > 0.9
 

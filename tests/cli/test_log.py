@@ -1,4 +1,4 @@
-"""The log on stderr, and what happens if nobody reads it."""
+"""The log on stderr, also while its reader is stopped."""
 
 from __future__ import annotations
 
