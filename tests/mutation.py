@@ -60,7 +60,7 @@ _NETWORK = ("_async", "_http")
 
 # The tests that may kill the mutants of a module.
 MODULES = {
-    "_core/compat.py": ("_core/test_messages.py",),
+    "_core/compat.py": ("_core/test_compat.py",),
     "_core/deadline.py": ("_core/test_deadline.py",),
     "_core/endpoint.py": ("_core/test_endpoint.py",),
     "_core/errors.py": ("_core/test_errors.py", "_core/test_response.py"),

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from cromicle_sdk._core.deadline import CallTimeouts, Phase
+from cromicle_sdk._core.errors import TimeoutPhase
 from cromicle_sdk._core.options import Timeout
 
 TIMEOUT = Timeout(connect=5, first_byte=20, stall=10, total=100, pool=50)
@@ -77,6 +78,12 @@ def test_no_limits(phase: Phase) -> None:
     timeouts.enter(phase, 1000)
     assert timeouts.left(1e9) is None
     assert timeouts.total_left(1e9) == math.inf
+
+
+def test_the_timeouts_that_errors_name() -> None:
+    phases: list[TimeoutPhase] = ["pool", "connect", "first_byte", "stall", "total"]
+    assert [build().limit(phase) for phase in phases] == [50, 5, 20, 10, 100]
+    assert [build(NO_LIMITS).limit(phase) for phase in phases] == [None] * 5
 
 
 def test_one_limit_without_a_total() -> None:

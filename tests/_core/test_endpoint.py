@@ -167,6 +167,7 @@ URL_FORM = "expected https://HOST[:PORT][/PATH]"
         ("http://h?x", "it must not have a query or a fragment", ""),
         ("http://h:0", "port 0 is not a port to connect to", ""),
         ("http://", "it has no host", URL_FORM),
+        ("http://[v1.fe]", "its host or port is not valid", URL_FORM),
         (f"http://{'a.' * 127}", "its host is longer than 253 characters", ""),
         (
             "http://127.1",
