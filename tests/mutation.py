@@ -66,7 +66,7 @@ MODULES = {
     "_core/errors.py": ("_core/test_errors.py", "_core/test_response.py"),
     "_core/fields.py": ("_core/test_fields.py",),
     "_core/messages.py": ("_core/test_messages.py",),
-    "_core/observers.py": ("_async/test_extensions.py",),
+    "_core/observers.py": ("_core/test_observers.py",),
     "_core/options.py": ("_core/test_options.py",),
     "_core/redaction.py": ("_core/test_redaction.py",),
     "_core/request.py": ("_core/test_request.py",),

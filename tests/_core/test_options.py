@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import math
 import pickle
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -426,6 +427,34 @@ def test_the_repr_of_connection_options_shows_no_password() -> None:
     options = build_connection_options(proxy="http://user:hunter2@p")
     assert "hunter2" not in repr(options)
     assert options.proxy == "http://user:hunter2@p"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"http_client": object()},
+            "http_client: a client with its own http_client cannot be pickled",
+        ),
+        (
+            {"verify": ssl.create_default_context()},
+            "verify: a client with an SSLContext cannot be pickled",
+        ),
+        (
+            {"proxy": httpx.Proxy("https://p", ssl_context=ssl.create_default_context())},
+            "proxy: a proxy with an SSLContext cannot be pickled",
+        ),
+    ],
+)
+def test_options_that_cannot_be_pickled(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_connection_options(**options).check_picklable()
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize("proxy", [None, "http://p", httpx.Proxy("http://p")])
+def test_options_that_can_be_pickled(proxy: Any) -> None:
+    build_connection_options(proxy=proxy).check_picklable()
 
 
 @pytest.mark.parametrize("name", ["max_reply_bytes", "max_connections"])

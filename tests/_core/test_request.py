@@ -18,7 +18,7 @@ from cromicle_sdk._core.errors import InvalidMessageError
 from cromicle_sdk._core.fields import PROTOCOL_FIELDS
 from cromicle_sdk._core.messages import Message, Messages, format_prompt
 from cromicle_sdk._core.options import Options, Retry, Timeout
-from cromicle_sdk._core.request import Request, build_request, hash_prompt
+from cromicle_sdk._core.request import Request, add_headers, build_request, hash_prompt
 from cromicle_sdk._core.secrets import Secret
 
 CANARY = "sk-canary-123456"
@@ -290,6 +290,12 @@ def test_an_interrupt_at_any_point_leaves_no_secret_in_a_frame() -> None:
         pytest.fail("it never ended")
     assert moment > 10
     assert not leaks
+
+
+def test_added_headers_replace_none() -> None:
+    headers = ((b"Accept", b"*/*"), (b"traceparent", b"its own"))
+    more = {"Traceparent": "another", "TraceState": "a=B", "ACCEPT": "text/html"}
+    assert add_headers(headers, more) == (*headers, (b"tracestate", b"a=B"))
 
 
 def is_of_named_tuple(frame: FrameType) -> bool:

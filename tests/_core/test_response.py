@@ -1242,3 +1242,20 @@ def chunks_of(data: bytes) -> Iterator[bytes]:
 def test_a_reply_of_every_character() -> None:
     text = "".join(map(chr, (*range(1, 0xD800), *range(0xE000, 0x11000), 0x10FFFF)))
     assert receive(chunks_of(text.encode()), max_reply_bytes=10**6) == (text, None)
+
+
+def test_a_reply_may_end_after_a_whole_character() -> None:
+    decoder = build_decoder()
+    receive_head(decoder)
+    assert not decoder.may_end
+    decoder.receive_data(b"a\xc3", now=11.0)
+    assert not decoder.may_end
+    decoder.receive_data(b"\xa9", now=11.0)
+    assert decoder.may_end
+
+
+def test_a_reply_may_end_after_one_chunk() -> None:
+    decoder = build_decoder()
+    receive_head(decoder)
+    decoder.receive_data(b"a", now=11.0)
+    assert decoder.may_end

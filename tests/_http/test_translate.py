@@ -26,6 +26,7 @@ from cromicle_sdk._core.errors import APIConnectionError, APITimeoutError
 from cromicle_sdk._http.sockets import ClosedByCaller, TimeLimitReached
 from cromicle_sdk._http.translate import (
     redact_error,
+    redact_reason,
     translate_error,
 )
 from cromicle_sdk.testing import FaultyServer
@@ -446,3 +447,26 @@ def test_no_error_of_anyio_is_missed() -> None:
     for kind in (anyio.ClosedResourceError, anyio.BrokenResourceError):
         error: Callable[..., Exception] = kind
         assert translate(caused(httpcore.ReadError(""), error())) is not None
+
+
+@pytest.mark.parametrize(
+    ("reason", "redacted"),
+    [
+        (b"", b""),
+        # The standard phrase of the status.
+        (b"Forbidden", b"Forbidden"),
+        (b"Not Found", b"<Not Found?>"),
+        (b"caf\xe9", b"<caf\xe9?>"),
+    ],
+)
+def test_a_reason_phrase_is_redacted(reason: bytes, redacted: bytes) -> None:
+    extensions = {"reason_phrase": reason}
+    # A replacement need not be latin-1.
+    redact_reason(403, extensions, lambda text: f"<{text}\u2026>")
+    assert extensions == {"reason_phrase": redacted}
+
+
+def test_a_response_without_a_reason_phrase() -> None:
+    extensions: dict[str, bytes] = {}
+    redact_reason(403, extensions, str)
+    assert extensions == {}
