@@ -42,6 +42,9 @@ RULES = [
         ("If another task or thread is reading", "If another thread is reading"),
         ("while one task waits for", "while one thread waits for"),
         ("another task reads it", "another thread reads it"),
+        ("let other tasks run", "let other threads run"),
+        ("by another task ends both", "by another thread ends both"),
+        ("The event loop closes an iterator", "Python closes an iterator"),
         ("requests in flight, for each event loop; further", "requests in flight; further"),
         (
             "A transport can be used on several event loops, and after a fork.",

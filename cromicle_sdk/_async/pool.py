@@ -150,7 +150,7 @@ class AsyncExchange:
     holds refers back to it, so that a dropped exchange releases both without the cyclic GC.
 
     It is also the stream of httpcore's response. It is an iterator, because dropping an unfinished
-    generator causes a warning on trio.
+    async generator causes a warning on trio.
 
     `redact` is set for calls of this package's clients: it removes secrets from texts of the
     server. The request of such a call is sent again if the server closed the idle connection before

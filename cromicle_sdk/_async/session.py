@@ -244,7 +244,7 @@ class AsyncAttempt:
                     await response.aclose()
         finally:
             try:
-                # Outside the shield: an iterator may exit a scope that it has entered before.
+                # Outside the shield: an async iterator may exit a scope that it has entered before.
                 if body is not None:
                     await body.aclose()
             finally:

@@ -23,8 +23,8 @@ T = TypeVar("T")
 class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
     """Writes are sent immediately. Each read and write has the timeout that is passed to it.
 
-    A read and a write may wait at the same time, and `aclose` by another task ends both. They raise
-    the errors of `library`.
+    A read and a write may wait at the same time, and `aclose` by another task ends both. They
+    raise the errors of `library`.
     """
 
     def __init__(

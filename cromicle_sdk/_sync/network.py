@@ -211,7 +211,7 @@ class Network(httpcore.NetworkBackend):
             self._may_have_data = len(received) == max_bytes
             if not received:
                 self._notice_close(sock)
-            # With a server that sends faster than this reads, let other tasks run, and allow a
+            # With a server that sends faster than this reads, let other threads run, and allow a
             # cancellation.
             if not (has_waited or self.is_upgraded):
                 concurrency.checkpoint()
@@ -433,7 +433,7 @@ class _TLS:
 
     def receive(self, max_bytes: int) -> bytes:
         if self.has_unread:
-            # The read may not wait: let other tasks run.
+            # The read may not wait: let other threads run.
             concurrency.checkpoint()
         return self._run(partial(self.ssl_object.read, max_bytes), httpcore.ReadError)
 

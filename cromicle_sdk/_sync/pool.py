@@ -151,7 +151,7 @@ class Exchange:
     holds refers back to it, so that a dropped exchange releases both without the cyclic GC.
 
     It is also the stream of httpcore's response. It is an iterator, because dropping an unfinished
-    generator causes a warning on trio.
+    async generator causes a warning on trio.
 
     `redact` is set for calls of this package's clients: it removes secrets from texts of the
     server. The request of such a call is sent again if the server closed the idle connection before
@@ -316,7 +316,7 @@ class Exchange:
         if self._failure is not None:
             raise self._failure
         if not self._needs_data:
-            # The buffer may hold a lot of data: let other tasks run.
+            # The buffer may hold a lot of data: let other threads run.
             concurrency.checkpoint()
         while True:
             if self._needs_data:

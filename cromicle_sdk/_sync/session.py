@@ -243,7 +243,7 @@ class Attempt:
                     response.close()
         finally:
             try:
-                # Outside the shield: an iterator may exit a scope that it has entered before.
+                # Outside the shield: an async iterator may exit a scope that it has entered before.
                 if body is not None:
                     body.close()
             finally:
@@ -256,7 +256,7 @@ class Attempt:
         """
         if self._exchange is not None:
             self._exchange.abandon()
-        # The event loop closes an iterator that is dropped unfinished.
+        # Python closes an iterator that is dropped unfinished.
         self._body = None
         response, self._response = self._response, None
         if response is not None:

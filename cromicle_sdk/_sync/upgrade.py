@@ -24,8 +24,8 @@ T = TypeVar("T")
 class UpgradedStream(httpcore.NetworkStream):
     """Writes are sent immediately. Each read and write has the timeout that is passed to it.
 
-    A read and a write may wait at the same time, and `close` by another task ends both. They raise
-    the errors of `library`.
+    A read and a write may wait at the same time, and `close` by another thread ends both. They
+    raise the errors of `library`.
     """
 
     def __init__(
