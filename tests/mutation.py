@@ -100,13 +100,13 @@ SMALLEST_SAMPLE = 20
 class Result:
     mutants: list[Mutant]
     accepted: set[str]
-    killed: int = 0
     not_made: int = 0
+    killed: list[Mutant] = field(default_factory=list)
     survivors: list[Mutant] = field(default_factory=list)
 
     @property
     def tested(self) -> int:
-        return self.killed + len(self.survivors)
+        return len(self.killed) + len(self.survivors)
 
     @property
     def unexplained(self) -> list[Mutant]:
@@ -243,7 +243,7 @@ class Mutation:
         if status == NOT_MADE:
             result.not_made += 1
         elif status == KILLED:
-            result.killed += 1
+            result.killed.append(mutant)
         else:
             result.survivors.append(mutant)
         print(MARKS[status], end="", flush=True)
@@ -448,13 +448,18 @@ def report(module: str, result: Result) -> None:
         print(f"'''\n{mutant.diff}\n''',")
     for diff in result.outdated:
         print(f"\n# In {ACCEPTED.name}, but not a mutant of {module}:\n{diff}")
-    killed, tested, not_made = result.killed, result.tested, result.not_made
-    print(f"\n{module}: {killed} of {tested} mutants killed, {not_made} not made", flush=True)
+    for mutant in result.killed:
+        if mutant.diff in result.accepted:
+            print(f"\n# In {ACCEPTED.name}, but killed, in {module}:\n{mutant.diff}")
+    killed, tested = len(result.killed), result.tested
+    print(
+        f"\n{module}: {killed} of {tested} mutants killed, {result.not_made} not made", flush=True
+    )
 
 
 def is_fine(results: Sequence[Result], is_sample: bool) -> bool:
     tested = sum(result.tested for result in results)
-    killed = sum(result.killed for result in results)
+    killed = sum(len(result.killed) for result in results)
     unexplained = sum(len(result.unexplained) for result in results)
     print(f"{killed} of {tested} mutants killed, {killed / max(tested, 1):.1%}")
     if is_sample:
