@@ -18,7 +18,6 @@ import argparse
 import fcntl
 import functools
 import gc
-import math
 import mmap
 import os
 import pickle
@@ -30,6 +29,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -150,6 +150,26 @@ class Tracer:
         return self._trace_lines
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A mutant, and the tests that may kill it, each with a time limit."""
+
+    mutant: Mutant
+    tests: Sequence[pytest.Item]
+    limits: Sequence[float]
+    number: int
+    is_accepted: bool
+    _shared: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, mmap.PAGESIZE))
+
+    @property
+    def last(self) -> int:
+        """The index of the last test that has started. Processes share it."""
+        return int.from_bytes(self._shared[:4], "little")
+
+    def set_last(self, index: int) -> None:
+        self._shared[:4] = index.to_bytes(4, "little")
+
+
 class Mutation:
     """A plugin that tests mutants instead of the modules themselves."""
 
@@ -209,22 +229,25 @@ class Mutation:
             # The listed ones survive, and each takes the time of many others.
             mutants = [mutant for mutant in mutants if mutant.diff not in result.accepted]
         self._random.shuffle(mutants)
+        # A test that has killed a mutant of a function runs first for the next one.
+        kills: Counter[tuple[int, str]] = Counter()
         started = time.monotonic()
-        running: dict[int, Mutant] = {}
+        running: dict[int, Trial] = {}
         for number, mutant in enumerate(mutants, 1):
             if self._is_over(time.monotonic() - started, number - 1):
                 break
             lines = ((str(path), line) for line in mutant.lines)
             names = set().union(*(baseline.tests.get(line, ()) for line in lines))
             tests = [item for item in items if item.nodeid in names]
-            limits = [math.ceil(5 + 10 * baseline.durations[test.nodeid]) for test in tests]
-            is_accepted = mutant.diff in result.accepted
-            judge = functools.partial(self._judge, mutant, tests, limits, number, is_accepted)
-            running[_start(functools.partial(_print_errors, judge))] = mutant
+            counts = {test: kills[mutant.function_line, test.nodeid] for test in tests}
+            tests.sort(key=counts.__getitem__, reverse=True)
+            limits = [2 + 10 * baseline.durations[test.nodeid] for test in tests]
+            trial = Trial(mutant, tests, limits, number, mutant.diff in result.accepted)
+            running[_start(functools.partial(self._judge, trial))] = trial
             if len(running) == self._jobs:
-                self._collect(running, result)
+                self._collect(running, result, kills)
         while running:
-            self._collect(running, result)
+            self._collect(running, result, kills)
         print()
         return result
 
@@ -233,10 +256,13 @@ class Mutation:
             return False
         return seconds > self._sample * (1 if tested >= SMALLEST_SAMPLE else 2)
 
-    def _collect(self, running: dict[int, Mutant], result: Result) -> None:
-        """Wait for the result of one of the mutants."""
+    def _collect(
+        self, running: dict[int, Trial], result: Result, kills: Counter[tuple[int, str]]
+    ) -> None:
+        """Wait for the end of one of the trials."""
         child, code = os.wait()
-        mutant = running.pop(child)
+        trial = running.pop(child)
+        mutant = trial.mutant
         status = os.waitstatus_to_exitcode(code)
         if status not in MARKS:
             raise RuntimeError(f"testing this mutant failed:\n{mutant.diff}")
@@ -244,52 +270,47 @@ class Mutation:
             result.not_made += 1
         elif status == KILLED:
             result.killed.append(mutant)
+            if trial.last < len(trial.tests):
+                kills[mutant.function_line, trial.tests[trial.last].nodeid] += 1
         else:
             result.survivors.append(mutant)
         print(MARKS[status], end="", flush=True)
 
-    def _judge(
-        self,
-        mutant: Mutant,
-        tests: Sequence[pytest.Item],
-        limits: Sequence[int],
-        number: int,
-        is_accepted: bool,
-    ) -> int:
+    def _judge(self, trial: Trial) -> int:
         """In a process of its own."""
-        # The index of the test that is running, shared with the forks of this process.
-        self._running = mmap.mmap(-1, mmap.PAGESIZE)
-        status = self._confirm(mutant, tests, limits)
-        if status != SURVIVED:
-            return status
-        if not self._passes_mypy(mutant.path, mutant.source, number):
-            return KILLED
-        return SURVIVED if is_accepted else self._confirm(mutant, tests, limits)
+        try:
+            status = self._confirm(trial)
+            if status != SURVIVED:
+                return status
+            # What follows is not the success of a test.
+            trial.set_last(len(trial.tests))
+            if not self._passes_mypy(trial.mutant.path, trial.mutant.source, trial.number):
+                return KILLED
+            return SURVIVED if trial.is_accepted else self._confirm(trial)
+        except Exception:
+            traceback.print_exc()
+            return BROKEN
 
-    def _confirm(self, mutant: Mutant, tests: Sequence[pytest.Item], limits: Sequence[int]) -> int:
+    def _confirm(self, trial: Trial) -> int:
         """Run the tests. One that fails runs again by itself; if it passes, all run again."""
         failed: set[int] = set()
         while True:
-            status = self._fork(mutant, tests, limits)
+            status = self._fork(trial, range(len(trial.tests)))
             if status != KILLED:
                 return status
-            index = int.from_bytes(self._running[:4], "little")
+            index = trial.last
             if index in failed:
                 return KILLED
             failed.add(index)
-            if self._fork(mutant, tests[index : index + 1], limits[index : index + 1]) == KILLED:
+            if self._fork(trial, range(index, min(index + 1, len(trial.tests)))) == KILLED:
                 return KILLED
 
-    def _fork(self, mutant: Mutant, tests: Sequence[pytest.Item], limits: Sequence[int]) -> int:
-        return _run_in_session(functools.partial(self._test_mutant, mutant, tests, limits))
+    def _fork(self, trial: Trial, indices: range) -> int:
+        return _run_in_session(functools.partial(self._test_mutant, trial, indices))
 
-    def _test_mutant(
-        self,
-        mutant: Mutant,
-        tests: Sequence[pytest.Item],
-        limits: Sequence[int],
-    ) -> int:
+    def _test_mutant(self, trial: Trial, indices: range) -> int:
         """In a process of its own, too, which may end in the middle of a test."""
+        mutant = trial.mutant
         code = _find_code(mutant)
         try:
             for function in self._functions[
@@ -300,10 +321,11 @@ class Mutation:
             # The function does not exist any more, or has other free variables.
             return NOT_MADE
         self._clear_caches()
-        for index, (test, limit) in enumerate(zip(tests, limits, strict=True)):
-            self._running[:4] = index.to_bytes(4, "little")
-            signal.alarm(limit)
-            following = tests[index + 1] if index + 1 < len(tests) else None
+        for index in indices:
+            trial.set_last(index)
+            signal.setitimer(signal.ITIMER_REAL, trial.limits[index])
+            test = trial.tests[index]
+            following = trial.tests[index + 1] if index + 1 in indices else None
             test.ihook.pytest_runtest_protocol(item=test, nextitem=following)
             if self._failed:
                 return KILLED
@@ -384,14 +406,6 @@ def _start(run: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return child
-
-
-def _print_errors(run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except Exception:
-        traceback.print_exc()
-        return BROKEN
 
 
 def _run_in_session(run: Callable[[], int]) -> int:
