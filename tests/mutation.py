@@ -6,7 +6,8 @@ command fails if less than 90 % of the mutants are killed, or if a mutant surviv
 `mutants_accepted.toml` does not list.
 
 Tests over sockets may fail on a busy machine, and some mutants are killed only by chance. Therefore
-a test that fails runs again, and an unlisted survivor is tested again.
+a test that fails runs again, and a survivor is tested again. The listed mutants count as survivors:
+since each takes the time of many others, they are only tested with `--listed`.
 
 Mutants are not written to files. The tests are collected once, and each mutant runs in a fork in
 which the function has the changed code. A mutant costs little more than its tests.
@@ -174,11 +175,12 @@ class Mutation:
     """A plugin that tests mutants instead of the modules themselves."""
 
     def __init__(
-        self, modules: Sequence[str], sample: float | None, jobs: int, seed: int, folder: Path
+        self, modules: Sequence[str], arguments: argparse.Namespace, seed: int, folder: Path
     ) -> None:
         self._modules = modules
-        self._sample = sample
-        self._jobs = jobs
+        self._sample: float | None = arguments.sample
+        self._jobs: int = arguments.jobs
+        self._tests_listed: bool = arguments.listed
         self._random = random.Random(seed)
         self._folder = folder
         self._failed: list[str] = []
@@ -225,9 +227,11 @@ class Mutation:
         own = f"test_{path.name}"
         items.sort(key=lambda item: (item.path.name != own, baseline.durations[item.nodeid]))
         mutants = list(result.mutants)
-        if self._sample is not None:
-            # The listed ones survive, and each takes the time of many others.
+        if not self._tests_listed:
+            listed = [mutant for mutant in mutants if mutant.diff in result.accepted]
             mutants = [mutant for mutant in mutants if mutant.diff not in result.accepted]
+            if self._sample is None:
+                result.survivors += listed
         self._random.shuffle(mutants)
         # A test that has killed a mutant of a function runs first for the next one.
         kills: Counter[tuple[int, str]] = Counter()
@@ -491,6 +495,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="test random mutants of one module for so long, of another one after each commit",
     )
+    parser.add_argument(
+        "--listed",
+        action="store_true",
+        help=f"also test the mutants of {ACCEPTED.name}, and name those that are killed",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (1)")
     arguments = parser.parse_args()
     for module in arguments.modules:
@@ -518,7 +527,7 @@ def main() -> int:
     )
     hypothesis.settings.load_profile("mutation")
     with tempfile.TemporaryDirectory() as folder:
-        plugin = Mutation(modules, arguments.sample, arguments.jobs, seed, Path(folder))
+        plugin = Mutation(modules, arguments, seed, Path(folder))
         tests = sorted({str(TESTS / name) for module in modules for name in MODULES[module]})
         options = ["-qq", "--capture=no", f"--basetemp={folder}/tmp", f"--rootdir={TESTS.parent}"]
         # hypothesis is imported above, before its pytest plugin.
