@@ -42,7 +42,7 @@ _PART = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _INSTALL = re.compile(r"\bpip install ([^`\n&|;#]+)")
-_EXTRAS = re.compile(r"\bextras? ((?:`[\w-]+`(?:, and |, | and )?)+)")
+_EXTRAS = re.compile(r"\bextras? ((?:`\w[\w-]*`(?:, and |, | and )?)+)")
 _PROJECT = re.compile(r"(?:\.|cromicle-sdk)(?:\[([\w,-]+)\])?")
 
 # The files that the command lines of the documents read.
