@@ -13,6 +13,7 @@ __all__ = [
     "FOLDER",
     "ROOT",
     "Block",
+    "fill_in",
     "find_blocks",
     "list_blocks",
     "needs_packages",
@@ -92,6 +93,11 @@ def find_blocks(language: str) -> list[tuple[str, str]]:
 def needs_packages(block: str) -> bool:
     """Whether a Python block imports a package that is installed in another environment."""
     return bool(_PACKAGES.search(block))
+
+
+def fill_in(text: str, base_url: str) -> str:
+    """Replace the default address of `cromicle serve` in a block."""
+    return text.replace("http://127.0.0.1:8000", base_url)
 
 
 def write_samples(folder: Path) -> None:
