@@ -45,8 +45,8 @@ BLOCKS = sorted(
     key=lambda block: sorted(block.requirements),
 )
 
-# The commands of a block of shell commands that run until they are stopped, and those that the
-# reader has installed already.
+# The server, which runs to the end of the block; what the reader types, unless it is piped in; and
+# what the reader has installed already.
 PRELUDE = """
 cromicle() {
   case $1 in
@@ -60,7 +60,7 @@ cromicle() {
       done
       ;;
     *)
-      command cromicle "$@"
+      if [ -p /dev/stdin ]; then command cromicle "$@"; else command cromicle "$@" < typed; fi
       ;;
   esac
 }
@@ -124,6 +124,7 @@ def run_block(block: Block, servers: Servers, folder: Path) -> str:
     port = find_port()
     script = prepare_script(block, servers, folder, port)
     write_samples(folder)
+    (folder / "typed").write_text("Hello\n")
     (folder / "tokens").write_text("a-token-that-is-long-enough-for-this\n")
     (folder / "tokens").chmod(0o600)
     (folder / ".config" / "fish" / "completions").mkdir(parents=True)
@@ -147,7 +148,7 @@ def run_block(block: Block, servers: Servers, folder: Path) -> str:
             "PYTHONUTF8": "1",
         },
         cwd=folder,
-        input="Hello\n",
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
