@@ -17,12 +17,9 @@ def _list_recipes() -> dict[str, Block]:
     return {block.text.split()[1]: block for block in list_blocks("py")}
 
 
-def install_for(recipe: str, *tools: str) -> Path:
-    """Install what the page names for a recipe, and return the folder of the commands.
-
-    `tools` are what its test requires in addition.
-    """
-    return install_only(_list_recipes()[recipe].requirements | {*tools})
+def install_for(recipe: str) -> Path:
+    """Install what the page names for a recipe, and return the folder of the commands."""
+    return install_only(_list_recipes()[recipe].requirements)
 
 
 def write_recipes(folder: Path) -> set[str]:

@@ -6,6 +6,8 @@ wheel. tests/test_docs.py runs the Python blocks in the environment of the tests
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -181,6 +183,33 @@ def test_a_block_requires_only_what_its_page_names(
     printed = run_block(block, servers, tmp_path)
     if "print(" in block.text:
         assert printed
+
+
+def test_the_hint_for_a_missing_extra_works_after_an_installation_from_a_clone(
+    tmp_path: Path,
+) -> None:
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    environment.pop("PYTHONPATH", None)
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euc", command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
+    assert run(f"pip install --quiet {shlex.quote(str(ROOT))}").returncode == 0
+    refused = run("cromicle --version")
+    assert refused.returncode == 1
+    hint = refused.stderr.strip().partition(": ")[2]
+    assert hint == 'pip install "cromicle-sdk[cli]"'
+    installed = run(hint)
+    assert installed.returncode == 0, installed.stderr
+    assert run("cromicle --version").returncode == 0
 
 
 def test_every_reason_to_leave_a_block_out_applies() -> None:

@@ -111,6 +111,14 @@ def test_a_chat_of_streamlit(folder: Path, faults: FaultyServer) -> None:
     )
 
 
+def test_the_command_of_streamlit(folder: Path, faults: FaultyServer) -> None:
+    port, log = find_port(), folder / "log"
+    command = [str(install_for("streamlit_app.py") / "streamlit"), "run", "streamlit_app.py"]
+    command += ["--server.headless", "true", "--server.port", str(port)]
+    with run(command, log, **build_environment(folder, faults.base_url)) as process:
+        wait_for_status(f"http://127.0.0.1:{port}/_stcore/health", process, log)
+
+
 def test_a_chat_of_gradio(folder: Path, faults: FaultyServer) -> None:
     faults.reply(chunks=["Hi ", "there."], delay=0.2).fail(429, retry_after=100)
     port, log = find_port(), folder / "log"
@@ -121,7 +129,9 @@ def test_a_chat_of_gradio(folder: Path, faults: FaultyServer) -> None:
     }
     commands = install_for("gradio_app.py")
     url = f"http://127.0.0.1:{port}"
-    with run([str(commands / "python"), "gradio_app.py"], log, stop=signal.SIGTERM, **environment) as process:
+    with run(
+        [str(commands / "python"), "gradio_app.py"], log, stop=signal.SIGTERM, **environment
+    ) as process:
         wait_for_status(url, process, log)
         script = GRADIO.replace("URL", repr(url))
         (line,) = run_script(commands, script, folder, faults.base_url)[-1:]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from documents import list_blocks
 from model_servers import NEEDS_SIGNALS, find_port, run, wait_for_status
 from recipes import build_environment, install_for, write_recipes
 
@@ -172,3 +173,12 @@ def test_every_recipe_is_tested(tmp_path: Path) -> None:
     served = {app.recipe for app in APPS.values()}
     others = {"celery_app.py", "gradio_app.py", "notebook.py", "statuses.py", "streamlit_app.py"}
     assert names == served | others
+
+
+def test_every_command_line_of_the_page_is_tested() -> None:
+    """By its program and its app."""
+    blocks = (block for block in list_blocks("sh") if block.name.startswith("relaying"))
+    lines = [line.split() for block in blocks for line in block.text.splitlines()]
+    tested = [app.command.split() for app in APPS.values()]
+    others = {("streamlit", "streamlit_app.py"), ("python", "gradio_app.py")}
+    assert {(line[0], line[-1]) for line in lines} == {(app[0], app[-1]) for app in tested} | others
