@@ -17,6 +17,7 @@ __all__ = [
     "find_blocks",
     "list_blocks",
     "needs_packages",
+    "parse_page",
     "write_samples",
 ]
 
@@ -62,9 +63,9 @@ _SAMPLES = {
 class Block:
     """A fenced block, and the requirements that its page names for it.
 
-    An extra of this project is a requirement in brackets, such as `[cli]`. Requirements are named in
-    prose, as in "the extra `cli`" or "`pip install trio`", in the introduction of the page or of a
-    section around the block, or above the block in its own section. A shell block with
+    An extra of this project is a requirement in brackets, such as `[cli]`. Requirements are named
+    in prose, as in "the extra `cli`" or "`pip install trio`", in the introduction of the page or of
+    a section around the block, or above the block in its own section. A shell block with
     `pip install` applies to itself and to the rest of the page. Tables name nothing, because they
     list options.
     """
@@ -80,7 +81,7 @@ def list_blocks(*languages: str) -> list[Block]:
     return [
         block
         for name, text in DOCUMENTS.items()
-        for block in _parse_page(Path(name).stem, text)
+        for block in parse_page(Path(name).stem, text)
         if block.language in languages
     ]
 
@@ -100,13 +101,8 @@ def fill_in(text: str, base_url: str) -> str:
     return text.replace("http://127.0.0.1:8000", base_url)
 
 
-def write_samples(folder: Path) -> None:
-    """Write the files that the command lines of the documents read."""
-    for name, text in _SAMPLES.items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _parse_page(page: str, text: str) -> Iterator[Block]:
+def parse_page(page: str, text: str) -> Iterator[Block]:
+    """Yield the blocks of a page with this name."""
     # The requirements that each of the sections around the current part has named so far.
     sections: list[tuple[int, set[str]]] = [(0, set())]
     counts: dict[str, int] = {}
@@ -116,7 +112,7 @@ def _parse_page(page: str, text: str) -> Iterator[Block]:
             while sections[-1][0] >= len(heading):
                 sections.pop()
             sections.append((len(heading), set()))
-        elif prose:
+        elif code is None:
             sections[-1][1].update(_find_requirements(prose))
         else:
             if language == "sh":
@@ -124,6 +120,12 @@ def _parse_page(page: str, text: str) -> Iterator[Block]:
             counts[language] = counts.get(language, 0) + 1
             requirements = frozenset[str]().union(*(named for _, named in sections))
             yield Block(f"{page} {counts[language]}", language, code, requirements)
+
+
+def write_samples(folder: Path) -> None:
+    """Write the files that the command lines of the documents read."""
+    for name, text in _SAMPLES.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _find_requirements(text: str) -> Iterator[str]:

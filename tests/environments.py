@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,8 +58,9 @@ def install_only(requirements: Iterable[str]) -> Path:
 
 @functools.cache
 def build_wheel() -> Path:
-    """Build the wheel of the project."""
-    folder = Path(tempfile.mkdtemp(prefix="cromicle-wheel-"))
+    """Build the wheel of the project, once in a process."""
+    folder = ROOT / "build" / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     _run([*command, "--wheel-dir", str(folder), str(ROOT)])
     (wheel,) = folder.iterdir()

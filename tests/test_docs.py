@@ -20,6 +20,7 @@ from documents import (
     find_blocks,
     list_blocks,
     needs_packages,
+    parse_page,
     write_samples,
 )
 
@@ -186,6 +187,60 @@ def test_the_table_of_the_gateway_names_every_flag() -> None:
     # Flags that are on by default, and --delay, which does not apply to a gateway.
     named = flags - {"--metrics", "--access-log", "--page", "--delay"}
     assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))
+
+
+PAGE = """# A page
+
+It needs the extras `cli` and
+`server`.
+
+```sh
+cromicle serve
+```
+
+| option | meaning |
+|---|---|
+| `proxy` | a URL (extra `socks`) |
+
+## trio
+
+With trio (`pip install trio "a[b]"`):
+
+```python
+import trio
+```
+
+### A part
+
+With `pip install --quiet ".[dask]"` in a clone:
+
+```python
+import distributed
+```
+
+## OpenAI
+
+```sh
+pip install openai  # the official client
+```
+
+```python
+import openai
+```
+"""
+
+
+def test_a_block_requires_what_its_sections_have_named_so_far() -> None:
+    server = frozenset({"[cli]", "[server]"})
+    assert [
+        (block.name, block.language, block.requirements) for block in parse_page("a", PAGE)
+    ] == [
+        ("a 1", "sh", server),
+        ("a 1", "python", server | {"trio", "a[b]"}),
+        ("a 2", "python", server | {"trio", "a[b]", "[dask]"}),
+        ("a 2", "sh", server | {"openai"}),
+        ("a 3", "python", server | {"openai"}),
+    ]
 
 
 def test_a_page_names_the_extras_that_exist() -> None:

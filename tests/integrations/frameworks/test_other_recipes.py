@@ -115,7 +115,8 @@ def test_the_command_of_streamlit(folder: Path, faults: FaultyServer) -> None:
     port, log = find_port(), folder / "log"
     command = [str(install_for("streamlit_app.py") / "streamlit"), "run", "streamlit_app.py"]
     command += ["--server.headless", "true", "--server.port", str(port)]
-    with run(command, log, **build_environment(folder, faults.base_url)) as process:
+    environment = build_environment(folder, faults.base_url)
+    with run(command, log, stop=signal.SIGTERM, **environment) as process:
         wait_for_status(f"http://127.0.0.1:{port}/_stcore/health", process, log)
 
 
