@@ -113,7 +113,8 @@ def parse_page(page: str, text: str) -> Iterator[Block]:
                 sections.pop()
             sections.append((len(heading), set()))
         elif code is None:
-            sections[-1][1].update(_find_requirements(prose))
+            lines = (line for line in prose.splitlines() if not line.startswith("|"))
+            sections[-1][1].update(_find_requirements(" ".join(lines)))
         else:
             if language == "sh":
                 sections[0][1].update(_find_requirements(code))
@@ -129,8 +130,7 @@ def write_samples(folder: Path) -> None:
 
 
 def _find_requirements(text: str) -> Iterator[str]:
-    """Yield the requirements that a text without headings names."""
-    text = re.sub(r"^\|.*$", "", text, flags=re.MULTILINE)
+    """Yield the requirements that a text names."""
     for arguments in _INSTALL.findall(text):
         for argument in shlex.split(arguments):
             project = _PROJECT.fullmatch(argument)
@@ -139,5 +139,5 @@ def _find_requirements(text: str) -> Iterator[str]:
                 yield from (f"[{extra}]" for extra in extras if extra)
             elif not argument.startswith("-"):
                 yield argument
-    for names in _EXTRAS.findall(re.sub(r"\s+", " ", text)):
+    for names in _EXTRAS.findall(text):
         yield from (f"[{name}]" for name in re.findall(r"[\w-]+(?=`)", names))

@@ -204,7 +204,8 @@ cromicle serve
 
 ## trio
 
-With trio (`pip install trio "a[b]"`):
+With trio (`pip install
+trio "a[b]"`):
 
 ```python
 import trio
