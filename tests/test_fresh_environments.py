@@ -110,7 +110,7 @@ def prepare_script(block: Block, servers: Servers, folder: Path, port: int) -> s
         "https://chat.example": servers.endpoint,
         "/etc/cromicle/tokens": str(folder / "tokens"),
         # .ci/run runs all benchmarks.
-        "python -m benchmarks ": "python -m benchmarks --quick import ",
+        "python -m benchmarks ": "python -m benchmarks --quick call ",
         # A script for another shell.
         'eval "$(cromicle completion zsh)"': "cromicle completion zsh",
     }
