@@ -379,9 +379,10 @@ class Mutation:
                 start = time.monotonic()
                 test.ihook.pytest_runtest_protocol(item=test, nextitem=following)
                 measured.durations[test.nodeid] = time.monotonic() - start
-                for line in tracer.lines:
+                # Other threads may still add lines.
+                lines, tracer.lines = tracer.lines, set()
+                for line in list(lines):
                     measured.tests.setdefault(line, set()).add(test.nodeid)
-                tracer.lines = set()
             measured.failed.update(self._failed)
             report.write_bytes(pickle.dumps(measured))
             return SURVIVED
