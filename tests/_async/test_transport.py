@@ -413,9 +413,43 @@ async def close(thing: Any, runtime: Runtime) -> None:
     thing.close() if runtime.is_blocking else await thing.aclose()
 
 
+def hide_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a version of httpcore whose parser cannot be reached."""
+    for side in ("async", "sync"):
+        monkeypatch.setattr(f"cromicle_sdk._{side}.connection.find_h11", lambda _: None)
+        monkeypatch.setattr(f"cromicle_sdk._{side}.network.is_h11_reachable", lambda: False)
+
+
 async def wait_until_all_others_wait(runtime: Runtime) -> None:
     """What others wait for is a socket, which they come to a moment after this."""
     time.sleep(0.2) if runtime.is_blocking else await anyio.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("is_reachable", [True, False], ids=["h11", "httpcore alone"])
+def test_a_body_that_has_been_read_to_its_end_is_empty(
+    is_reachable: bool,
+    library: Any,
+    runtime: Runtime,
+    faults: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faults.reply("Hello.")
+    if not is_reachable:
+        hide_h11(monkeypatch)
+
+    async def read_stream(response: Any) -> bytes:
+        if runtime.is_blocking:
+            return b"".join(response.stream)
+        return b"".join([part async for part in response.stream])
+
+    async def scenario() -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "POST", f"{faults.base_url}/chat", json=BODY)
+            assert await read_stream(response) == b"Hello."
+            assert await read_stream(response) == b""
+            await close(response, runtime)
+
+    runtime.run(scenario)
 
 
 @pytest.mark.parametrize("is_reachable", [True, False], ids=["h11", "httpcore alone"])
@@ -428,9 +462,7 @@ def test_a_response_is_closed_while_another_task_or_thread_reads_it(
 ) -> None:
     faults.stall(after="Hel")
     if not is_reachable:
-        for side in ("async", "sync"):
-            monkeypatch.setattr(f"cromicle_sdk._{side}.connection.find_h11", lambda _: None)
-            monkeypatch.setattr(f"cromicle_sdk._{side}.network.is_h11_reachable", lambda: False)
+        hide_h11(monkeypatch)
 
     async def scenario() -> None:
         async with open_client(library, runtime, max_connections=1) as client:
