@@ -65,7 +65,7 @@ def bulk(
       again, at most 3 times in total; then its prompts yield errors. An executor that the function
       returned is shut down at the end, and replaced if it breaks.
     - `ordered`: yield the results in the order of the prompts.
-    - `rate`: the maximum number of calls that start in a second. None, the default, is no limit.
+    - `rate`: the maximum number of calls that start per second. None, the default, is no limit.
       It cannot be combined with `executor`.
     - `patience`: the seconds to wait for a busy server. A status 429 or 503 slows down all calls,
       which wait for its `Retry-After`. A prompt yields that error if no call succeeds for
