@@ -87,7 +87,7 @@ class AsyncStream:
         if self._state != "ended" or self._decoder is None:
             raise CromicleError(
                 "This stream has not ended, so there is no reply yet.",
-                hint="Iterate it to its end or call read(); text is what has arrived.",
+                hint="Iterate over it to its end, or call read(); text has what has arrived.",
             )
         return self._decoder.reply
 
@@ -359,7 +359,7 @@ class AsyncStream:
     def _check_readable(self) -> None:
         if self._state in ("closed", "failed"):
             raise CromicleError(
-                f"This stream has {'failed' if self._state == 'failed' else 'been closed'} before "
+                f"This stream {'failed' if self._state == 'failed' else 'was closed'} before "
                 "its end, so there is no more text.",
                 partial_text=self.text,
                 attempts=self._attempts.count,

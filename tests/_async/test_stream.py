@@ -65,7 +65,7 @@ def test_there_is_no_reply_before_the_end(runtime: Runtime, faults: FaultyServer
             stream.reply  # noqa: B018 - a property that raises
         assert str(caught.value) == (
             "This stream has not ended, so there is no reply yet. "
-            "Iterate it to its end or call read(); text is what has arrived."
+            "Iterate over it to its end, or call read(); text has what has arrived."
         )
 
     async def scenario() -> None:
@@ -793,7 +793,7 @@ def test_a_stream_that_is_over_cannot_be_entered(
                 with pytest.raises(CromicleError) as caught:
                     await again()
                 assert str(caught.value) == (
-                    f"This stream has {'been closed' if end == 'closed' else 'failed'} before its "
+                    f"This stream {'was closed' if end == 'closed' else 'failed'} before its "
                     "end, so there is no more text. Create a new one."
                 )
                 assert (caught.value.partial_text, caught.value.attempts) == ("Hel", 1)

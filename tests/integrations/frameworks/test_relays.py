@@ -175,7 +175,7 @@ class TestEvents:
         first, (name, problem) = self.read(base_url)
         assert first == ("message", "Hello, wor")
         assert name == "error"
-        assert "broke off" in problem
+        assert "was truncated" in problem
 
     def test_the_stream_is_closed_when_the_caller_leaves(
         self, base_url: str, faults: FaultyServer
