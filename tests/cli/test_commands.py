@@ -579,8 +579,14 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
         (InvalidMessageError("bad", index=1, hint="use errors='replace'"), "message 1: bad"),
         (ReplyTooLargeError("Too long.", hint="Raise it."), "Too long. Ask for a shorter reply."),
         (
-            APIConnectionError("No trust.", option="verify", hint="pass verify=…"),
+            APIConnectionError(
+                "No trust.", option="verify", hint="For a private certificate authority, pass …"
+            ),
             "No trust. For a private certificate authority, set $SSL_CERT_FILE to its certificate.",
+        ),
+        (
+            APIConnectionError("No TLS.", option="verify", hint="If the server requires a …"),
+            "No TLS. The command has no option for that: use Client(verify=ssl_context) in Python.",
         ),
         (
             APIConnectionError("No proxy.", option="proxy", hint="Check the option proxy."),
