@@ -283,6 +283,7 @@ class AsyncStream:
             timeouts=self._call.timeouts,
             redact=self._request.redact,
             proxy_status=None if head is None else head.status_code,
+            uses_proxy=self._session.uses_proxy,
         )
         if translated is None or self._decoder is None:
             return translated

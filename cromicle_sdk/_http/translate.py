@@ -36,11 +36,13 @@ def translate_error(
     timeouts: CallTimeouts,
     redact: Callable[[str], str],
     proxy_status: int | None = None,
+    uses_proxy: bool = False,
 ) -> APIConnectionError | None:
     """Translate an error of the network. Return None for any other error, which is the caller's.
 
     `redact` removes secrets that the server echoed from the text of the error and of its causes.
     `proxy_status` is the status of the last response, which is the proxy's if the proxy failed.
+    With `uses_proxy`, a connection that fails is one to the proxy.
     """
     if not _is_of_network(error):
         return None
@@ -69,6 +71,9 @@ def translate_error(
         what, detail = f"The proxy on the way to {url} failed", _detail(error)
         is_refused = proxy_status in _REFUSALS or _SOCKS_REFUSAL.match(detail) is not None
         return _failed(what, detail, _PROXY_ADVICE, option="proxy", is_final=is_refused)
+    if uses_proxy and isinstance(error, _kinds("ConnectError")) and not _is_of_tls(error):
+        what = f"The proxy on the way to {url} is unreachable"
+        return _failed(what, _detail(error), _PROXY_ADVICE, option="proxy")
     what = "Invalid response" if isinstance(error, _kinds("ProtocolError")) else "No response"
     return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
 
@@ -142,6 +147,11 @@ def _is_of_network(error: BaseException) -> bool:
     own = (ClosedByCaller, TimeLimitReached, ssl.SSLError)
     kinds: tuple[type[Exception], ...] = (*own, *_socksio(), *_kinds(*_LIBRARY_ERRORS))
     return isinstance(error, kinds) or _is_from_system(error)
+
+
+def _is_of_tls(error: BaseException) -> bool:
+    """Whether TLS failed, which through a proxy may be that of the endpoint."""
+    return any(isinstance(cause, ssl.SSLError) for cause in _chain(error))
 
 
 def _is_bad_name(error: UnicodeError) -> bool:

@@ -472,6 +472,22 @@ class TestProxies:
 
         runtime.run(scenario)
 
+    @pytest.mark.parametrize("scheme", ["http", "socks5"])
+    def test_a_proxy_that_does_not_run(
+        self, scheme: str, runtime: Runtime, faults: FaultyServer, tls: FaultyServer
+    ) -> None:
+        faults.stop()
+        url = faults.base_url.replace("http", scheme)
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=tls.base_url, proxy=url, retry=QUICK) as client:
+                error = await outcome(client.chat("Hi"))
+            assert type(error) is APIConnectionError
+            assert str(error).startswith(f"The proxy on the way to {tls.base_url}/chat is unreach")
+            assert (error.option, error.attempts) == ("proxy", 2)
+
+        runtime.run(scenario)
+
     def test_a_proxy_that_stalls(self, runtime: Runtime, tls: FaultyServer) -> None:
         async def scenario() -> None:
             with FaultyServer() as proxy:

@@ -40,7 +40,11 @@ def build_timeouts(total: float = 100) -> CallTimeouts:
 
 
 def translate(
-    error: Exception, timeouts: CallTimeouts | None = None, proxy_status: int | None = None
+    error: Exception,
+    timeouts: CallTimeouts | None = None,
+    proxy_status: int | None = None,
+    *,
+    uses_proxy: bool = False,
 ) -> APIConnectionError | None:
     return translate_error(
         error,
@@ -48,6 +52,7 @@ def translate(
         timeouts=timeouts or build_timeouts(),
         redact=lambda text: text.replace(CANARY, "[redacted]"),
         proxy_status=proxy_status,
+        uses_proxy=uses_proxy,
     )
 
 
@@ -181,6 +186,28 @@ def test_a_proxy_that_failed(error: Exception) -> None:
         "Check the option proxy, or the proxy variables of the environment."
     )
     assert (made.option, made.is_final) == ("proxy", False)
+
+
+def chain(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "uses_proxy", "what"),
+    [
+        (httpx.ConnectError("refused"), True, f"The proxy on the way to {URL} is unreachable"),
+        (httpx.ConnectError("refused"), False, f"No response from {URL}"),
+        (httpx.ReadError("refused"), True, f"No response from {URL}"),
+        (chain(httpx.ConnectError("refused"), ssl.SSLError()), True, f"No response from {URL}"),
+    ],
+)
+def test_a_proxy_that_is_unreachable(error: Exception, uses_proxy: bool, what: str) -> None:
+    made = translate(error, uses_proxy=uses_proxy)
+    assert made is not None
+    assert made.problem == f"{what}: refused."
+    assert made.option == ("proxy" if "proxy" in what else "base_url")
+    assert not made.is_final
 
 
 @pytest.mark.parametrize(
