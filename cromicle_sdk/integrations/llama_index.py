@@ -91,7 +91,8 @@ class Cromicle(LLM):
     ```
 
     - `base_url`, `token`: default to `$CROMICLE_BASE_URL` and `$CROMICLE_TOKEN`.
-    - `timeout`: a `Timeout`, None for no limit, or seconds for every phase but `total`.
+    - `timeout`: a `Timeout`, None for no limit, or seconds for every limit except
+      `total` and `pool`.
     - `max_retries`: the number of retries of a call that failed before the first text, by
       default 2.
     - `model`, `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields that are sent with each

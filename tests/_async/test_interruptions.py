@@ -646,7 +646,7 @@ async def finish(result: Any) -> Any:
 
 
 class Busy:
-    """A socket that takes nothing at its first `send`, though it has room."""
+    """A socket that accepts nothing at its first `send`, although its buffer is empty."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -872,13 +872,13 @@ def test_a_server_that_is_always_ahead_does_not_run_past_a_timeout(runtime: Runt
 
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
 def test_other_tasks_run_between_reads_that_need_not_wait(runtime: Runtime) -> None:
-    turns = 0
+    iterations = 0
 
     async def count() -> None:
-        nonlocal turns
+        nonlocal iterations
         while True:
             await anyio.lowlevel.checkpoint()
-            turns += 1
+            iterations += 1
 
     async def scenario() -> None:
         near, far = socket.socketpair()
@@ -889,10 +889,10 @@ def test_other_tasks_run_between_reads_that_need_not_wait(runtime: Runtime) -> N
             async with anyio.create_task_group() as group:
                 group.start_soon(count)
                 assert await network.receive(10) == b"x" * 10
-                before = turns
+                before = iterations
                 for _ in range(50):
                     assert await network.receive(10) == b"x" * 10
-                assert turns - before >= 40
+                assert iterations - before >= 40
                 group.cancel_scope.cancel()
 
     runtime.run(scenario)

@@ -656,13 +656,13 @@ class TestInterimResponses:
         server = tls if scheme == "https" else faults
         count = 60_000
         server.raw(INTERIM * count + build_head(length=2) + b"ok")
-        turns = 0
+        iterations = 0
 
         async def count_turns() -> None:
-            nonlocal turns
+            nonlocal iterations
             while True:
                 await anyio.sleep(0)
-                turns += 1
+                iterations += 1
 
         async def scenario() -> None:
             async with runtime.client(
@@ -676,7 +676,7 @@ class TestInterimResponses:
                     assert (await client.chat("Hi")).text == "ok"
                     group.cancel_scope.cancel()
             # Some 250 of them are parsed at a time.
-            assert turns > count / 500
+            assert iterations > count / 500
 
         runtime.run(scenario)
 
@@ -959,7 +959,7 @@ class TestElsewhere:
 class TestClosedWhileItWaits:
     """`close` reaches a call wherever it is; the limits here are far longer than the test."""
 
-    def test_for_its_turn(self, runtime: Runtime, faults: FaultyServer) -> None:
+    def test_for_a_slot(self, runtime: Runtime, faults: FaultyServer) -> None:
         faults.stall(after="Hello")
 
         async def scenario() -> None:

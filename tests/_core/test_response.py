@@ -107,7 +107,7 @@ def receive_answer(
     redact: Callable[[str], str] = str,
     **changes: Any,
 ) -> CromicleError:
-    """The error that an answer ends in."""
+    """The error that a response raises."""
     decoder = build_decoder(redact=redact, **changes)
     with pytest.raises(CromicleError) as caught:
         receive_head(decoder, status_code, headers)

@@ -1,4 +1,4 @@
-"""Accepting connections when the system has no room for more."""
+"""Accepting connections when the system has no free descriptors."""
 
 from __future__ import annotations
 
