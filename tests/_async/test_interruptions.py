@@ -19,7 +19,6 @@ from typing import Any
 
 import anyio
 import httpcore
-import httpcore2
 import httpx
 import pytest
 from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
@@ -40,7 +39,7 @@ from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import network as async_network
 from cromicle_sdk._async.session import AsyncHTTPClient
 from cromicle_sdk._core.deadline import CallTimeouts, Phase
-from cromicle_sdk._http import framing, libraries, resolver, sockets
+from cromicle_sdk._http import framing, resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk._sync import pool as sync_pool
@@ -471,34 +470,6 @@ def test_a_network_stream_says_where_it_is_connected(
     runtime.run(scenario)
 
 
-def test_a_system_that_does_not_count_what_is_acknowledged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        assert not sockets.is_request_unread(one, sent_bytes=1, seconds=1)
-        assert sockets.is_request_unread(one, sent_bytes=1, seconds=0)
-        monkeypatch.setitem(__import__("sys").modules, "termios", None)
-        assert not sockets.is_request_unread(one, sent_bytes=1, seconds=1)
-
-
-def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()) as client:
-            accepted, _ = listener.accept()
-            accepted.close()
-            client.send(b"request")
-            assert client.recv(10) == b""
-            assert sockets.is_request_unread(client, sent_bytes=7, seconds=1)
-        with socket.create_connection(listener.getsockname()) as client:
-            accepted, _ = listener.accept()
-            client.send(b"request")
-            assert accepted.recv(10) == b"request"
-            accepted.close()
-            assert client.recv(10) == b""
-            assert not sockets.is_request_unread(client, sent_bytes=7, seconds=1)
-
-
 def test_a_kept_connection_that_closes_after_work_is_a_failed_attempt(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
@@ -577,21 +548,6 @@ def test_an_observer_that_loses_track_does_not_call_a_connection_clean() -> None
         observer = framing.FramingObserver()
         observer.receive_data(data)
         assert observer.has_trailing_data is has_trailing_data, data
-
-
-def test_an_error_of_neither_library_is_not_converted() -> None:
-    error = ValueError("mine")
-    for library in (httpcore, httpcore2):
-        assert libraries.convert_error(error, library) is error
-
-
-def test_an_error_is_converted_to_that_of_the_other_library() -> None:
-    error = httpcore.ReadError("no")
-    assert libraries.convert_error(error, httpcore) is error
-    converted = libraries.convert_error(error, httpcore2)
-    assert type(converted) is httpcore2.ReadError
-    assert str(converted) == "no"
-    assert converted.__cause__ is error
 
 
 def test_an_idle_runtime_is_known_to_be_over(runtime: Runtime) -> None:

@@ -22,7 +22,7 @@ from cromicle_sdk import APITimeoutError, Client, CromicleError, Retry, Timeout
 from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import connection as async_connection
 from cromicle_sdk._async import network as async_network
-from cromicle_sdk._http import slots, sockets
+from cromicle_sdk._http import slots
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import connection as sync_connection
 from cromicle_sdk._sync import network as sync_network
@@ -280,20 +280,6 @@ def test_a_pool_that_another_thread_has_removed_is_not_closed_twice(
             assert (await client.chat("Hi")).text
 
     runtime.run(scenario)
-
-
-def test_the_first_item_is_read_while_others_change_the_collection() -> None:
-    class Changing(OrderedDict[str, None]):
-        turns = 0
-
-        def __iter__(self) -> Iterator[str]:
-            self.turns += 1
-            if self.turns == 1:
-                raise RuntimeError("OrderedDict mutated during iteration")
-            return super().__iter__()
-
-    assert sockets.find_first(Changing(one=None, two=None)) == "one"
-    assert sockets.find_first([]) is None
 
 
 # Slots

@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,7 +40,7 @@ from cromicle_sdk import (
 )
 from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._core.observers import OBSERVERS
-from cromicle_sdk._http import framing, sockets
+from cromicle_sdk._http import framing
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk.cli import commands as _commands
 from cromicle_sdk.testing import (
@@ -932,23 +931,6 @@ def test_a_slot_that_is_released_while_a_call_is_queued_is_its_own(
     runtime.run(scenario)
 
 
-def test_a_set_is_read_while_others_change_it() -> None:
-    class Item:
-        pass
-
-    class Changing(weakref.WeakSet[Item]):
-        turns = 0
-
-        def __iter__(self) -> Iterator[Item]:
-            self.turns += 1
-            if self.turns == 1:
-                raise RuntimeError("Set changed size during iteration")
-            return super().__iter__()
-
-    item = Item()
-    assert sockets.snapshot(Changing([item])) == [item]
-
-
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
 def test_a_slot_that_came_with_the_cancellation_is_passed_on(runtime: Runtime) -> None:
     async def scenario() -> None:
@@ -989,12 +971,6 @@ def test_a_spurious_wake_up_is_no_end(
             assert (await client.chat("Hi")).text == "Hello from the faulty server."
 
     runtime.run(scenario)
-
-
-def test_a_closed_socket_is_not_reusable() -> None:
-    sock = socket.socket()
-    sock.close()
-    assert not sockets.is_reusable(sock)
 
 
 def test_the_private_names_of_httpcore_are_where_they_were() -> None:
