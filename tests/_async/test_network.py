@@ -367,7 +367,7 @@ class TestProxies:
         runtime.run(scenario)
 
     @pytest.mark.parametrize("status", [403, 407])
-    def test_a_refusal_is_not_retried(
+    def test_a_rejection_is_not_retried(
         self, status: int, runtime: Runtime, tls: FaultyServer, faults: FaultyServer
     ) -> None:
         async def scenario() -> None:
@@ -611,7 +611,7 @@ class TestConnecting:
 
 
 class TestUploading:
-    def test_a_refusal_before_the_body_is_read(
+    def test_a_rejection_before_the_body_is_read(
         self, runtime: Runtime, faults: FaultyServer
     ) -> None:
         faults.fail(413, when="head")
@@ -658,7 +658,7 @@ class TestInterimResponses:
         server.raw(INTERIM * count + build_head(length=2) + b"ok")
         iterations = 0
 
-        async def count_turns() -> None:
+        async def count_iterations() -> None:
             nonlocal iterations
             while True:
                 await anyio.sleep(0)
@@ -672,7 +672,7 @@ class TestInterimResponses:
                     assert (await client.chat("Hi")).text == "ok"
                     return
                 async with anyio.create_task_group() as group:
-                    group.start_soon(count_turns)
+                    group.start_soon(count_iterations)
                     assert (await client.chat("Hi")).text == "ok"
                     group.cancel_scope.cancel()
             # Some 250 of them are parsed at a time.

@@ -830,7 +830,7 @@ def test_a_custom_transport_may_send_empty_chunks(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
-def test_dropping_a_stream_over_your_own_client_is_quiet() -> None:
+def test_dropping_a_stream_over_your_own_client_causes_no_warning() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=b"Hello")
 

@@ -1227,7 +1227,7 @@ def test_a_date_of_no_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-def test_a_refusal_says_how_long_to_wait() -> None:
+def test_a_rejection_says_how_long_to_wait() -> None:
     date = b"Sun, 09 Sep 2001 01:47:40 GMT"
     assert status_error(503, b"", (b"Retry-After", date)).retry_after == 60
     assert (

@@ -37,7 +37,7 @@ def test_a_link_local_address_can_be_connected_to_or_is_a_name_to_resolve(host: 
         assert ipaddress.ip_address(address[0])
 
 
-def test_families_take_turns() -> None:
+def test_families_alternate() -> None:
     v6 = [(socket.AF_INET6, number) for number in range(3)]
     v4 = [(socket.AF_INET, number) for number in range(1)]
     assert interleave_families([*v6, *v4]) == [v6[0], v4[0], v6[1], v6[2]]

@@ -99,7 +99,7 @@ class TestConcurrencyLimit:
         mine[0].release()
         assert started(*mine, *theirs) == [True, True, True, False, True, True, False]
 
-    def test_a_token_cannot_take_all_places_of_the_queue(self) -> None:
+    def test_a_token_cannot_fill_the_queue(self) -> None:
         limit = ConcurrencyLimit(4, per_token=1, max_waiting=8)
         for _ in range(3):
             limit.request_slot(A)
@@ -259,7 +259,7 @@ def test_waiting_callers_are_served_in_order() -> None:
     assert gate.prompts == ["0", "1", "2", "3", "4"]
 
 
-def test_a_caller_that_leaves_gives_up_its_place() -> None:
+def test_a_caller_that_disconnects_leaves_the_queue() -> None:
     gate = Gate()
     with LocalServer(app=create_app(gate, max_concurrent=1)) as server:
         url = httpx.URL(server.base_url)

@@ -70,7 +70,7 @@ class FailingAccept:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has another event loop")
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_without_room_and_idle_connections_it_waits(
+def test_without_descriptors_and_idle_connections_it_waits(
     error: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_acceptor, "RETRY_SECONDS", 0.1)
