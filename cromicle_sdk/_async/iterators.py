@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
+from types import coroutine
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -16,7 +17,7 @@ from cromicle_sdk._http.sockets import LAST_CLEANUP_SECONDS, ClosedByCaller, Tim
 
 from . import concurrency
 
-__all__ = ["close_iterator", "finish_iterator", "limit_waits"]
+__all__ = ["LimitedSteps", "close_iterator", "finish_iterator"]
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ async def close_iterator(chunks: AsyncIterator[bytes], seconds: float, *, is_nes
         aclose: Callable[[], Awaitable[object]] | None = getattr(chunks, "aclose", None)
         if aclose is not None:
             with suppress(TimeLimitReached):
-                await limit_waits(aclose, lambda: seconds, concurrency.CancelHandle())
+                await LimitedSteps(aclose, lambda: seconds, concurrency.CancelHandle()).run()
         return
     with anyio.CancelScope() as scope, suppress(Exception):
         scope.cancel()
@@ -72,46 +73,36 @@ async def close_iterator(chunks: AsyncIterator[bytes], seconds: float, *, is_nes
                 await anyio.lowlevel.cancel_shielded_checkpoint()
 
 
-def limit_waits(
-    run: Callable[[], Awaitable[T]],
-    find_limit: Callable[[], float],
-    cancel_handle: concurrency.CancelHandle,
-) -> Awaitable[T]:
-    """Limit one step of a custom client's iterator. Raises the same errors as `time_limit`.
+class LimitedSteps(Generic[T]):
+    """Runs the steps of a custom client's iterator, each within the limit.
 
     An iterator may keep a task group or a timeout open from one step to the next, so no cancel
-    scope can span a step. Instead, each wait within the step has a scope of its own. `find_limit`
-    is called at the first wait, because most steps have none.
+    scope can span a step. Instead, each wait within a step has a scope of its own, which costs 3 to
+    9 us; most steps have none, because most chunks have arrived with the previous one.
+    `find_limit` is called at the first wait.
 
     At the limit, the step is cancelled as by a scope around it: its wait raises, and its result is
     ignored. It may wait for `LAST_CLEANUP_SECONDS` more; after that, each further wait raises at
     once.
     """
-    return _LimitedWaits(run, find_limit, cancel_handle)
 
-
-class _LimitedWaits(Generic[T]):
-    """Awaits a step with a cancel scope around each of its suspensions, and only those.
-
-    A scope costs 3 to 9 us, and most chunks of a custom client's response have arrived with the
-    previous one, so that no wait is needed.
-    """
-
-    __slots__ = ("_cancel_handle", "_find_limit", "_run")
+    __slots__ = ("_cancel_handle", "_find_limit", "_step")
 
     def __init__(
         self,
-        run: Callable[[], Awaitable[T]],
+        step: Callable[[], Awaitable[T]],
         find_limit: Callable[[], float],
         cancel_handle: concurrency.CancelHandle,
     ) -> None:
-        self._run = run
+        self._step = step
         self._find_limit = find_limit
         self._cancel_handle = cancel_handle
 
-    def __await__(self) -> Generator[Any, Any, T]:
+    @coroutine
+    def run(self) -> Generator[Any, Any, T]:
+        """Run one step. Raises the same errors as `time_limit`."""
         self._cancel_handle.check()
-        step = self._run().__await__()
+        step = self._step().__await__()
         try:
             suspension = next(step)
         except StopIteration as done:

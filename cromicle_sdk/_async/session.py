@@ -310,20 +310,23 @@ class _AsyncChunks:
         self._call = call
         self._stream, self._is_nested = find_body(response)
         self._chunks: AsyncIterator[bytes] | None = None
+        self._steps: iterators.LimitedSteps[bytes] | None = None
 
     async def read(self) -> bytes:
-        if self._chunks is None:
-            self._chunks = aiter(self._stream)
         call = self._call
-        read, limit, cancel_handle = self._chunks.__anext__, call.find_limit, call.cancel_handle
+        if self._steps is None:
+            self._chunks = aiter(self._stream)
+            self._steps = iterators.LimitedSteps(
+                self._chunks.__anext__, call.find_limit, call.cancel_handle
+            )
         chunk = b""
         try:
             while not chunk:
-                chunk = await iterators.limit_waits(read, limit, cancel_handle)
+                chunk = await self._steps.run()
                 # A response may consist of endless empty chunks, which must not exceed `total`.
                 if not chunk:
                     await concurrency.checkpoint()
-                    if limit() <= 0:
+                    if call.find_limit() <= 0:
                         raise TimeLimitReached
         except StopAsyncIteration:
             return b""
@@ -332,7 +335,7 @@ class _AsyncChunks:
         return chunk
 
     async def aclose(self) -> None:
-        chunks, self._chunks = self._chunks, None
+        chunks, self._chunks, self._steps = self._chunks, None, None
         # A stream that is its own iterator was closed with the response.
         is_closed = chunks is self._stream and not isinstance(self._stream, AsyncGenerator)
         if chunks is not None and not is_closed:

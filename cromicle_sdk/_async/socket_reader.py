@@ -71,7 +71,7 @@ class SocketReader:
         """
         if self._received is not None:
             return self.receive_now(max_bytes)
-        if not self._register():
+        if self._number is None and not self._register():
             is_ready = await cancel_handle.wait_readable(self._socket, timeout)
             return self.receive_now(max_bytes) if is_ready else None
         self._thread = threading.get_ident()
@@ -141,8 +141,6 @@ class SocketReader:
 
     def _register(self) -> bool:
         """Register the socket. Return False if the event loop does not support it."""
-        if self._number is not None:
-            return True
         if self._loop is None:
             self._loop = concurrency.current_loop()
             self._is_registrable = hasattr(self._loop, "add_reader")

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from . import concurrency
 
-__all__ = ["close_iterator", "finish_iterator", "limit_waits"]
+__all__ = ["LimitedSteps", "close_iterator", "finish_iterator"]
 
 T = TypeVar("T")
 
@@ -28,14 +28,23 @@ def close_iterator(chunks: Iterator[bytes], seconds: float, *, is_nested: bool) 
     getattr(chunks, "close", list)()
 
 
-def limit_waits(
-    run: Callable[[], T], find_limit: Callable[[], float], cancel_handle: concurrency.CancelHandle
-) -> T:
-    """Run one step of a custom client's iterator. The caller checks the limit between steps.
+class LimitedSteps(Generic[T]):
+    """Runs the steps of a custom client's iterator. The caller checks the limit between them."""
 
-    Raises `ClosedByCaller` if `cancel` was called before the step or during it.
-    """
-    cancel_handle.check()
-    result = run()
-    cancel_handle.check()
-    return result
+    __slots__ = ("_cancel_handle", "_step")
+
+    def __init__(
+        self,
+        step: Callable[[], T],
+        find_limit: Callable[[], float],
+        cancel_handle: concurrency.CancelHandle,
+    ) -> None:
+        self._step = step
+        self._cancel_handle = cancel_handle
+
+    def run(self) -> T:
+        """Run one step. Raises `ClosedByCaller` if `cancel` was called before it or during it."""
+        self._cancel_handle.check()
+        result = self._step()
+        self._cancel_handle.check()
+        return result

@@ -309,20 +309,23 @@ class _Chunks:
         self._call = call
         self._stream, self._is_nested = find_body(response)
         self._chunks: Iterator[bytes] | None = None
+        self._steps: iterators.LimitedSteps[bytes] | None = None
 
     def read(self) -> bytes:
-        if self._chunks is None:
-            self._chunks = iter(self._stream)
         call = self._call
-        read, limit, cancel_handle = self._chunks.__next__, call.find_limit, call.cancel_handle
+        if self._steps is None:
+            self._chunks = iter(self._stream)
+            self._steps = iterators.LimitedSteps(
+                self._chunks.__next__, call.find_limit, call.cancel_handle
+            )
         chunk = b""
         try:
             while not chunk:
-                chunk = iterators.limit_waits(read, limit, cancel_handle)
+                chunk = self._steps.run()
                 # A response may consist of endless empty chunks, which must not exceed `total`.
                 if not chunk:
                     concurrency.checkpoint()
-                    if limit() <= 0:
+                    if call.find_limit() <= 0:
                         raise TimeLimitReached
         except StopIteration:
             return b""
@@ -331,7 +334,7 @@ class _Chunks:
         return chunk
 
     def close(self) -> None:
-        chunks, self._chunks = self._chunks, None
+        chunks, self._chunks, self._steps = self._chunks, None, None
         # A stream that is its own iterator was closed with the response.
         is_closed = chunks is self._stream and not isinstance(self._stream, Generator)
         if chunks is not None and not is_closed:

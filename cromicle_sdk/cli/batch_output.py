@@ -93,7 +93,9 @@ def _read_lines(file: BinaryIO, path: Path, entries: Mapping[Id, Entry], name: s
             raise Misuse(
                 f"{path}, line {number}: its id is not in {name}, so it belongs to another input."
             )
-        if result.get("digest", entries[key].digest) != entries[key].digest:
+        is_failed, digest = "error" in result, entries[key].digest
+        # A prompt that failed is sent again, and may have been corrected before.
+        if not is_failed and result.get("digest", digest) != digest:
             raise Misuse(
                 f"{path}, line {number}: it belongs to another prompt than the one in line"
                 f" {entries[key].number} of {name}."
@@ -101,7 +103,7 @@ def _read_lines(file: BinaryIO, path: Path, entries: Mapping[Id, Entry], name: s
         if key not in earlier.lines or key in earlier.failed:
             earlier.lines[key] = (earlier.size, len(line))
             earlier.failed.discard(key)
-            if "error" in result:
+            if is_failed:
                 earlier.failed.add(key)
         earlier.size += len(line)
         earlier.has_last_break = line.endswith(b"\n")

@@ -189,9 +189,9 @@ def test_another_thread_ends_each_kind_of_wait(runtime: Runtime, wait: str) -> N
             waits: dict[str, Callable[[], Any]] = {
                 "readable": lambda: cancel_handle.wait_readable(near, 50),
                 "writable": lambda: cancel_handle.wait_writable(near, 50),
-                "step": lambda: iterators.limit_waits(
+                "step": lambda: iterators.LimitedSteps(
                     anyio.sleep_forever, lambda: 50, cancel_handle
-                ),
+                ).run(),
             }
 
             async def cancel() -> None:

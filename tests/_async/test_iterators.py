@@ -423,7 +423,7 @@ def test_what_comes_with_the_end_of_the_time_counts() -> None:
 
     async def scenario() -> None:
         handle = concurrency.CancelHandle()
-        assert await iterators.limit_waits(step, lambda: 0.05, handle) == b"x"
+        assert await iterators.LimitedSteps(step, lambda: 0.05, handle).run() == b"x"
 
     asyncio.run(scenario())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import h11
 import httpcore
 import pytest
@@ -37,6 +39,46 @@ def test_all_that_has_arrived_is_received_at_once() -> None:
     assert receive_body(connection) == BodyPart(b"bc", needs_data=True)
     connection.receive_data(b"2\r\nde\r\n1\r\nf\r\n2\r\ng")
     assert receive_body(connection) == BodyPart(b"defg", needs_data=True)
+
+
+def test_a_chunk_alone_is_parsed_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = begin(CHUNKED)
+    next_event = Mock(side_effect=connection.next_event)
+    monkeypatch.setattr(connection, "next_event", next_event)
+    for text in (b"a", b"b"):
+        connection.receive_data(b"1\r\n" + text + b"\r\n")
+        assert receive_body(connection) == BodyPart(text, needs_data=True)
+    assert next_event.call_count == 2
+    connection.receive_data(b"0\r\n\r\n")
+    assert receive_body(connection) == BodyPart(b"", is_end=True, trailers=[])
+
+
+def test_a_chunk_may_be_followed_by_a_part_of_its_line_break_or_by_the_end() -> None:
+    connection = begin(CHUNKED)
+    connection.receive_data(b"1\r\na")
+    assert receive_body(connection) == BodyPart(b"a", needs_data=True)
+    connection.receive_data(b"\r")
+    assert receive_body(connection) == BodyPart(b"", needs_data=True)
+    connection.receive_data(b"\n1\r\nb\r\n")
+    connection.receive_data(b"")
+    part = receive_body(connection)
+    assert part.data == b"b"
+    assert "incomplete chunked read" in str(part.error)
+
+
+def test_a_line_break_that_is_not_the_end_of_a_chunk_is_an_error() -> None:
+    connection = begin(CHUNKED)
+    connection.receive_data(b"1\r\na\r\n")
+    assert receive_body(connection) == BodyPart(b"a", needs_data=True)
+    connection.receive_data(b"\r\n0\r\n\r\n")
+    assert "illegal chunk header" in str(receive_body(connection).error)
+
+
+def test_a_body_of_a_length_ends_although_a_line_break_follows() -> None:
+    connection = begin(SIZED)
+    connection.receive_data(b"ab\r\n")
+    assert receive_body(connection) == BodyPart(b"ab", is_end=True, trailers=[])
+    assert connection.trailing_data == (b"\r\n", False)
 
 
 def test_the_end_has_the_trailers() -> None:

@@ -325,6 +325,15 @@ def test_resume_sends_what_failed_and_what_is_missing(
     assert capsys.readouterr().err == message
 
 
+def test_a_prompt_that_failed_may_be_corrected(faults: FaultyServer, echo: LocalServer) -> None:
+    faults.reply("Yes.").fail(422)
+    write("in.txt", "One", "Twoo")
+    assert batch(faults, "--concurrency", "1") == 3
+    write("in.txt", "One", "Two")
+    assert batch(echo, "--resume") == 0
+    assert [(each["id"], each["text"]) for each in read()] == [(1, "Yes."), (2, "Two")]
+
+
 @pytest.mark.parametrize(
     "rest", ["{", '{"id": 2, "text": "se', "\0" * 100, '{"id": 2, "te' + "\0" * 100]
 )
