@@ -491,19 +491,20 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             await concurrency.checkpoint()
             self._network.limit_read(timeout)
             return await self._layer.receive(max_bytes)
-        return await self.receive(min(max_bytes, HEAD_BYTES))
-
-    async def receive(self, max_bytes: int) -> bytes:
         if self._unsent:
             # A server may reject a request before it has read it completely. Its response can still
             # be read.
             with suppress(httpcore.WriteError):
                 await self._flush()
-        self._network.begin_read()
-        data = await self._layer.receive(max_bytes)
+        data = await self.receive(min(max_bytes, HEAD_BYTES))
         if data:
             self._network.finish_read(data)
         return data
+
+    def receive(self, max_bytes: int) -> Awaitable[bytes]:
+        """Return the next bytes, b"" at the end, after all writes have been sent."""
+        self._network.begin_read()
+        return self._layer.receive(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._network.is_upgraded:

@@ -11,7 +11,14 @@ elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    MutableMapping,
+)
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet, finalize
@@ -301,19 +308,16 @@ class AsyncExchange:
         """The trailers, after the end of the body."""
         return self._trailers
 
-    async def read(self) -> bytes | bytearray:
+    def read(self) -> Awaitable[bytes | bytearray]:
         """Return the part of the body that has arrived, at least one byte; b"" at its end.
 
         Raises the same errors as `run`.
         """
-        if self._is_end:
-            return b""
-        data = await (self._read_source() if self._parser is None else self._read(self._parser))
-        if self._timeouts.phase != "stall":
-            self._timeouts.enter("stall", time.monotonic())
-        return data
+        return self._read_source() if self._parser is None else self._read(self._parser)
 
     async def _read(self, parser: h11.Connection) -> bytes | bytearray:
+        if self._is_end:
+            return b""
         if self._failure is not None:
             raise self._failure
         if not self._needs_data:
@@ -333,18 +337,26 @@ class AsyncExchange:
                 if not part.data:
                     raise part.error
             if part.data:
+                self._enter_stall()
                 return part.data
 
     async def _read_source(self) -> bytes:
+        if self._is_end:
+            return b""
         if self._chunks is None:
             # httpcore has one response class for sync and async.
             self._chunks = aiter(cast("AsyncIterable[bytes]", self._source))
         async for data in self._chunks:
             if data:
+                self._enter_stall()
                 return data
         self._is_end = True
         self._trailers = self._use_connection().observed_trailers
         return b""
+
+    def _enter_stall(self) -> None:
+        if self._timeouts.phase != "stall":
+            self._timeouts.enter("stall", time.monotonic())
 
     def _use_connection(self) -> AsyncConnection:
         """Return the connection. Raises `ClosedByCaller` after a concurrent `abandon`."""

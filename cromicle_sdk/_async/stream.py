@@ -100,12 +100,7 @@ class AsyncStream:
         """
         self._check_readable()
         if self._state == "new":
-            self._start_reading()
-            try:
-                call = await self._run(self._open)
-                call.timeouts.hold(time.monotonic())
-            finally:
-                self._reading.release()
+            await self._run(self._start)
         return self
 
     async def read(self) -> Reply:
@@ -133,15 +128,8 @@ class AsyncStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> str:
-        self._start_reading()
-        try:
-            text = await self._run(self._read_chunk)
-        finally:
-            self._reading.release()
-        if text is None:
-            raise StopAsyncIteration
-        return text
+    def __anext__(self) -> Awaitable[str]:
+        return self._run(self._read_chunk)
 
     async def __aenter__(self) -> Self:
         """Send the request if it has not been sent, and wait for the headers of the response."""
@@ -175,20 +163,37 @@ class AsyncStream:
                 hint="Create a stream for each reader.",
             )
 
-    async def _run(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a step, and run it again with a new attempt if it fails and may be retried."""
-        self._check_readable()
-        while True:
-            try:
-                return await step()
-            except Exception as error:  # noqa: BLE001 - `_recover` raises it, if it is not ours
-                failure = error
-            except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
-                await self._fail(error)
-                # Still the same error, but without the frames that hold the request.
-                raise strip_library_frames(error)  # noqa: B904
-            # Outside the handler, whose error would become the context of later ones.
-            await self._recover(failure)
+    async def _run(self, step: Callable[[], Awaitable[T | None]]) -> T:
+        """Run a step, and run it again with a new attempt if it fails and may be retried.
+
+        Raises `StopAsyncIteration` if the step returns None.
+        """
+        self._start_reading()
+        try:
+            self._check_readable()
+            while True:
+                try:
+                    result = await step()
+                    break
+                except Exception as error:  # noqa: BLE001 - `_recover` raises it, if not ours
+                    failure = error
+                except BaseException as error:  # noqa: BLE001 - cancelled or interrupted
+                    await self._fail(error)
+                    # Still the same error, but without the frames that hold the request.
+                    raise strip_library_frames(error)  # noqa: B904
+                # Outside the handler, whose error would become the context of later ones.
+                await self._recover(failure)
+        finally:
+            self._reading.release()
+        if result is None:
+            raise StopAsyncIteration
+        return result
+
+    async def _start(self) -> AsyncCall:
+        """Start an attempt, and return control to the caller."""
+        call = await self._open()
+        call.timeouts.hold(time.monotonic())
+        return call
 
     async def _open(self) -> AsyncCall:
         """Start an attempt: send the request, and wait for the head of a reply."""

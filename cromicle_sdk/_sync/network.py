@@ -492,19 +492,20 @@ class _NetworkStream(httpcore.NetworkStream):
             concurrency.checkpoint()
             self._network.limit_read(timeout)
             return self._layer.receive(max_bytes)
-        return self.receive(min(max_bytes, HEAD_BYTES))
-
-    def receive(self, max_bytes: int) -> bytes:
         if self._unsent:
             # A server may reject a request before it has read it completely. Its response can still
             # be read.
             with suppress(httpcore.WriteError):
                 self._flush()
-        self._network.begin_read()
-        data = self._layer.receive(max_bytes)
+        data = self.receive(min(max_bytes, HEAD_BYTES))
         if data:
             self._network.finish_read(data)
         return data
+
+    def receive(self, max_bytes: int) -> bytes:
+        """Return the next bytes, b"" at the end, after all writes have been sent."""
+        self._network.begin_read()
+        return self._layer.receive(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._network.is_upgraded:

@@ -12,7 +12,12 @@ elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+)
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet, finalize
@@ -305,14 +310,11 @@ class Exchange:
 
         Raises the same errors as `run`.
         """
-        if self._is_end:
-            return b""
-        data = self._read_source() if self._parser is None else self._read(self._parser)
-        if self._timeouts.phase != "stall":
-            self._timeouts.enter("stall", time.monotonic())
-        return data
+        return self._read_source() if self._parser is None else self._read(self._parser)
 
     def _read(self, parser: h11.Connection) -> bytes | bytearray:
+        if self._is_end:
+            return b""
         if self._failure is not None:
             raise self._failure
         if not self._needs_data:
@@ -332,18 +334,26 @@ class Exchange:
                 if not part.data:
                     raise part.error
             if part.data:
+                self._enter_stall()
                 return part.data
 
     def _read_source(self) -> bytes:
+        if self._is_end:
+            return b""
         if self._chunks is None:
             # httpcore has one response class for sync and async.
             self._chunks = iter(cast("Iterable[bytes]", self._source))
         for data in self._chunks:
             if data:
+                self._enter_stall()
                 return data
         self._is_end = True
         self._trailers = self._use_connection().observed_trailers
         return b""
+
+    def _enter_stall(self) -> None:
+        if self._timeouts.phase != "stall":
+            self._timeouts.enter("stall", time.monotonic())
 
     def _use_connection(self) -> Connection:
         """Return the connection. Raises `ClosedByCaller` after a concurrent `abandon`."""

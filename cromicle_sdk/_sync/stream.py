@@ -101,12 +101,7 @@ class Stream:
         """
         self._check_readable()
         if self._state == "new":
-            self._start_reading()
-            try:
-                call = self._run(self._open)
-                call.timeouts.hold(time.monotonic())
-            finally:
-                self._reading.release()
+            self._run(self._start)
         return self
 
     def read(self) -> Reply:
@@ -135,14 +130,7 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        self._start_reading()
-        try:
-            text = self._run(self._read_chunk)
-        finally:
-            self._reading.release()
-        if text is None:
-            raise StopIteration
-        return text
+        return self._run(self._read_chunk)
 
     def __enter__(self) -> Self:
         """Send the request if it has not been sent, and wait for the headers of the response."""
@@ -176,20 +164,37 @@ class Stream:
                 hint="Create a stream for each reader.",
             )
 
-    def _run(self, step: Callable[[], T]) -> T:
-        """Run a step, and run it again with a new attempt if it fails and may be retried."""
-        self._check_readable()
-        while True:
-            try:
-                return step()
-            except Exception as error:  # noqa: BLE001 - `_recover` raises it, if it is not ours
-                failure = error
-            except BaseException as error:  # noqa: BLE001 - cancelled or interrupted: it goes on
-                self._fail(error)
-                # Still the same error, but without the frames that hold the request.
-                raise strip_library_frames(error)  # noqa: B904
-            # Outside the handler, whose error would become the context of later ones.
-            self._recover(failure)
+    def _run(self, step: Callable[[], T | None]) -> T:
+        """Run a step, and run it again with a new attempt if it fails and may be retried.
+
+        Raises `StopIteration` if the step returns None.
+        """
+        self._start_reading()
+        try:
+            self._check_readable()
+            while True:
+                try:
+                    result = step()
+                    break
+                except Exception as error:  # noqa: BLE001 - `_recover` raises it, if not ours
+                    failure = error
+                except BaseException as error:  # noqa: BLE001 - cancelled or interrupted
+                    self._fail(error)
+                    # Still the same error, but without the frames that hold the request.
+                    raise strip_library_frames(error)  # noqa: B904
+                # Outside the handler, whose error would become the context of later ones.
+                self._recover(failure)
+        finally:
+            self._reading.release()
+        if result is None:
+            raise StopIteration
+        return result
+
+    def _start(self) -> Call:
+        """Start an attempt, and return control to the caller."""
+        call = self._open()
+        call.timeouts.hold(time.monotonic())
+        return call
 
     def _open(self) -> Call:
         """Start an attempt: send the request, and wait for the head of a reply."""
