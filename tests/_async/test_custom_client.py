@@ -220,7 +220,7 @@ def test_a_defect_of_a_transport_passes_unchanged(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
-def test_a_body_that_stalls_for_a_custom_client_is_said_so(
+def test_a_body_that_stalls_for_a_custom_client_raises_a_timeout(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     faults.stall(after="Hel")

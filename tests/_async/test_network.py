@@ -143,7 +143,7 @@ class TestTLS:
 
         runtime.run(scenario)
 
-    def test_a_second_answer_in_the_same_segment_is_nobodys(
+    def test_a_second_response_in_the_same_segment_is_discarded(
         self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
     ) -> None:
         """The first read takes both records from the socket, and returns the first."""
@@ -157,7 +157,7 @@ class TestTLS:
         with serve_records(server_context, answers) as base_url:
             runtime.run(lambda: scenario(base_url))
 
-    def test_an_unknown_authority_is_said_and_not_retried(
+    def test_an_unknown_authority_is_reported_and_not_retried(
         self, runtime: Runtime, tls: FaultyServer
     ) -> None:
         async def scenario() -> None:
@@ -626,7 +626,9 @@ class TestUploading:
 
         runtime.run(scenario)
 
-    def test_a_body_that_nobody_reads(self, runtime: Runtime, faults: FaultyServer) -> None:
+    def test_a_request_body_that_the_server_does_not_read(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
         faults.stall(when="head")
 
         async def scenario() -> None:
@@ -698,7 +700,7 @@ class TestInterimResponses:
 
         runtime.run(scenario)
 
-    def test_a_second_answer_in_the_record_of_the_first_is_nobodys(
+    def test_a_second_response_in_the_record_of_the_first_is_discarded(
         self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
     ) -> None:
         """The answer fills the read of a head; the rest of the record stays in the TLS layer."""
@@ -788,7 +790,7 @@ class TestIdleConnections:
 
         runtime.run(scenario)
 
-    def test_a_client_that_nobody_closed_leaves_none(
+    def test_a_client_that_was_not_closed_leaves_none(
         self, runtime: Runtime, faults: FaultyServer
     ) -> None:
         async def scenario() -> None:
@@ -882,7 +884,7 @@ class TestClosing:
 
 class TestElsewhere:
     @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
-    def test_a_second_event_loop_begins_afresh(
+    def test_a_second_event_loop_opens_new_connections(
         self, runtime: Runtime, faults: FaultyServer
     ) -> None:
         client = AsyncClient(base_url=faults.base_url)
@@ -911,7 +913,7 @@ class TestElsewhere:
             thread.join(60)
             assert not thread.is_alive()
 
-    def test_after_a_fork_the_child_begins_afresh(self, faults: FaultyServer) -> None:
+    def test_after_a_fork_the_child_opens_new_connections(self, faults: FaultyServer) -> None:
         faults.reply("parent").drip("x", forever=True)
         client = Client(base_url=faults.base_url, retry=ONCE)
         assert client.chat("Hi").text == "parent"
@@ -1011,7 +1013,7 @@ async def close_while_it_waits(runtime: Runtime, stream: Any) -> None:
     await runtime.together(read, close)
 
 
-def test_a_family_that_the_kernel_lacks_is_passed_over(
+def test_an_address_family_that_the_kernel_lacks_is_skipped(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = int(faults.base_url.rpartition(":")[2])

@@ -527,7 +527,7 @@ def test_a_forked_child_does_not_interrupt_the_connection_of_its_parent(
         assert far.recv(100) == b""
 
 
-def test_a_call_that_finds_its_client_closed_says_so(
+def test_a_call_whose_client_was_closed_raises_an_error(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     """Closed by a signal handler or another thread, just before httpx is asked to send."""

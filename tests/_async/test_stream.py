@@ -668,7 +668,7 @@ def test_where_no_thread_starts_names_are_resolved_in_place(
         client.chat("Hi")
 
 
-def test_a_name_that_the_resolver_cannot_take_is_said_at_once() -> None:
+def test_an_invalid_host_name_raises_at_once() -> None:
     limits = Timeout(connect=50)
     with Client(base_url=f"http://[fe80::1%{'a' * 70}]", timeout=limits, retry=ONCE) as client:
         started = time.monotonic()
@@ -1063,7 +1063,9 @@ def test_a_call_that_is_closed_before_it_is_sent(runtime: Runtime, faults: Fault
     runtime.run(scenario)
 
 
-def test_serve_that_was_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_whose_start_was_interrupted_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_commands, "serve_in_foreground", lambda *args, **options: None)
     with pytest.raises(click.Abort):
         CliRunner().invoke(_commands.serve, [], standalone_mode=False, catch_exceptions=False)

@@ -534,7 +534,7 @@ def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -
         runtime.run(partial(scenario, server.base_url))
 
 
-def test_an_unknown_scheme_is_said_so(runtime: Runtime, library: Any) -> None:
+def test_an_unknown_scheme_raises_an_error(runtime: Runtime, library: Any) -> None:
     async def scenario() -> None:
         async with open_client(library, runtime) as client:
             with pytest.raises(library.UnsupportedProtocol) as caught:

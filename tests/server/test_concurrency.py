@@ -49,7 +49,7 @@ def rejected(limit: ConcurrencyLimit, token: AcceptedToken | None = A) -> float:
 
 
 class TestConcurrencyLimit:
-    def test_without_a_limit_nobody_waits(self) -> None:
+    def test_without_a_limit_no_caller_waits(self) -> None:
         limit = ConcurrencyLimit()
         assert all(started(*(limit.request_slot(A) for _ in range(1000))))
 

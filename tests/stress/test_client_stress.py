@@ -373,7 +373,9 @@ def patch_sockets(patch: pytest.MonkeyPatch, runtime: Runtime) -> None:
 # Load on a server that is down, threads, forks, signals.
 
 
-def test_a_server_that_is_down_is_not_hammered(runtime: Runtime, faults: FaultyServer) -> None:
+def test_retries_of_a_server_that_is_down_are_bounded(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
     faults.fail(503)
 
     async def scenario() -> None:

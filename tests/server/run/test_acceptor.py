@@ -31,7 +31,7 @@ with LocalServer() as server:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
-def test_idle_connections_beyond_the_file_descriptors_keep_nobody_out() -> None:
+def test_idle_connections_beyond_the_file_descriptors_block_no_other_client() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVER],
         stdin=subprocess.PIPE,
