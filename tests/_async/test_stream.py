@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
-import click
 import httpx
 import pytest
 from certificates import build_authority
-from click.testing import CliRunner
 from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import (
@@ -42,7 +40,6 @@ from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._core.observers import OBSERVERS
 from cromicle_sdk._http import framing
 from cromicle_sdk._sync import concurrency as sync_concurrency
-from cromicle_sdk.cli import commands as _commands
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -1061,14 +1058,6 @@ def test_a_call_that_is_closed_before_it_is_sent(runtime: Runtime, faults: Fault
         assert faults.requests == []
 
     runtime.run(scenario)
-
-
-def test_a_server_whose_start_was_interrupted_raises_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(_commands, "serve_in_foreground", lambda *args, **options: None)
-    with pytest.raises(click.Abort):
-        CliRunner().invoke(_commands.serve, [], standalone_mode=False, catch_exceptions=False)
 
 
 def test_a_name_that_is_being_looked_up_can_be_given_up(
