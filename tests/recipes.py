@@ -1,49 +1,33 @@
-"""The recipes of docs/relaying.md as files, and environments in which they run."""
+"""The recipes of docs/relaying.md as files, and environments with only what the page names."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from pathlib import Path
 
-from environments import ROOT, install
+from documents import Block, list_blocks
+from environments import install_only
 
-import cromicle_sdk
-
-__all__ = [
-    "ROOT",
-    "build_environment",
-    "install_chat_apps",
-    "install_frameworks",
-    "run_script",
-    "write_recipes",
-]
-
-_PAGE = Path(cromicle_sdk.__file__).parent / "docs" / "relaying.md"
-_RECIPE = re.compile(r"^```py\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-# The dependencies of this package.
-_OWN = ("httpx>=0.28.1,<1", "anyio>=4.10,<5")
+__all__ = ["build_environment", "install_for", "run_script", "write_recipes"]
 
 
-def install_frameworks() -> Path:
-    """Install the server frameworks, and return the folder of the commands."""
-    frameworks = ("fastapi", "uvicorn", "django", "flask", "quart-trio", "hypercorn[trio]")
-    return install("frameworks", *_OWN, *frameworks, "gunicorn", "celery", "nbclient", "ipykernel")
+def _list_recipes() -> dict[str, Block]:
+    """Return the recipes by the names of their files, which are in their first lines."""
+    return {block.text.split()[1]: block for block in list_blocks("py")}
 
 
-def install_chat_apps() -> Path:
-    """Install the frameworks for chats in a browser, and return the folder of the commands."""
-    return install("chat-apps", *_OWN, "streamlit", "gradio")
+def install_for(recipe: str) -> Path:
+    """Install what the page names for a recipe, and return the folder of the commands."""
+    return install_only(_list_recipes()[recipe].requirements)
 
 
-def write_recipes(folder: Path) -> dict[str, str]:
-    """Write each recipe to a file, and return the recipes by name."""
-    recipes = dict(_RECIPE.findall(_PAGE.read_text(encoding="utf-8")))
-    for name, text in recipes.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return recipes
+def write_recipes(folder: Path) -> set[str]:
+    """Write each recipe to a file, and return their names."""
+    recipes = _list_recipes()
+    for name, block in recipes.items():
+        (folder / name).write_text(block.text, encoding="utf-8")
+    return set(recipes)
 
 
 def build_environment(folder: Path, base_url: str) -> dict[str, str]:
@@ -54,7 +38,6 @@ def build_environment(folder: Path, base_url: str) -> dict[str, str]:
         "HOME": str(folder),
         "NO_PROXY": "*",
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
     }
 

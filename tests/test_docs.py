@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shlex
@@ -11,7 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import DOCUMENTS, FOLDER, ROOT, find_blocks, needs_packages
+from documents import (
+    DOCUMENTS,
+    FOLDER,
+    ROOT,
+    fill_in,
+    find_blocks,
+    list_blocks,
+    needs_packages,
+    parse_page,
+    write_samples,
+)
 
 import cromicle_sdk
 from cromicle_sdk.cli import run
@@ -55,8 +66,7 @@ def test_a_python_block_runs(
     monkeypatch.setenv("CROMICLE_TOKEN", token)
     with LocalServer(page=True) as echo:
         monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
-        # The default address of `cromicle serve`.
-        here = block.replace("http://127.0.0.1:8000", echo.base_url)
+        here = fill_in(block, echo.base_url)
         exec(compile(here, "README.md", "exec"), {"__name__": "__main__"})
     if "print(" in block:
         assert capsys.readouterr().out
@@ -105,9 +115,8 @@ def test_a_batch_of_the_documents_is_sent(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _, source, target, *_ = shlex.split(line)
-    prompts = {".jsonl": '{"id": 1, "prompt": "One"}', ".txt": "One"}[Path(source).suffix]
-    Path(source).write_text(prompts + "\n")
+    write_samples(tmp_path)
+    _, _, target, *_ = shlex.split(line)
     with LocalServer() as echo:
         monkeypatch.setenv("CROMICLE_BASE_URL", echo.base_url)
         assert run(shlex.split(line)) == 0
@@ -118,7 +127,7 @@ def test_a_batch_of_the_documents_is_sent(
 def test_the_lines_for_curl_get_a_reply() -> None:
     (block,) = (block for _, block in find_blocks("sh") if "curl " in block)
     with LocalServer() as echo:
-        here = block.replace("http://127.0.0.1:8000", echo.base_url)
+        here = fill_in(block, echo.base_url)
         done = subprocess.run(
             ["bash", "-euc", here], capture_output=True, text=True, timeout=60, check=True
         )
@@ -180,22 +189,67 @@ def test_the_table_of_the_gateway_names_every_flag() -> None:
     assert named <= set(re.findall(r"`(--[\w-]+)`", PAGES["gateway"]))
 
 
-# The packages that no extra for users installs, with the names of their modules.
-NOT_IN_EXTRAS = {
-    "openai": "openai",
-    "pandas": "pandas",
-    "ray": "ray",
-    "trio": "trio",
-    "vcr": "vcrpy",
-}
+PAGE = """# A page
+
+It needs the extras `cli` and
+`server`.
+
+```sh
+cromicle serve
+```
+
+| option | meaning |
+|---|---|
+| `proxy` | a URL (extra `socks`) |
+
+## trio
+
+With trio (`pip install
+trio "a[b]"`):
+
+```python
+import trio
+```
+
+### A part
+
+With `pip install --quiet ".[dask]"` in a clone:
+
+```python
+import distributed
+```
+
+## OpenAI
+
+```sh
+pip install openai  # the official client
+```
+
+```python
+import openai
+```
+"""
 
 
-def test_an_example_names_the_package_to_install() -> None:
-    for name, text in DOCUMENTS.items():
-        for before, block in re.findall(r"([^\n]+)\n\n```python\n(.*?)```", text, re.DOTALL):
-            for module in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
-                if module in NOT_IN_EXTRAS:
-                    assert f"`pip install {NOT_IN_EXTRAS[module]}`" in before, name
+def test_a_block_requires_what_its_sections_have_named_so_far() -> None:
+    server = frozenset({"[cli]", "[server]"})
+    assert [
+        (block.name, block.language, block.requirements) for block in parse_page("a", PAGE)
+    ] == [
+        ("a 1", "sh", server),
+        ("a 1", "python", server | {"trio", "a[b]"}),
+        ("a 2", "python", server | {"trio", "a[b]", "[dask]"}),
+        ("a 2", "sh", server | {"openai"}),
+        ("a 3", "python", server | {"openai"}),
+    ]
+
+
+def test_a_page_names_the_extras_that_exist() -> None:
+    """tests/test_fresh_environments.py checks that they are the required ones."""
+    extras = importlib.metadata.metadata("cromicle-sdk").get_all("Provides-Extra") or []
+    for block in list_blocks("python", "py", "sh"):
+        named = {name[1:-1] for name in block.requirements if name.startswith("[")}
+        assert named <= set(extras), block.name
 
 
 def test_the_readme_has_one_way_to_call_the_command() -> None:

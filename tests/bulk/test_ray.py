@@ -1,4 +1,4 @@
-"""The example for Ray of the documentation, on one node, in an environment of its own."""
+"""The example for Ray of the documentation, on one node, where only what the page names is."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import find_blocks
-from environments import ROOT, install
+from documents import list_blocks
+from environments import install_only
 
 from cromicle_sdk.server import LocalServer
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(sys.platform == "win32", reason="install() knows the layout of others")
+@pytest.mark.skipif(sys.platform == "win32", reason="install_only() knows the layout of others")
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Ray has no wheel for it")
 def test_the_example_of_the_documentation(echo: LocalServer, tmp_path: Path) -> None:
-    (block,) = (block for _, block in find_blocks("python") if "import ray" in block)
+    (block,) = (block for block in list_blocks("python") if "import ray" in block.text)
     script = tmp_path / "script.py"
-    script.write_text(block, "utf-8")
-    python = install("ray", "ray[data]>=2.50,<3", "httpx>=0.28.1", "anyio>=4.10") / "python"
+    script.write_text(block.text, "utf-8")
+    python = install_only(block.requirements) / "python"
     done = subprocess.run(
         [python, str(script)],
         env={
             **os.environ,
             "CROMICLE_BASE_URL": echo.base_url,
-            # Of the driver and, since Ray passes it on, of the workers.
-            "PYTHONPATH": str(ROOT),
             "RAY_DEDUP_LOGS": "0",
         },
         cwd=tmp_path,

@@ -8,13 +8,7 @@ from pathlib import Path
 
 import pytest
 from model_servers import NEEDS_SIGNALS, find_port, run, wait_for_status
-from recipes import (
-    build_environment,
-    install_chat_apps,
-    install_frameworks,
-    run_script,
-    write_recipes,
-)
+from recipes import build_environment, install_for, run_script, write_recipes
 
 from cromicle_sdk.testing import FaultyServer
 
@@ -87,7 +81,7 @@ def test_a_task_of_celery(folder: Path, faults: FaultyServer) -> None:
     # Three attempts of the client, then a second one of the task, after 1 s.
     faults.reply("Hi.").fail(429, retry_after=1)
     faults.fail(429, retry_after=1).fail(429, retry_after=1).reply("At last.")
-    (line,) = run_script(install_frameworks(), CELERY, folder, faults.base_url)[-1:]
+    (line,) = run_script(install_for("celery_app.py"), CELERY, folder, faults.base_url)[-1:]
     assert json.loads(line) == {
         "text": "Hi.",
         "retried": "At last.",
@@ -97,7 +91,7 @@ def test_a_task_of_celery(folder: Path, faults: FaultyServer) -> None:
 
 def test_a_notebook(folder: Path, faults: FaultyServer) -> None:
     faults.reply(chunks=["Because ", "it is."], delay=0.1)
-    (line,) = run_script(install_frameworks(), NOTEBOOK, folder, faults.base_url)[-1:]
+    (line,) = run_script(install_for("notebook.py"), NOTEBOOK, folder, faults.base_url)[-1:]
     shown, printed = json.loads(line)
     assert shown["data"]["text/markdown"] == "Because it is."
     assert printed["text"] == "2 messages\n"
@@ -105,7 +99,7 @@ def test_a_notebook(folder: Path, faults: FaultyServer) -> None:
 
 def test_a_chat_of_streamlit(folder: Path, faults: FaultyServer) -> None:
     faults.reply("Hi **there**.").cut(after="Hello, wor").reply("At last.")
-    before, after = run_script(install_chat_apps(), STREAMLIT, folder, faults.base_url)
+    before, after = run_script(install_for("streamlit_app.py"), STREAMLIT, folder, faults.base_url)
     said, (problem,), exceptions = json.loads(before)
     assert said == [["Hello"], ["Hi **there**."]]
     assert "broke off" in problem
@@ -117,6 +111,15 @@ def test_a_chat_of_streamlit(folder: Path, faults: FaultyServer) -> None:
     )
 
 
+def test_the_command_of_streamlit(folder: Path, faults: FaultyServer) -> None:
+    port, log = find_port(), folder / "log"
+    command = [str(install_for("streamlit_app.py") / "streamlit"), "run", "streamlit_app.py"]
+    command += ["--server.headless", "true", "--server.port", str(port)]
+    environment = build_environment(folder, faults.base_url)
+    with run(command, log, stop=signal.SIGTERM, **environment) as process:
+        wait_for_status(f"http://127.0.0.1:{port}/_stcore/health", process, log)
+
+
 def test_a_chat_of_gradio(folder: Path, faults: FaultyServer) -> None:
     faults.reply(chunks=["Hi ", "there."], delay=0.2).fail(429, retry_after=100)
     port, log = find_port(), folder / "log"
@@ -125,12 +128,14 @@ def test_a_chat_of_gradio(folder: Path, faults: FaultyServer) -> None:
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_SERVER_PORT": str(port),
     }
-    python = str(install_chat_apps() / "python")
+    commands = install_for("gradio_app.py")
     url = f"http://127.0.0.1:{port}"
-    with run([python, "gradio_app.py"], log, stop=signal.SIGTERM, **environment) as process:
+    with run(
+        [str(commands / "python"), "gradio_app.py"], log, stop=signal.SIGTERM, **environment
+    ) as process:
         wait_for_status(url, process, log)
         script = GRADIO.replace("URL", repr(url))
-        (line,) = run_script(install_chat_apps(), script, folder, faults.base_url)[-1:]
+        (line,) = run_script(commands, script, folder, faults.base_url)[-1:]
     text, outputs, problem = json.loads(line)
     assert text == "Hi there."
     assert outputs[0] == "Hi "

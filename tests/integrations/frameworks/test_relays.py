@@ -10,8 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from documents import list_blocks
 from model_servers import NEEDS_SIGNALS, find_port, run, wait_for_status
-from recipes import build_environment, install_frameworks, write_recipes
+from recipes import build_environment, install_for, write_recipes
 
 from cromicle_sdk.testing import FaultyServer
 
@@ -28,6 +29,10 @@ class App:
     command: str
     path: str = "chat"
     notices_disconnects: bool = True
+
+    @property
+    def recipe(self) -> str:
+        return self.command.split()[-1].partition(":")[0] + ".py"
 
 
 APPS = {
@@ -65,7 +70,7 @@ def base_url(
     write_recipes(folder)
     port, log = find_port(), folder / "log"
     name, *arguments = app.command.format(port=port).split()
-    command = [str(install_frameworks() / name), *arguments]
+    command = [str(install_for(app.recipe) / name), *arguments]
     environment = build_environment(folder, endpoint.base_url)
     with run(command, log, stop=signal.SIGTERM, **environment) as process:
         url = f"http://127.0.0.1:{port}"
@@ -164,7 +169,16 @@ class TestEvents:
 
 
 def test_every_recipe_is_tested(tmp_path: Path) -> None:
-    names = set(write_recipes(tmp_path))
-    served = {app.command.split()[-1].partition(":")[0] + ".py" for app in APPS.values()}
+    names = write_recipes(tmp_path)
+    served = {app.recipe for app in APPS.values()}
     others = {"celery_app.py", "gradio_app.py", "notebook.py", "statuses.py", "streamlit_app.py"}
     assert names == served | others
+
+
+def test_every_command_line_of_the_page_is_tested() -> None:
+    """By its program and its app."""
+    blocks = (block for block in list_blocks("sh") if block.name.startswith("relaying"))
+    lines = [line.split() for block in blocks for line in block.text.splitlines()]
+    tested = [app.command.split() for app in APPS.values()]
+    others = {("streamlit", "streamlit_app.py"), ("python", "gradio_app.py")}
+    assert {(line[0], line[-1]) for line in lines} == {(app[0], app[-1]) for app in tested} | others
