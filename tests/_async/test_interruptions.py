@@ -586,7 +586,7 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     module: Any = sync_network if runtime.is_blocking else async_network
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
-    network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), in_one_piece=True)
+    network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), buffers_writes=True)
     if sock is not None:
         network._set_socket(sock)
     return network
@@ -640,7 +640,7 @@ def test_the_timeout_of_a_write_begins_with_it(runtime: Runtime) -> None:
             handle = network._use_call().cancel_handle
             timeouts = CallTimeouts.for_request({"write": 5}, now=time.monotonic() - 10)
             timeouts.enter("send", time.monotonic() - 10)
-            network.start_exchange(timeouts, handle, in_one_piece=False)
+            network.start_exchange(timeouts, handle, buffers_writes=False)
             module: Any = sync_network if runtime.is_blocking else async_network
             layer = module._TCP if runtime.is_blocking else module._AsyncTCP
             await finish(network.open_stream(layer(network)).write(b"part"))
@@ -666,7 +666,9 @@ def test_a_closed_network_is_not_used(runtime: Runtime) -> None:
         with pytest.raises(sockets.ClosedByCaller, match=r"^it was closed while it was in use$"):
             await finish(network.receive(10))
         # Closed by another thread or a signal handler, just before the next request.
-        network.start_exchange(open_timeouts(), async_concurrency.CancelHandle(), in_one_piece=True)
+        network.start_exchange(
+            open_timeouts(), async_concurrency.CancelHandle(), buffers_writes=True
+        )
         with pytest.raises(sockets.ClosedByCaller):
             await finish(network.receive(10))
 
