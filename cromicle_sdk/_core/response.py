@@ -79,10 +79,10 @@ _ADVICE = {
 
 _TOO_LONG = "The conversation is too long for the model: send a shorter one."
 _REJECTED = "The model server rejected the prompt or an option of it: change it."
-_ASK_OPERATOR = "A retry does not help: tell who runs the server."
+_ASK_OPERATOR = "A retry does not help: contact the operator of the server."
 # The hints by code, for errors of this package's servers. They are more specific than the status.
 _ADVICE_BY_CODE = {
-    "bad_request": "The body is not valid: check the fields of it.",
+    "bad_request": "The body is not valid: check its fields.",
     "content_filter": "A content filter rejected the prompt: change it.",
     "content_policy_violation": "A content filter rejected the prompt: change it.",
     "context_length_exceeded": _TOO_LONG,
@@ -90,7 +90,7 @@ _ADVICE_BY_CODE = {
     "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
     "string_above_max_length": _TOO_LONG,
     "too_many_wrong_tokens": _WRONG_CREDENTIAL,
-    "unknown_field": "Leave that field out, or ask who runs the server to allow it.",
+    "unknown_field": "Omit that field, or ask the operator of the server to allow it.",
     "upstream_denied": _ASK_OPERATOR,
     "upstream_redirected": _ASK_OPERATOR,
     "wrong_host": "Check base_url: the server that answers there is not for that host.",
@@ -104,7 +104,7 @@ _OF_GATEWAY = frozenset(
     }
 )
 
-_SERVER_FAILED = "The server failed; try again later, or tell who runs it."
+_SERVER_FAILED = "The server failed; try again later, or contact its operator."
 _REDIRECTED = (
     "Redirects are not followed, because the body holds the token: "
     "set base_url to the right address."
@@ -472,7 +472,7 @@ class ResponseDecoder:
         if 300 <= status_code < 400:
             problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."
         if retry_after is not None:
-            problem += f" It asks to wait {retry_after:g} s."
+            problem += f" The server requests a wait of {retry_after:g} s."
         error = status_error_class(status_code)(
             problem,
             status_code=status_code,

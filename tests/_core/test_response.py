@@ -58,7 +58,7 @@ def build_options(**changes: Any) -> Options:
     return Options.build(**{**values, **changes})
 
 
-FAILED = "The server failed; try again later, or tell who runs it."
+FAILED = "The server failed; try again later, or contact its operator."
 
 
 def build_decoder(
@@ -107,7 +107,7 @@ def receive_answer(
     redact: Callable[[str], str] = str,
     **changes: Any,
 ) -> CromicleError:
-    """The error that an answer ends in."""
+    """The error that a response raises."""
     decoder = build_decoder(redact=redact, **changes)
     with pytest.raises(CromicleError) as caught:
         receive_head(decoder, status_code, headers)
@@ -721,7 +721,8 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             429,
             [(b"retry-after", b"1.5")],
             b"",
-            "answered 429 Too Many Requests. It asks to wait 1.5 s. Retry after that time.",
+            "answered 429 Too Many Requests. The server requests a wait of 1.5 s."
+            " Retry after that time.",
         ),
         (
             302,
@@ -788,7 +789,7 @@ def test_messages(
     [
         (400, None, None, "check that base_url is a Cromicle endpoint"),
         (400, "bad_request", None, "check the fields"),
-        (400, "unknown_field", None, "Leave that field out"),
+        (400, "unknown_field", None, "Omit that field"),
         (400, "context_length_exceeded", None, "The conversation is too long for the model"),
         (413, "context_length_exceeded", None, "The conversation is too long for the model"),
         (400, "content_filter", None, "A content filter rejected the prompt"),
@@ -796,10 +797,25 @@ def test_messages(
         (422, "invalid_request_error", None, "The model server rejected the prompt or an option"),
         (422, "hash_mismatch", None, "the same token"),
         (413, "request_too_large", None, "Send a shorter prompt"),
-        (502, "upstream_denied", None, "A retry does not help: tell who runs the server"),
-        (502, "upstream_refused", None, "A retry does not help: tell who runs the server"),
-        (502, "upstream_redirected", None, "A retry does not help: tell who runs the server"),
-        (500, "upstream_refused", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_denied", None, "A retry does not help: contact the operator of the server"),
+        (
+            502,
+            "upstream_refused",
+            None,
+            "A retry does not help: contact the operator of the server",
+        ),
+        (
+            502,
+            "upstream_redirected",
+            None,
+            "A retry does not help: contact the operator of the server",
+        ),
+        (
+            500,
+            "upstream_refused",
+            None,
+            "A retry does not help: contact the operator of the server",
+        ),
         (500, "upstream_failed", "7", "Retry after that time."),
         (502, "upstream_failed", None, FAILED),
         (502, "upstream_failed", "7", "Retry after that time."),
@@ -825,7 +841,7 @@ def test_the_hint_fits_what_the_server_says(
     assert error.code == code
     assert hint in error.hint
     assert error.option == ("token" if hint == "Check the token" else None)
-    assert ("asks to wait" in error.problem) == (retry_after is not None)
+    assert ("requests a wait" in error.problem) == (retry_after is not None)
 
 
 @pytest.mark.parametrize(
@@ -1227,7 +1243,7 @@ def test_a_date_of_no_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-def test_a_refusal_says_how_long_to_wait() -> None:
+def test_a_rejection_says_how_long_to_wait() -> None:
     date = b"Sun, 09 Sep 2001 01:47:40 GMT"
     assert status_error(503, b"", (b"Retry-After", date)).retry_after == 60
     assert (
