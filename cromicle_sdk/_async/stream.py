@@ -119,6 +119,8 @@ class AsyncStream:
         if self._reading.acquire(blocking=False):
             try:
                 self._stop_observing()
+                if self._attempt is not None:
+                    self._log_early_end("closed by the caller")
                 await self._close_attempt()
             finally:
                 self._reading.release()
@@ -334,7 +336,11 @@ class AsyncStream:
     async def _fail(self, error: BaseException) -> None:
         self._state = "failed"
         self._stop_observing(error)
+        self._log_early_end(f"ended by {type(error).__name__}")
         await self._close_attempt()
+
+    def _log_early_end(self, how: str) -> None:
+        _logger.debug("attempt %d %s", self._attempts.count, how, extra=_LAST)
 
     def _stop_observing(self, error: BaseException | None = None) -> None:
         observer, self._observer = self._observer, None

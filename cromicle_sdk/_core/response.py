@@ -79,7 +79,7 @@ _ADVICE = {
 
 _TOO_LONG = "The conversation is too long for the model: send a shorter one."
 _REJECTED = "The model server rejected the prompt or one of its options: change it."
-_ASK_OPERATOR = "A retry does not help: contact the server's operator."
+_ASK_OPERATOR = "A retry does not help: contact the operator of the server."
 # The hints by code, for errors of this package's servers. They are more specific than the status.
 _ADVICE_BY_CODE = {
     "bad_request": "The body is not valid: check its fields.",
@@ -90,7 +90,7 @@ _ADVICE_BY_CODE = {
     "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
     "string_above_max_length": _TOO_LONG,
     "too_many_wrong_tokens": _WRONG_CREDENTIAL,
-    "unknown_field": "Omit that field, or ask the server's operator to allow it.",
+    "unknown_field": "Omit that field, or ask the operator of the server to allow it.",
     "upstream_denied": _ASK_OPERATOR,
     "upstream_redirected": _ASK_OPERATOR,
     "wrong_host": "Check base_url: the server there does not accept requests for this host.",
@@ -104,7 +104,7 @@ _OF_GATEWAY = frozenset(
     }
 )
 
-_SERVER_FAILED = "The server failed: try again later, or contact its operator."
+_SERVER_FAILED = "The server failed; try again later, or contact its operator."
 _REDIRECTED = (
     "Redirects are not followed, because the body contains the token: "
     "set base_url to the right address."
@@ -475,7 +475,7 @@ class ResponseDecoder:
         if 300 <= status_code < 400:
             problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."
         if retry_after is not None:
-            problem += f" Its Retry-After is {retry_after:g} s."
+            problem += f" The server requests a wait of {retry_after:g} s."
         error = status_error_class(status_code)(
             problem,
             status_code=status_code,

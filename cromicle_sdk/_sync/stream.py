@@ -120,6 +120,8 @@ class Stream:
         if self._reading.acquire(blocking=False):
             try:
                 self._stop_observing()
+                if self._attempt is not None:
+                    self._log_early_end("closed by the caller")
                 self._close_attempt()
             finally:
                 self._reading.release()
@@ -335,7 +337,11 @@ class Stream:
     def _fail(self, error: BaseException) -> None:
         self._state = "failed"
         self._stop_observing(error)
+        self._log_early_end(f"ended by {type(error).__name__}")
         self._close_attempt()
+
+    def _log_early_end(self, how: str) -> None:
+        _logger.debug("attempt %d %s", self._attempts.count, how, extra=_LAST)
 
     def _stop_observing(self, error: BaseException | None = None) -> None:
         observer, self._observer = self._observer, None

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 
 from cromicle_sdk import AsyncClient, Client, ConfigurationError, Messages
+from cromicle_sdk._core.options import check_count
 
 from .ask import Ask
 from .blocking import run_in_thread
@@ -18,7 +19,6 @@ from .options import (
     DEFAULT_PATIENCE,
     BulkOptions,
     check_client,
-    check_count,
     copy_client,
     dump_client,
 )

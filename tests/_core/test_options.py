@@ -30,6 +30,7 @@ from cromicle_sdk._core.options import (
     Retry,
     Timeout,
     check_count,
+    check_number,
     check_seconds,
     check_text,
 )
@@ -321,6 +322,15 @@ def test_check_seconds_rejects(value: Any) -> None:
         check_seconds("grace", "1")
     with pytest.raises(ConfigurationError, match=r"above 0, not 0$"):
         check_seconds("grace", 0, above_zero=True)
+
+
+def test_check_number_names_the_unit() -> None:
+    assert check_number("rate", 0.5, "calls per second") == 0.5
+    with pytest.raises(ConfigurationError) as caught:
+        check_number("rate", math.inf, "calls per second")
+    assert str(caught.value) == (
+        "rate: expected a finite number of calls per second, 0 or more, not inf"
+    )
 
 
 @pytest.mark.parametrize("value", ["x", "täxt 😀", "\0"])

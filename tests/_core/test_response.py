@@ -58,7 +58,7 @@ def build_options(**changes: Any) -> Options:
     return Options.build(**{**values, **changes})
 
 
-FAILED = "The server failed: try again later, or contact its operator."
+FAILED = "The server failed; try again later, or contact its operator."
 
 
 def build_decoder(
@@ -107,7 +107,7 @@ def receive_answer(
     redact: Callable[[str], str] = str,
     **changes: Any,
 ) -> CromicleError:
-    """The error that an answer ends in."""
+    """The error that a response raises."""
     decoder = build_decoder(redact=redact, **changes)
     with pytest.raises(CromicleError) as caught:
         receive_head(decoder, status_code, headers)
@@ -722,7 +722,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [(b"retry-after", b"1.5")],
             b"",
             (
-                "responded with 429 Too Many Requests. Its Retry-After is 1.5 s. "
+                "responded with 429 Too Many Requests. The server requests a wait of 1.5 s. "
                 "Retry after that time."
             ),
         ),
@@ -809,24 +809,24 @@ def test_messages(
         ),
         (422, "hash_mismatch", None, "the same token"),
         (413, "request_too_large", None, "Send a shorter prompt"),
-        (502, "upstream_denied", None, "A retry does not help: contact the server's operator"),
+        (502, "upstream_denied", None, "A retry does not help: contact the operator of the server"),
         (
             502,
             "upstream_refused",
             None,
-            "A retry does not help: contact the server's operator",
+            "A retry does not help: contact the operator of the server",
         ),
         (
             502,
             "upstream_redirected",
             None,
-            "A retry does not help: contact the server's operator",
+            "A retry does not help: contact the operator of the server",
         ),
         (
             500,
             "upstream_refused",
             None,
-            "A retry does not help: contact the server's operator",
+            "A retry does not help: contact the operator of the server",
         ),
         (500, "upstream_failed", "7", "Retry after that time."),
         (502, "upstream_failed", None, FAILED),
@@ -853,7 +853,7 @@ def test_the_hint_fits_what_the_server_says(
     assert error.code == code
     assert hint in error.hint
     assert error.option == ("token" if hint == "Check the token" else None)
-    assert ("Its Retry-After is" in error.problem) == (retry_after is not None)
+    assert ("requests a wait" in error.problem) == (retry_after is not None)
 
 
 @pytest.mark.parametrize(
@@ -1255,7 +1255,7 @@ def test_a_date_of_no_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-def test_a_refusal_says_how_long_to_wait() -> None:
+def test_a_rejection_says_how_long_to_wait() -> None:
     date = b"Sun, 09 Sep 2001 01:47:40 GMT"
     assert status_error(503, b"", (b"Retry-After", date)).retry_after == 60
     assert (

@@ -20,9 +20,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
+import click
 import httpx
 import openai
 import pytest
+from click.testing import CliRunner
 from upstreams import answer_models, answer_texts
 
 from cromicle_sdk import (
@@ -479,7 +481,7 @@ FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
     "404": (lambda server: server.fail(404), "Check --base-url", b""),
     "418": (lambda server: server.fail(418, body="a\x1b[31mb\nc"), "418", b""),
     "422": (lambda server: server.fail(422), "same token", b""),
-    "429": (lambda server: server.fail(429, retry_after=90), "Retry-After is 90 s", b""),
+    "429": (lambda server: server.fail(429, retry_after=90), "a wait of 90 s", b""),
     "500": (lambda server: server.fail(500), "try again later", b""),
     "302": (lambda server: server.redirect(), "set --base-url to the right address", b""),
     "html": (
@@ -1425,3 +1427,11 @@ def test_the_console_script_is_the_same_command() -> None:
     project = Path(__file__).parents[2] / "pyproject.toml"
     assert 'cromicle = "cromicle_sdk.__main__:main"' in project.read_text()
     assert subprocess.run([sys.executable, "-c", "import cromicle_sdk.__main__"], check=True)
+
+
+def test_a_server_whose_start_was_interrupted_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda *args, **options: None)
+    with pytest.raises(click.Abort):
+        CliRunner().invoke(_commands.serve, [], standalone_mode=False, catch_exceptions=False)

@@ -187,7 +187,7 @@ def openai_backend(
     - `api_key`: sent as `Authorization: Bearer …`. It is never logged or shown.
     - `headers`: additional headers. Their values are never logged or shown.
     - `timeout`: as for the clients: a `Timeout`, None for no limit, or seconds for every limit
-      except `pool` and `total`, which remains 600. `stall` is the time between two reads;
+      except `total` and `pool`, which keep their defaults. `stall` is the time between two reads;
       comments that keep the stream alive reset it.
     - `system`: a system message that is sent before all others. A caller's own system message
       follows it.
