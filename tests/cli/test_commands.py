@@ -481,7 +481,7 @@ FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
     "404": (lambda server: server.fail(404), "Check --base-url", b""),
     "418": (lambda server: server.fail(418, body="a\x1b[31mb\nc"), "418", b""),
     "422": (lambda server: server.fail(422), "same token", b""),
-    "429": (lambda server: server.fail(429, retry_after=90), "wait 90 s", b""),
+    "429": (lambda server: server.fail(429, retry_after=90), "a wait of 90 s", b""),
     "500": (lambda server: server.fail(500), "try again later", b""),
     "302": (lambda server: server.redirect(), "set --base-url to the right address", b""),
     "html": (
