@@ -721,8 +721,10 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             429,
             [(b"retry-after", b"1.5")],
             b"",
-            "answered 429 Too Many Requests. The server requests a wait of 1.5 s."
-            " Retry after that time.",
+            (
+                "answered 429 Too Many Requests. The server requests a wait of 1.5 s."
+                " Retry after that time."
+            ),
         ),
         (
             302,
@@ -788,7 +790,7 @@ def test_messages(
     ("status_code", "code", "retry_after", "hint"),
     [
         (400, None, None, "check that base_url is a Cromicle endpoint"),
-        (400, "bad_request", None, "check the fields"),
+        (400, "bad_request", None, "check its fields"),
         (400, "unknown_field", None, "Omit that field"),
         (400, "context_length_exceeded", None, "The conversation is too long for the model"),
         (413, "context_length_exceeded", None, "The conversation is too long for the model"),
