@@ -169,7 +169,9 @@ def check_messages(messages: Messages) -> list[Message]:
             Message(role=_check_role(role, index), content=_join_content(content, index))
         )
     if not checked:
-        raise InvalidMessageError("there is no message", hint="pass a text or at least one message")
+        raise InvalidMessageError(
+            "there are no messages", hint="pass a text or at least one message"
+        )
     return checked
 
 

@@ -65,8 +65,8 @@ def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | No
         )
     if value < minimum or (maximum is not None and value > maximum):
         # Python does not format the digits of a very long number.
-        shown = value if abs(value) < 10**18 else "this number"
-        raise ConfigurationError(f"{shown} is not {expected}", option=name)
+        shown = value if abs(value) < 10**18 else "a number of 19 or more digits"
+        raise ConfigurationError(f"expected {expected}, not {shown}", option=name)
     return value
 
 

@@ -55,7 +55,7 @@ def translate_error(
             said = getattr(cause, "verify_message", None) or str(cause)
             return _failed(what, said, advice, option="verify", is_final=True)
         if isinstance(cause, UnicodeError) and _is_bad_name(cause):
-            what = f"The host of {url} is not a valid name in DNS"
+            what = f"The host of {url} is not a valid DNS name"
             return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
         if isinstance(cause, OSError) and cause.errno in _OUT_OF_FILES:
             what = f"No socket for {url} can be opened"
@@ -88,10 +88,10 @@ _MISMATCH_ADVICE = (
     "Client and server have no protocol version and cipher in common: pass verify=ssl_context with "
     "those of the server."
 )
-_REFUSED_ADVICE = "If the server asks for a client certificate, load it into verify=ssl_context."
+_REFUSED_ADVICE = "If the server requires a client certificate, load one into verify=ssl_context."
 _HANDSHAKE_ADVICE = (
     "Client and server have no protocol version and cipher in common, or the server, up to TLS "
-    "1.2, asks for a client certificate: pass verify=ssl_context with those of the server."
+    "1.2, requires a client certificate: pass verify=ssl_context with those of the server."
 )
 # The hints for failures that a retry does not change, by OpenSSL's reason: a response that is not
 # TLS, no common version or cipher, and alerts about the client's certificate.
@@ -120,7 +120,7 @@ _TLS_ADVICE = {
         ("verify", _REFUSED_ADVICE),
     ),
 }
-_ADVICE = "Check that the server runs and that base_url is right."
+_ADVICE = "Check that the server is running and that base_url is right."
 # The errors of httpcore, then the base classes of httpx's.
 _LIBRARY_ERRORS = (
     "ConnectionNotAvailable",

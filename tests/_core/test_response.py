@@ -722,8 +722,8 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [(b"retry-after", b"1.5")],
             b"",
             (
-                "answered 429 Too Many Requests. The server requests a wait of 1.5 s."
-                " Retry after that time."
+                "answered 429 Too Many Requests. The server requests a wait of 1.5 s. "
+                "Retry after that time."
             ),
         ),
         (

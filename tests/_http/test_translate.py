@@ -96,7 +96,7 @@ def test_errors_of_the_network(error: Exception) -> None:
     assert detail
     what = "Invalid response" if "ProtocolError" in type(error).__name__ else "No response"
     assert str(made) == (
-        f"{what} from {URL}: {detail}. Check that the server runs and that base_url is right."
+        f"{what} from {URL}: {detail}. Check that the server is running and that base_url is right."
     )
     assert (made.option, made.is_final) == ("base_url", False)
 
@@ -160,7 +160,7 @@ def test_a_host_that_is_no_name(error: Exception) -> None:
     made = translate(error)
     assert type(made) is APIConnectionError
     assert str(made) == (
-        f"The host of {URL} is not a valid name in DNS: label too long. Check base_url."
+        f"The host of {URL} is not a valid DNS name: label too long. Check base_url."
     )
     assert (made.option, made.is_final) == ("base_url", True)
 
