@@ -49,7 +49,7 @@ class Fault:
 
 
 def broken(name: str, script: Callable[[FaultyServer], object], partial: str = "Hello") -> Fault:
-    """The reply breaks off. The call is retried, then raises with the text so far."""
+    """The reply is truncated. The call is retried, then raises with the text so far."""
     return Fault(name, script, IncompleteReplyError, partial, requests=2)
 
 

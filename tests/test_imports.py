@@ -152,8 +152,16 @@ THIRD_PARTY: dict[str, set[str]] = {
     "typing_extensions": {"_core.compat"},
 }
 
-# Packages that the clients do not import. Most of them require extras.
-OTHERS = {"__main__", "bulk", "cli", "integrations", "server", "testing"}
+# Packages that the clients do not import, and the folders that they may import, besides the public
+# names. Most of them require extras.
+OTHERS: dict[str, set[str]] = {
+    "__main__": {"cli"},
+    "bulk": {"_core", "_http"},
+    "cli": {"_core", "bulk", "server"},
+    "integrations": {"_core"},
+    "server": {"_async", "_core", "_http"},
+    "testing": {"_core", "server"},
+}
 
 # Only these may import a specific event loop.
 LOOPS_ALLOWED = {"bulk", "cli", "server", "testing"}
@@ -205,7 +213,23 @@ def test_the_table_has_every_module() -> None:
         for path in PACKAGE.rglob("*.py")
     }
     ours = {name for name in found if name.partition(".")[0] not in OTHERS}
+    assert {name.partition(".")[0] for name in found - ours} == set(OTHERS)
     assert {name for name in ours if not name.endswith(".__init__")} == set(MODULES)
+
+
+@pytest.mark.parametrize("package", OTHERS)
+def test_another_package_imports_the_folders_of_the_table(package: str) -> None:
+    folder = PACKAGE / package
+    importing = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
+    found: set[str] = set()
+    for path in importing:
+        inside = ".".join(path.relative_to(PACKAGE).parts[:-1])
+        for name in imports(ast.parse(path.read_text("utf-8")), inside):
+            top, _, rest = name.partition(".")
+            # The public names are those of the package itself.
+            if top == "cromicle_sdk" and (PACKAGE / rest.partition(".")[0]).is_dir():
+                found.add(rest.partition(".")[0])
+    assert found - {"", package} == OTHERS[package]
 
 
 def test_there_is_no_cycle() -> None:

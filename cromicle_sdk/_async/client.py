@@ -59,7 +59,8 @@ class AsyncClient:
     - `token`: sent and hashed. Defaults to `$CROMICLE_TOKEN`, else `abc`. Any other token requires
       a `base_url`, so that it is not sent to the default host.
     - `timeout`: seconds for every limit except `total` and `pool`; or a `Timeout` or an
-      `httpx.Timeout`; None for no limit. Defaults to `Timeout()`.
+      `httpx.Timeout`; None for no limit. Defaults to `Timeout(connect=5, first_byte=300,
+      stall=120, total=600, pool=3600)`.
     - `retry`: a `Retry`; `Retry(attempts=1)` disables retries. Defaults to `Retry()`, three
       attempts.
     - `max_reply_bytes`: a longer reply raises `ReplyTooLargeError`. Defaults to 64 MiB.

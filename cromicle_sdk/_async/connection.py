@@ -62,13 +62,13 @@ class AsyncConnection:
         timeouts: CallTimeouts,
         cancel_handle: concurrency.CancelHandle,
         *,
-        in_one_piece: bool,
+        buffers_writes: bool,
     ) -> httpcore.Response:
         """Send a request, and wait for the head of its response.
 
-        With `in_one_piece`, the head and the whole body are sent together.
+        With `buffers_writes`, the head and the whole body are sent together.
         """
-        self._network.start_exchange(timeouts, cancel_handle, in_one_piece=in_one_piece)
+        self._network.start_exchange(timeouts, cancel_handle, buffers_writes=buffers_writes)
         timeouts.enter("connect", time.monotonic())
         return await self._http.handle_async_request(request)
 

@@ -72,7 +72,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._is_request_unread = False
         self._is_closed = False
         # Whether writes are held back until the next read.
-        self.is_in_one_piece = False
+        self.buffers_writes = False
         self.is_upgraded = False
         self._process = os.getpid()
 
@@ -81,11 +81,11 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         timeouts: CallTimeouts,
         cancel_handle: concurrency.CancelHandle,
         *,
-        in_one_piece: bool,
+        buffers_writes: bool,
     ) -> None:
-        """Apply the limits of this call. `in_one_piece` buffers writes until the next read."""
+        """Apply the limits of this call. `buffers_writes` buffers writes until the next read."""
         self._call = self._write_call = _AsyncWaitLimits(timeouts, cancel_handle)
-        self.is_in_one_piece = in_one_piece
+        self.buffers_writes = buffers_writes
         self._has_received = False
         self._sent_bytes = 0
         self._is_request_unread = False
@@ -512,7 +512,7 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             await self._layer.send(buffer)
             return
         self._unsent.append(buffer)
-        if not self._network.is_in_one_piece:
+        if not self._network.buffers_writes:
             self._network.begin_write()
             await self._flush()
 

@@ -293,7 +293,7 @@ class AsyncExchange:
             request,
             self._timeouts,
             self.cancel_handle,
-            in_one_piece=getattr(request.stream, "is_whole", False),
+            buffers_writes=getattr(request.stream, "is_whole", False),
         )
         self._parser = connection.find_h11()
         return response

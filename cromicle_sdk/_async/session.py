@@ -104,8 +104,9 @@ class AsyncCall:
 class AsyncSession:
     """An httpx client and the calls in flight on it, shared by a client and its views."""
 
-    def __init__(self, http_client: Any, *, is_custom: bool) -> None:
+    def __init__(self, http_client: Any, *, is_custom: bool, uses_proxy: bool = False) -> None:
         self._http_client = http_client
+        self.uses_proxy = uses_proxy
         self._is_custom = is_custom
         self._is_closed = False
         # Weak: the stream holds its call, and a dropped call does not stay here.
@@ -115,7 +116,8 @@ class AsyncSession:
     def connect(cls, route: Route, max_connections: int) -> AsyncSession:
         """Create a session with the default httpx client."""
         transport = AsyncTransport.for_route(route, max_connections)
-        return cls(AsyncHTTPClient(transport), is_custom=False)
+        uses_proxy = route.proxy is not None
+        return cls(AsyncHTTPClient(transport), is_custom=False, uses_proxy=uses_proxy)
 
     @classmethod
     def use(cls, http_client: Any) -> AsyncSession:

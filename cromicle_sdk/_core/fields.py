@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 from .errors import ConfigurationError
-from .messages import find_lone_surrogate
+from .messages import LONE_SURROGATE, find_lone_surrogate
 
 __all__ = ["PROTOCOL_FIELDS", "ExtraBody", "find_json_problem"]
 
@@ -52,7 +52,7 @@ def find_json_problem(value: object) -> str | None:
 def _find_scalar_problem(value: object) -> str | None:
     if isinstance(value, str):
         found = find_lone_surrogate(value)
-        return None if found is None else "it has a lone surrogate, which UTF-8 cannot encode"
+        return None if found is None else LONE_SURROGATE
     if isinstance(value, float):
         return None if math.isfinite(value) else "it has a number that is not finite"
     if isinstance(value, int):

@@ -11,6 +11,7 @@ from .compat import accept_in_pydantic
 from .errors import InvalidMessageError
 
 __all__ = [
+    "LONE_SURROGATE",
     "PROMPT_END",
     "Conversation",
     "Message",
@@ -25,6 +26,9 @@ __all__ = [
 
 # The end of a prompt of several messages, after which the model writes the reply.
 PROMPT_END = "\nAssistant:"
+
+# The problem that `find_lone_surrogate` finds, for errors.
+LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
 
 _MISSING = object()
 
@@ -165,7 +169,9 @@ def check_messages(messages: Messages) -> list[Message]:
             Message(role=_check_role(role, index), content=_join_content(content, index))
         )
     if not checked:
-        raise InvalidMessageError("there is no message", hint="pass a text or at least one message")
+        raise InvalidMessageError(
+            "there are no messages", hint="pass a text or at least one message"
+        )
     return checked
 
 

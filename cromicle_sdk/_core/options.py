@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 from .endpoint import Endpoint
 from .errors import ConfigurationError
 from .fields import ExtraBody
-from .messages import find_lone_surrogate
+from .messages import LONE_SURROGATE, find_lone_surrogate
 from .secrets import DEFAULT_TOKEN, Secret
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "DEFAULT_MAX_REPLY_BYTES",
     "DEFAULT_RETRY",
     "DEFAULT_TIMEOUT",
-    "LONE_SURROGATE",
     "LONGEST_WAIT",
     "USE_CLIENT_DEFAULT",
     "CallOptions",
@@ -34,6 +33,7 @@ __all__ = [
     "ViewOptions",
     "check_count",
     "check_flag",
+    "check_number",
     "check_seconds",
     "check_text",
     "check_timeout",
@@ -48,8 +48,6 @@ DEFAULT_MAX_CONNECTIONS = 1000
 
 # The longest single wait in seconds: sockets and event loops count milliseconds in 32 bits.
 LONGEST_WAIT = 2_000_000.0
-
-LONE_SURROGATE = "it has a lone surrogate, which UTF-8 cannot encode"
 
 # RFC 9110, section 5.6.2: token.
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z"
@@ -67,19 +65,26 @@ def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | No
         )
     if value < minimum or (maximum is not None and value > maximum):
         # Python does not format the digits of a very long number.
-        shown = value if abs(value) < 10**18 else "this number"
-        raise ConfigurationError(f"{shown} is not {expected}", option=name)
+        shown = value if abs(value) < 10**18 else "a number of 19 or more digits"
+        raise ConfigurationError(f"expected {expected}, not {shown}", option=name)
     return value
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False, hint: str = "") -> float:
-    """Check a finite number of seconds, 0 or more.
+    """Check a finite number of seconds, as `check_number` does."""
+    return check_number(name, value, "seconds", above_zero=above_zero, hint=hint)
+
+
+def check_number(
+    name: str, value: object, unit: str, *, above_zero: bool = False, hint: str = ""
+) -> float:
+    """Check a finite number, 0 or more.
 
     With `above_zero`, 0 is rejected, too. Raises `ConfigurationError`, which names the option and
-    has the `hint`.
+    the `unit`, and has the `hint`.
     """
     limit = "above 0" if above_zero else "0 or more"
-    expected = f"expected a finite number of seconds, {limit}"
+    expected = f"expected a finite number of {unit}, {limit}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{expected}, not {_kind(value)}", option=name, hint=hint)
     try:

@@ -59,13 +59,13 @@ def _redact(text: str, secret: Secret) -> str:
     echoes = _find_spelled(text, secret)
     if len(echoes) > _MAX_ECHOES:
         return _REDACTED
-    pieces: list[str] = []
+    parts: list[str] = []
     copied = 0
     for start, end in echoes:
         if start >= copied:
-            pieces += (text[copied:start], _REDACTED)
+            parts += (text[copied:start], _REDACTED)
             copied = end
-    return "".join((*pieces, text[copied:]))
+    return "".join((*parts, text[copied:]))
 
 
 def _is_alphanumeric(text: str) -> bool:
@@ -116,11 +116,11 @@ class _Decoded:
         if " " in characters:
             text = text.replace("+", " ")
         pattern, by_spelling = _find_spellings(characters)
-        pieces = pattern.split(text)
+        parts = pattern.split(text)
         # Each text except the last is followed by a spelling.
-        self._texts, self._spellings = pieces[::2], pieces[1::2]
-        pieces[1::2] = map(_Decoder(by_spelling).__getitem__, self._spellings)
-        self._parts = self._split("".join(pieces))
+        self._texts, self._spellings = parts[::2], parts[1::2]
+        parts[1::2] = map(_Decoder(by_spelling).__getitem__, self._spellings)
+        self._parts = self._split("".join(parts))
         self.text = "".join(self._parts)
 
     def _split(self, text: str) -> list[str]:

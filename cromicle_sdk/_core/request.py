@@ -19,7 +19,7 @@ from .options import Options
 from .redaction import redact
 from .secrets import Secret
 
-__all__ = ["Request", "add_headers", "build_request", "build_user_agent", "hash_prompt"]
+__all__ = ["Request", "add_headers", "build_headers", "build_request", "hash_prompt"]
 
 
 class Request(NamedTuple):
@@ -71,7 +71,7 @@ def build_request(messages: Messages, options: Options, *, httpx_version: str) -
     digest = _hash(options.token, prompt)
     return Request(
         endpoint=options.endpoint,
-        fixed_headers=_build_headers(
+        fixed_headers=_build_cached_headers(
             options.endpoint, tuple(options.headers.items()), httpx_version
         ),
         body=_build_body(
@@ -127,15 +127,22 @@ def _build_messages(messages: list[Message]) -> bytes:
 
 # Cached, because they are the same for each call of a client and take 10 us to build.
 @lru_cache(maxsize=64)
-def _build_headers(
+def _build_cached_headers(
     endpoint: Endpoint, own: tuple[tuple[str, str], ...], httpx_version: str
 ) -> tuple[tuple[bytes, bytes], ...]:
+    return build_headers(endpoint, dict(own), httpx_version=httpx_version)
+
+
+def build_headers(
+    endpoint: Endpoint, own: Mapping[str, str], *, httpx_version: str
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Build the headers of a request. Those of `own`, in lower case, replace the others."""
     headers = {
         "host": endpoint.netloc,
         "accept": "*/*",
         "content-type": "application/json",
         "accept-encoding": "identity",
-        "user-agent": build_user_agent(httpx_version),
+        "user-agent": _build_user_agent(httpx_version),
     }
     if endpoint.authorization is not None:
         headers["authorization"] = endpoint.authorization.reveal()
@@ -143,7 +150,7 @@ def _build_headers(
     return tuple((name.encode(), value.encode()) for name, value in headers.items())
 
 
-def build_user_agent(httpx_version: str) -> str:
+def _build_user_agent(httpx_version: str) -> str:
     """Return the header `user-agent`: the versions of this package, Python and httpx."""
     python = "{}.{}.{}".format(*sys.version_info)
     return f"cromicle-sdk/{__version__} (python/{python}; httpx/{httpx_version})"

@@ -65,7 +65,7 @@ _NO_POST = "Check base_url: the server does not accept POST requests there."
 _ADVICE = {
     400: "The server could not read the request: check that base_url is a Cromicle endpoint.",
     401: _WRONG_CREDENTIAL,
-    403: "This token is not allowed to do that.",
+    403: "The token does not permit this request.",
     404: "Check base_url: requests go to its path plus /chat.",
     405: _NO_POST,
     408: "Try again later.",
@@ -78,11 +78,11 @@ _ADVICE = {
 }
 
 _TOO_LONG = "The conversation is too long for the model: send a shorter one."
-_REJECTED = "The model server rejected the prompt or an option of it: change it."
-_ASK_OPERATOR = "A retry does not help: tell who runs the server."
+_REJECTED = "The model server rejected the prompt or one of its options: change it."
+_ASK_OPERATOR = "A retry does not help: contact the operator of the server."
 # The hints by code, for errors of this package's servers. They are more specific than the status.
 _ADVICE_BY_CODE = {
-    "bad_request": "The body is not valid: check the fields of it.",
+    "bad_request": "The body is not valid: check its fields.",
     "content_filter": "A content filter rejected the prompt: change it.",
     "content_policy_violation": "A content filter rejected the prompt: change it.",
     "context_length_exceeded": _TOO_LONG,
@@ -90,11 +90,11 @@ _ADVICE_BY_CODE = {
     "messages_mismatch": "Send the messages that the prompt was formatted from, or none.",
     "string_above_max_length": _TOO_LONG,
     "too_many_wrong_tokens": _WRONG_CREDENTIAL,
-    "unknown_field": "Leave that field out, or ask who runs the server to allow it.",
+    "unknown_field": "Omit that field, or ask the operator of the server to allow it.",
     "upstream_denied": _ASK_OPERATOR,
     "upstream_redirected": _ASK_OPERATOR,
-    "wrong_host": "Check base_url: the server that answers there is not for that host.",
-    "wrong_origin": "Leave the header origin out.",
+    "wrong_host": "Check base_url: the server there does not accept requests for this host.",
+    "wrong_origin": "Omit the header origin.",
 }
 # The other codes of the gateway, for errors of its model server.
 _OF_GATEWAY = frozenset(
@@ -104,9 +104,9 @@ _OF_GATEWAY = frozenset(
     }
 )
 
-_SERVER_FAILED = "The server failed; try again later, or tell who runs it."
+_SERVER_FAILED = "The server failed; try again later, or contact its operator."
 _REDIRECTED = (
-    "Redirects are not followed, because the body holds the token: "
+    "Redirects are not followed, because the body contains the token: "
     "set base_url to the right address."
 )
 
@@ -323,7 +323,8 @@ class ResponseDecoder:
         if self._status_code is None or isinstance(error, APITimeoutError):
             return error
         return IncompleteReplyError(
-            f"The reply from {self._url} broke off after {self._received} bytes: {error.detail}.",
+            f"The reply from {self._url} was truncated after {self._received} bytes: "
+            f"{error.detail}.",
             partial_text=self._text,
             attempts=self._attempt,
             hint="The text so far is in partial_text.",
@@ -468,11 +469,13 @@ class ResponseDecoder:
         # The error shows only its beginning.
         excerpt = _excerpt(body, self._headers.get("content-type", ""))[:_REDACTION_MARGIN]
         said = shorten(self._redact(excerpt)).rstrip(".")
-        problem = f"{self._url} answered {_status_line(status_code)}{f': {said}' if said else ''}."
+        problem = (
+            f"{self._url} responded with {_status_line(status_code)}{f': {said}' if said else ''}."
+        )
         if 300 <= status_code < 400:
             problem += f" It redirects to {shorten(self._headers.get('location', 'nowhere'))}."
         if retry_after is not None:
-            problem += f" It asks to wait {retry_after:g} s."
+            problem += f" The server requests a wait of {retry_after:g} s."
         error = status_error_class(status_code)(
             problem,
             status_code=status_code,

@@ -36,11 +36,13 @@ def translate_error(
     timeouts: CallTimeouts,
     redact: Callable[[str], str],
     proxy_status: int | None = None,
+    uses_proxy: bool = False,
 ) -> APIConnectionError | None:
     """Translate an error of the network. Return None for any other error, which is the caller's.
 
     `redact` removes secrets that the server echoed from the text of the error and of its causes.
     `proxy_status` is the status of the last response, which is the proxy's if the proxy failed.
+    With `uses_proxy`, a connection that fails is one to the proxy.
     """
     if not _is_of_network(error):
         return None
@@ -55,7 +57,7 @@ def translate_error(
             said = getattr(cause, "verify_message", None) or str(cause)
             return _failed(what, said, advice, option="verify", is_final=True)
         if isinstance(cause, UnicodeError) and _is_bad_name(cause):
-            what = f"The host of {url} is not a valid name in DNS"
+            what = f"The host of {url} is not a valid DNS name"
             return _failed(what, str(cause), "Check base_url.", option="base_url", is_final=True)
         if isinstance(cause, OSError) and cause.errno in _OUT_OF_FILES:
             what = f"No socket for {url} can be opened"
@@ -69,6 +71,9 @@ def translate_error(
         what, detail = f"The proxy on the way to {url} failed", _detail(error)
         is_refused = proxy_status in _REFUSALS or _SOCKS_REFUSAL.match(detail) is not None
         return _failed(what, detail, _PROXY_ADVICE, option="proxy", is_final=is_refused)
+    if uses_proxy and isinstance(error, _kinds("ConnectError")) and not _is_of_tls(error):
+        what = f"The proxy on the way to {url} is unreachable"
+        return _failed(what, _detail(error), _PROXY_ADVICE, option="proxy")
     what = "Invalid response" if isinstance(error, _kinds("ProtocolError")) else "No response"
     return _failed(f"{what} from {url}", _detail(error), _ADVICE, option="base_url")
 
@@ -88,10 +93,10 @@ _MISMATCH_ADVICE = (
     "Client and server have no protocol version and cipher in common: pass verify=ssl_context with "
     "those of the server."
 )
-_REFUSED_ADVICE = "If the server asks for a client certificate, load it into verify=ssl_context."
+_REFUSED_ADVICE = "If the server requires a client certificate, load one into verify=ssl_context."
 _HANDSHAKE_ADVICE = (
     "Client and server have no protocol version and cipher in common, or the server, up to TLS "
-    "1.2, asks for a client certificate: pass verify=ssl_context with those of the server."
+    "1.2, requires a client certificate: pass verify=ssl_context with those of the server."
 )
 # The hints for failures that a retry does not change, by OpenSSL's reason: a response that is not
 # TLS, no common version or cipher, and alerts about the client's certificate.
@@ -120,7 +125,7 @@ _TLS_ADVICE = {
         ("verify", _REFUSED_ADVICE),
     ),
 }
-_ADVICE = "Check that the server runs and that base_url is right."
+_ADVICE = "Check that the server is running and that base_url is right."
 # The errors of httpcore, then the base classes of httpx's.
 _LIBRARY_ERRORS = (
     "ConnectionNotAvailable",
@@ -142,6 +147,11 @@ def _is_of_network(error: BaseException) -> bool:
     own = (ClosedByCaller, TimeLimitReached, ssl.SSLError)
     kinds: tuple[type[Exception], ...] = (*own, *_socksio(), *_kinds(*_LIBRARY_ERRORS))
     return isinstance(error, kinds) or _is_from_system(error)
+
+
+def _is_of_tls(error: BaseException) -> bool:
+    """Whether TLS failed, which through a proxy may be that of the endpoint."""
+    return any(isinstance(cause, ssl.SSLError) for cause in _chain(error))
 
 
 def _is_bad_name(error: UnicodeError) -> bool:

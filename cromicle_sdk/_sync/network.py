@@ -73,7 +73,7 @@ class Network(httpcore.NetworkBackend):
         self._is_request_unread = False
         self._is_closed = False
         # Whether writes are held back until the next read.
-        self.is_in_one_piece = False
+        self.buffers_writes = False
         self.is_upgraded = False
         self._process = os.getpid()
 
@@ -82,11 +82,11 @@ class Network(httpcore.NetworkBackend):
         timeouts: CallTimeouts,
         cancel_handle: concurrency.CancelHandle,
         *,
-        in_one_piece: bool,
+        buffers_writes: bool,
     ) -> None:
-        """Apply the limits of this call. `in_one_piece` buffers writes until the next read."""
+        """Apply the limits of this call. `buffers_writes` buffers writes until the next read."""
         self._call = self._write_call = _WaitLimits(timeouts, cancel_handle)
-        self.is_in_one_piece = in_one_piece
+        self.buffers_writes = buffers_writes
         self._has_received = False
         self._sent_bytes = 0
         self._is_request_unread = False
@@ -513,7 +513,7 @@ class _NetworkStream(httpcore.NetworkStream):
             self._layer.send(buffer)
             return
         self._unsent.append(buffer)
-        if not self._network.is_in_one_piece:
+        if not self._network.buffers_writes:
             self._network.begin_write()
             self._flush()
 

@@ -105,8 +105,9 @@ class Call:
 class Session:
     """An httpx client and the calls in flight on it, shared by a client and its views."""
 
-    def __init__(self, http_client: Any, *, is_custom: bool) -> None:
+    def __init__(self, http_client: Any, *, is_custom: bool, uses_proxy: bool = False) -> None:
         self._http_client = http_client
+        self.uses_proxy = uses_proxy
         self._is_custom = is_custom
         self._is_closed = False
         # Weak: the stream holds its call, and a dropped call does not stay here.
@@ -116,7 +117,8 @@ class Session:
     def connect(cls, route: Route, max_connections: int) -> Session:
         """Create a session with the default httpx client."""
         transport = Transport.for_route(route, max_connections)
-        return cls(HTTPClient(transport), is_custom=False)
+        uses_proxy = route.proxy is not None
+        return cls(HTTPClient(transport), is_custom=False, uses_proxy=uses_proxy)
 
     @classmethod
     def use(cls, http_client: Any) -> Session:

@@ -88,7 +88,7 @@ class Stream:
         if self._state != "ended" or self._decoder is None:
             raise CromicleError(
                 "This stream has not ended, so there is no reply yet.",
-                hint="Iterate it to its end or call read(); text is what has arrived.",
+                hint="Iterate over it to its end, or call read(); text has what has arrived.",
             )
         return self._decoder.reply
 
@@ -120,6 +120,8 @@ class Stream:
         if self._reading.acquire(blocking=False):
             try:
                 self._stop_observing()
+                if self._attempt is not None:
+                    self._log_early_end("closed by the caller")
                 self._close_attempt()
             finally:
                 self._reading.release()
@@ -284,6 +286,7 @@ class Stream:
             timeouts=self._call.timeouts,
             redact=self._request.redact,
             proxy_status=None if head is None else head.status_code,
+            uses_proxy=self._session.uses_proxy,
         )
         if translated is None or self._decoder is None:
             return translated
@@ -334,7 +337,11 @@ class Stream:
     def _fail(self, error: BaseException) -> None:
         self._state = "failed"
         self._stop_observing(error)
+        self._log_early_end(f"ended by {type(error).__name__}")
         self._close_attempt()
+
+    def _log_early_end(self, how: str) -> None:
+        _logger.debug("attempt %d %s", self._attempts.count, how, extra=_LAST)
 
     def _stop_observing(self, error: BaseException | None = None) -> None:
         observer, self._observer = self._observer, None
@@ -365,7 +372,7 @@ class Stream:
     def _check_readable(self) -> None:
         if self._state in ("closed", "failed"):
             raise CromicleError(
-                f"This stream has {'failed' if self._state == 'failed' else 'been closed'} before "
+                f"This stream {'failed' if self._state == 'failed' else 'was closed'} before "
                 "its end, so there is no more text.",
                 partial_text=self.text,
                 attempts=self._attempts.count,

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 
 from cromicle_sdk import AsyncClient, Client, ConfigurationError, Messages
+from cromicle_sdk._core.options import check_count
 
 from .ask import Ask
 from .blocking import run_in_thread
@@ -18,7 +19,6 @@ from .options import (
     DEFAULT_PATIENCE,
     BulkOptions,
     check_client,
-    check_count,
     copy_client,
     dump_client,
 )
@@ -58,18 +58,18 @@ def bulk(
     - `client`: the client whose options are used, by default `Client()`. The calls use their own
       connections, not those of `client`, which stays open. Only an `AsyncClient` with an
       `http_client` is used itself, and only without an executor.
-    - `limit`: the maximum number of concurrent calls, in each process.
+    - `limit`: the maximum number of concurrent calls, in each process. Defaults to 32.
     - `executor`: a `concurrent.futures.Executor`, or a function that returns one. By default the
       calls run in an event loop in a thread of this process. With an executor, each task is a shard
-      of `shard_size` prompts. If a task fails, for example because a worker died, it is submitted
-      again, at most 3 times in total; then its prompts yield errors. An executor that the function
-      returned is shut down at the end, and replaced if it breaks.
-    - `ordered`: yield the results in the order of the prompts.
-    - `rate`: the maximum number of calls that start in a second. None, the default, is no limit.
+      of `shard_size` prompts, by default 32. If a task fails, for example because a worker died, it
+      is submitted again, at most 3 times in total; then its prompts yield errors. An executor that
+      the function returned is shut down at the end, and replaced if it breaks.
+    - `ordered`: yield the results in the order of the prompts. Defaults to False.
+    - `rate`: the maximum number of calls that start per second. None, the default, is no limit.
       It cannot be combined with `executor`.
-    - `patience`: the seconds to wait for a busy server. A status 429 or 503 slows down all calls,
-      which wait for its `Retry-After`. A prompt yields that error if no call succeeds for
-      `patience` seconds, or if `Retry-After` exceeds `retry.max_retry_after`.
+    - `patience`: the seconds to wait for a busy server, by default 600. A status 429 or 503 slows
+      down all calls, which wait for its `Retry-After`. A prompt yields that error if no call
+      succeeds for `patience` seconds, or if `Retry-After` exceeds `retry.max_retry_after`.
 
     Closing the generator cancels the calls, except those in other processes, and closes their
     connections.

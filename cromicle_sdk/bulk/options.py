@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from dataclasses import dataclass, replace
 
 from cromicle_sdk import AsyncClient, Client, ConfigurationError
+from cromicle_sdk._core.options import check_count, check_number, check_seconds
 
 from .pace import Pace
 
@@ -14,7 +14,6 @@ __all__ = [
     "DEFAULT_LIMIT",
     "DEFAULT_PATIENCE",
     "BulkOptions",
-    "check_count",
     "copy_client",
     "dump_client",
     "leave_busy_to_pace",
@@ -38,32 +37,13 @@ class BulkOptions:
     def __post_init__(self) -> None:
         check_count("limit", self.limit)
         if self.rate is not None:
-            _check_number("rate", self.rate, "calls per second")
-        _check_number("patience", self.patience, "seconds")
+            check_number("rate", self.rate, "calls per second", above_zero=True)
+        check_seconds("patience", self.patience, above_zero=True)
 
     def build_pace(self, client: AsyncClient) -> Pace:
         """Return the pace for the calls of this client."""
         retry = client._options.retry  # pyright: ignore[reportPrivateUsage]
         return Pace(self.limit, rate=self.rate, retry=retry, patience=self.patience)
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise `ConfigurationError` unless it is a whole number, 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(
-            f"expected a whole number, 1 or more, not {_show(value)}", option=name
-        )
-
-
-def _check_number(name: str, value: object, unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigurationError(
-            f"expected a finite number of {unit}, more than 0, not {_show(value)}", option=name
-        )
-
-
-def _show(value: object) -> str:
-    return repr(value) if isinstance(value, (int, float)) else type(value).__name__
 
 
 def copy_client(client: Client | AsyncClient | None) -> tuple[AsyncClient, bool]:

@@ -73,10 +73,12 @@ Examples:
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="The maximum number of calls that start in a second.  [default: unlimited]",
+    help="The maximum number of calls that start per second.  [default: unlimited]",
 )
 @click.option(
-    "--resume", is_flag=True, help="Send only the prompts that are missing or failed in OUT."
+    "--resume",
+    is_flag=True,
+    help="Send only the prompts that OUT lacks or that failed in it.",
 )
 @click.option("--ordered", is_flag=True, help="Write the results in the order of IN.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first error.")
@@ -263,7 +265,8 @@ def _check_input(prompts: Input, name: str, *, skip_bad: bool) -> None:
         lines = [f"line {number}: {problem}" for number, problem in prompts.bad[:_MAX_LISTED]]
         more = len(prompts.bad) - len(lines)
         lines += [f"and {more:,} more"] if more else []
-        text = f"{name} has invalid lines: {len(prompts.bad):,}. {'; '.join(lines)}."
+        noun = "line" if len(prompts.bad) == 1 else "lines"
+        text = f"{name} has {len(prompts.bad):,} invalid {noun}: {'; '.join(lines)}."
         if not skip_bad:
             raise Misuse(text, advice="Nothing was sent. Fix them, or skip them with --skip-bad.")
         report(text)
@@ -276,12 +279,12 @@ def _report(progress: Progress, *, has_ended: bool) -> None:
         report("Nothing was sent: the output already has a reply for each prompt.")
         return
     rest = progress.total - progress.done
-    parts = [f"{progress.done - progress.failed:,} answered"]
+    parts = [f"{progress.done - progress.failed:,} succeeded"]
     if progress.failed:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in progress.kinds.most_common())
         parts.append(f"{progress.failed:,} failed ({kinds})")
     if rest:
-        parts.append(f"{rest:,} not sent or not answered")
+        parts.append(f"{rest:,} not finished")
     advice = " Continue with --resume." if rest or progress.failed or not has_ended else ""
     report(f"{', '.join(parts)}.{advice}")
 

@@ -214,7 +214,7 @@ class OutputFile:
         is_new = earlier.version is None and version is not None and version[2] == 0
         if version != earlier.version and not is_new:
             raise Misuse(
-                f"{self._path} was changed by another process meanwhile.",
+                f"{self._path} was changed by another process in the meantime.",
                 advice="Nothing was sent. Continue with --resume when that process has ended.",
             )
 

@@ -112,7 +112,7 @@ def ask(
     and TEXT; a - among the words inserts standard input there instead. Standard input is read
     whenever it is not a terminal. To prevent that, for example in a shell loop, add </dev/null.
 
-    A setting without an option is taken from the environment, otherwise from a profile. `cromicle
+    A setting that no option sets is taken from the environment, else from a profile. `cromicle
     config` shows the settings.
 
     A reply to a file or a pipe is written exactly as received, in UTF-8, without an additional line
@@ -459,9 +459,9 @@ def serve(
     With --upstream, the server is a gateway to an OpenAI-compatible model server. With --cromicle,
     it serves OpenAI's API with the replies of a Cromicle endpoint.
 
-    A gateway requests the list of models of the model server at the start, and warns if a --model
-    is missing in it. When the server listens, its address, an example and the model are printed on
-    stderr, followed by the log.
+    At start, a gateway requests the model server's list of models, and warns if a --model is not
+    in it. When the server listens, its address, an example and the model are printed on stderr,
+    followed by the log.
 
     Ctrl-C (exit code 130) and SIGTERM wait for replies in progress, for at most --grace seconds. A
     second Ctrl-C ends the server at once.

@@ -188,6 +188,6 @@ def _choose_profile(file: Path, given: str | None) -> tuple[str | None, str, Pro
     else:
         return None, DEFAULT, Profile()
     if name not in profiles.by_name:
-        known = ", ".join(profiles.by_name) or "none"
+        known = ", ".join(profiles.by_name) or "no profiles"
         raise Misuse(f"{source}: there is no profile {name!r} in {file}; it has {known}.")
     return name, source, profiles.by_name[name]

@@ -35,9 +35,10 @@ def print_page(name: str) -> None:
         click.echo(text, nl=False)
         return
     from rich.console import Console
-    from rich.markdown import Markdown
 
-    Console().print(Markdown(text))
+    from .docs_markdown import Page
+
+    Console().print(Page(text), crop=False)
 
 
 def _read(name: str) -> str:

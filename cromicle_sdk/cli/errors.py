@@ -73,8 +73,10 @@ def _choose_hint(error: CromicleError, flags: Mapping[str, str]) -> str:
             return "pass your own --token, a --tokens-file without it, or a loopback --host"
         case ConfigurationError(option="extra_body"):
             return ""
-        case APIConnectionError(option="verify"):
+        case APIConnectionError(option="verify") if "certificate authority" in error.hint:
             return "For a private certificate authority, set $SSL_CERT_FILE to its certificate."
+        case APIConnectionError(option="verify"):
+            return "The command has no option for that: use Client(verify=ssl_context) in Python."
         case APIConnectionError(option="proxy"):
             return "Check the proxy variables of the environment."
         case APIConnectionError(option="max_connections"):

@@ -116,7 +116,7 @@ def parse_headers(
         name = name.strip()
         if not colon or not name:
             raise click.BadParameter(
-                f"number {number} is not of the form NAME:VALUE.", context, parameter
+                f"value {number} is not of the form NAME:VALUE.", context, parameter
             )
         if name.lower() in (other.lower() for other in headers):
             raise click.BadParameter(f"{name} is given twice.", context, parameter)
@@ -136,7 +136,7 @@ def parse_fields(
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise click.BadParameter(
-                f"number {number} is not of the form NAME=JSON.", context, parameter
+                f"value {number} is not of the form NAME=JSON.", context, parameter
             )
         if name in fields:
             raise click.BadParameter(f"{name} is given twice.", context, parameter)

@@ -135,8 +135,8 @@ _CALL = (
         "--timeout",
         type=parse_limit,
         metavar="SECONDS",
-        help="The time limit for a connection, for the first text, and between two texts."
-        "  [default: 5, 300 and 120]",
+        help="The time limit for a connection, for the first byte of the response, and between two "
+        "chunks.  [default: 5, 300 and 120]",
     ),
     click.option(
         "--total",

@@ -91,8 +91,9 @@ class Cromicle(LLM):
     ```
 
     - `base_url`, `token`: default to `$CROMICLE_BASE_URL` and `$CROMICLE_TOKEN`.
-    - `timeout`: a `Timeout`, None for no limit, or seconds for every phase but `total`.
-    - `max_retries`: the number of retries of a call that failed before the first text, by
+    - `timeout`: a `Timeout`, None for no limit, or seconds for every limit except `total` and
+      `pool`.
+    - `max_retries`: the number of retries of a call that failed before the first chunk, by
       default 2.
     - `model`, `temperature`, `max_tokens`, `top_p`, `seed`, `stop`: fields that are sent with each
       request unless they are None. The server must accept them, as `cromicle serve

@@ -69,8 +69,8 @@ def create_app(
     - `max_concurrent`, `max_concurrent_per_token`: the maximum number of replies in progress, in
       total and for one token. None, the default, disables the limit. Further requests are queued.
     - `max_waiting`: the maximum number of queued requests, by default four times `max_concurrent`.
-      A token's share of the queue is that of its replies. Further requests are rejected with a 503
-      and `Retry-After`.
+      A token may take the same share of the queue as of the replies. Further requests are
+      rejected with a 503 and `Retry-After`.
     - `allow_options`: the names of the JSON fields that a request may have beside the protocol's
       (`extra_body` of the clients), or True for any name. `backend` receives them as
       `request.options`, so it must take a `BackendRequest`. Any other field is rejected with a 400
@@ -83,7 +83,7 @@ def create_app(
       is accepted, but `serve` and `LocalServer` on a loopback address accept loopback hosts only.
     - `allow_origins`: the origins of the web pages whose requests are accepted and may read the
       responses (CORS), such as `https://app.example`, or `*` for any. By default, `serve` and
-      `LocalServer` reject requests from pages of any other host than their own.
+      `LocalServer` reject requests from pages of any host but their own.
     - `page`: add `GET /`, a web page to chat with this app. A request that does not accept HTML
       receives JSON with the paths of `/chat` and `/openapi.json`.
 

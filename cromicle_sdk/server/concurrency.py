@@ -30,7 +30,7 @@ class ConcurrencyLimit:
 
     Without a free slot, a request waits in a queue: first in, first out, except that requests whose
     token has no free slot do not hold up others. The queue holds `max_waiting` requests, by default
-    four for each slot. A token's share of the queue is that of the slots.
+    four for each slot. A token may take the same share of the queue as of the slots.
     """
 
     def __init__(

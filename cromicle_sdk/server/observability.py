@@ -56,7 +56,7 @@ class RequestRecord:
     `first_text` and `duration` are seconds since the request's headers were received.
 
     `end` is None while the request is in progress, and then one of: "complete"; "truncated", if the
-    server broke off the reply; "client_disconnected", if the client left before the end; "failed",
+    server truncated the reply; "client_disconnected", if the client left before the end; "failed",
     if the app raised any other exception.
     """
 

@@ -47,7 +47,7 @@ _WRONG_HOST = (
     "--allowed-host, or with allowed_hosts of create_app"
 )
 _WRONG_ORIGIN = (
-    "this server does not accept requests of pages from this origin; its operator can allow it "
+    "this server does not accept requests from pages of this origin; its operator can allow it "
     "with --allow-origin, or with allow_origins of create_app"
 )
 

@@ -229,7 +229,7 @@ def _parse_messages(value: Any, message: str) -> list[Message]:
         is_same = False
     if not is_same:
         raise _bad_request(
-            "the field 'message' is not the prompt that the field 'messages' is formatted to",
+            "the field 'message' is not the prompt that results from the field 'messages'",
             code="messages_mismatch",
         )
     return messages

@@ -436,7 +436,7 @@ def test_each_method_takes_each_option_of_a_call(
     runtime.run(scenario)
 
 
-def test_a_closed_client_says_so(runtime: Runtime, faults: FaultyServer) -> None:
+def test_a_closed_client_raises_an_error(runtime: Runtime, faults: FaultyServer) -> None:
     async def scenario() -> None:
         client = runtime.client(base_url=faults.base_url)
         stream = client.stream("Hi")

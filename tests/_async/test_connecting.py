@@ -77,7 +77,7 @@ def test_a_black_hole_before_a_good_address_costs_a_quarter_of_a_second(
     faults.wait_until_closed()
 
 
-def test_a_refusal_is_followed_by_the_next_address_at_once(
+def test_a_refused_connection_is_followed_by_the_next_address_at_once(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults.reply("Hello.")
@@ -444,7 +444,7 @@ def test_an_upload_that_the_total_ends(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
-def test_a_refusal_leaves_the_addresses_that_have_not_answered(
+def test_a_refused_connection_leaves_the_addresses_that_have_not_answered(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:

@@ -220,7 +220,7 @@ def test_a_defect_of_a_transport_passes_unchanged(runtime: Runtime) -> None:
     runtime.run(scenario)
 
 
-def test_a_body_that_stalls_for_a_custom_client_is_said_so(
+def test_a_body_that_stalls_for_a_custom_client_raises_a_timeout(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     faults.stall(after="Hel")
@@ -520,6 +520,30 @@ def test_a_request_that_is_sent_again_leaves_its_first_response_alone(
 
 
 # The log
+
+
+@pytest.mark.parametrize("how", ["closed by the caller", "ended by"])
+def test_an_early_end_is_logged(
+    how: str, runtime: Runtime, faults: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.stall(after="Hel")
+    caplog.set_level("DEBUG", "cromicle_sdk")
+
+    if runtime.is_blocking:
+        how = "closed by the caller"  # there is no cancellation
+
+    async def scenario() -> None:
+        async with runtime.client(base_url=faults.base_url, timeout=Timeout(total=20)) as client:
+            stream = client.stream("Hi")
+            assert await anext(aiter(stream)) == "Hel"
+            if how == "ended by":
+                with anyio.move_on_after(0.05):
+                    await anext(stream)
+            await stream.aclose()
+
+    runtime.run(scenario)
+    (line,) = [r.getMessage() for r in caplog.records if "end_of_call" in vars(r)]
+    assert line.startswith(f"attempt 1 {how}")
 
 
 @pytest.mark.parametrize("custom", [False, True])

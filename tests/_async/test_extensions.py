@@ -270,7 +270,9 @@ def test_messages_and_options_reach_the_backend(runtime: Runtime) -> None:
         runtime.run(scenario)
 
 
-def test_a_server_that_does_not_take_a_field_says_so(runtime: Runtime, echo: LocalServer) -> None:
+def test_a_server_that_does_not_accept_a_field_names_it(
+    runtime: Runtime, echo: LocalServer
+) -> None:
     async def scenario() -> None:
         async with runtime.client(base_url=echo.base_url, send_messages=True) as client:
             assert (await client.chat(CONVERSATION)).text == "Bye"

@@ -19,7 +19,6 @@ from typing import Any
 
 import anyio
 import httpcore
-import httpcore2
 import httpx
 import pytest
 from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
@@ -40,7 +39,7 @@ from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import network as async_network
 from cromicle_sdk._async.session import AsyncHTTPClient
 from cromicle_sdk._core.deadline import CallTimeouts, Phase
-from cromicle_sdk._http import framing, libraries, resolver, sockets
+from cromicle_sdk._http import framing, resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk._sync import pool as sync_pool
@@ -471,34 +470,6 @@ def test_a_network_stream_says_where_it_is_connected(
     runtime.run(scenario)
 
 
-def test_a_system_that_does_not_count_what_is_acknowledged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        assert not sockets.is_request_unread(one, sent_bytes=1, seconds=1)
-        assert sockets.is_request_unread(one, sent_bytes=1, seconds=0)
-        monkeypatch.setitem(__import__("sys").modules, "termios", None)
-        assert not sockets.is_request_unread(one, sent_bytes=1, seconds=1)
-
-
-def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()) as client:
-            accepted, _ = listener.accept()
-            accepted.close()
-            client.send(b"request")
-            assert client.recv(10) == b""
-            assert sockets.is_request_unread(client, sent_bytes=7, seconds=1)
-        with socket.create_connection(listener.getsockname()) as client:
-            accepted, _ = listener.accept()
-            client.send(b"request")
-            assert accepted.recv(10) == b"request"
-            accepted.close()
-            assert client.recv(10) == b""
-            assert not sockets.is_request_unread(client, sent_bytes=7, seconds=1)
-
-
 def test_a_kept_connection_that_closes_after_work_is_a_failed_attempt(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
@@ -579,21 +550,6 @@ def test_an_observer_that_loses_track_does_not_call_a_connection_clean() -> None
         assert observer.has_trailing_data is has_trailing_data, data
 
 
-def test_an_error_of_neither_library_is_not_converted() -> None:
-    error = ValueError("mine")
-    for library in (httpcore, httpcore2):
-        assert libraries.convert_error(error, library) is error
-
-
-def test_an_error_is_converted_to_that_of_the_other_library() -> None:
-    error = httpcore.ReadError("no")
-    assert libraries.convert_error(error, httpcore) is error
-    converted = libraries.convert_error(error, httpcore2)
-    assert type(converted) is httpcore2.ReadError
-    assert str(converted) == "no"
-    assert converted.__cause__ is error
-
-
 def test_an_idle_runtime_is_known_to_be_over(runtime: Runtime) -> None:
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     seen: list[Any] = []
@@ -630,7 +586,7 @@ def open_network(runtime: Runtime, sock: Any = None, left: float = 20) -> Any:
     module: Any = sync_network if runtime.is_blocking else async_network
     concurrency: Any = sync_concurrency if runtime.is_blocking else async_concurrency
     network = module.Network() if runtime.is_blocking else module.AsyncNetwork()
-    network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), in_one_piece=True)
+    network.start_exchange(open_timeouts(left), concurrency.CancelHandle(), buffers_writes=True)
     if sock is not None:
         network._set_socket(sock)
     return network
@@ -646,7 +602,7 @@ async def finish(result: Any) -> Any:
 
 
 class Busy:
-    """A socket that takes nothing at its first `send`, though it has room."""
+    """A socket that accepts nothing at its first `send`, although its buffer is empty."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -684,7 +640,7 @@ def test_the_timeout_of_a_write_begins_with_it(runtime: Runtime) -> None:
             handle = network._use_call().cancel_handle
             timeouts = CallTimeouts.for_request({"write": 5}, now=time.monotonic() - 10)
             timeouts.enter("send", time.monotonic() - 10)
-            network.start_exchange(timeouts, handle, in_one_piece=False)
+            network.start_exchange(timeouts, handle, buffers_writes=False)
             module: Any = sync_network if runtime.is_blocking else async_network
             layer = module._TCP if runtime.is_blocking else module._AsyncTCP
             await finish(network.open_stream(layer(network)).write(b"part"))
@@ -710,7 +666,9 @@ def test_a_closed_network_is_not_used(runtime: Runtime) -> None:
         with pytest.raises(sockets.ClosedByCaller, match=r"^it was closed while it was in use$"):
             await finish(network.receive(10))
         # Closed by another thread or a signal handler, just before the next request.
-        network.start_exchange(open_timeouts(), async_concurrency.CancelHandle(), in_one_piece=True)
+        network.start_exchange(
+            open_timeouts(), async_concurrency.CancelHandle(), buffers_writes=True
+        )
         with pytest.raises(sockets.ClosedByCaller):
             await finish(network.receive(10))
 
@@ -872,13 +830,13 @@ def test_a_server_that_is_always_ahead_does_not_run_past_a_timeout(runtime: Runt
 
 @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
 def test_other_tasks_run_between_reads_that_need_not_wait(runtime: Runtime) -> None:
-    turns = 0
+    iterations = 0
 
     async def count() -> None:
-        nonlocal turns
+        nonlocal iterations
         while True:
             await anyio.lowlevel.checkpoint()
-            turns += 1
+            iterations += 1
 
     async def scenario() -> None:
         near, far = socket.socketpair()
@@ -889,10 +847,10 @@ def test_other_tasks_run_between_reads_that_need_not_wait(runtime: Runtime) -> N
             async with anyio.create_task_group() as group:
                 group.start_soon(count)
                 assert await network.receive(10) == b"x" * 10
-                before = turns
+                before = iterations
                 for _ in range(50):
                     assert await network.receive(10) == b"x" * 10
-                assert turns - before >= 40
+                assert iterations - before >= 40
                 group.cancel_scope.cancel()
 
     runtime.run(scenario)

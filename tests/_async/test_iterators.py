@@ -188,26 +188,26 @@ def test_closing_a_stream_over_httpx_finishes_its_generators(
 
 @on_each_event_loop
 def test_other_tasks_run_while_many_chunks_are_dropped(runtime: Runtime) -> None:
-    turns = 0
+    iterations = 0
 
     async def generate() -> AsyncIterator[bytes]:
         for _ in range(1_000):
             yield b"x"
 
     async def count() -> None:
-        nonlocal turns
+        nonlocal iterations
         while True:
             await anyio.lowlevel.checkpoint()
-            turns += 1
+            iterations += 1
 
     async def scenario() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(count)
             await anyio.lowlevel.checkpoint()
-            before = turns
+            before = iterations
             await iterators.close_iterator(generate(), 1, is_nested=True)
             # Neither never nor at each chunk.
-            assert 10 <= turns - before <= 25
+            assert 10 <= iterations - before <= 25
             group.cancel_scope.cancel()
 
     runtime.run(scenario)

@@ -143,7 +143,7 @@ class TestTLS:
 
         runtime.run(scenario)
 
-    def test_a_second_answer_in_the_same_segment_is_nobodys(
+    def test_a_second_response_in_the_same_segment_is_discarded(
         self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
     ) -> None:
         """The first read takes both records from the socket, and returns the first."""
@@ -157,7 +157,7 @@ class TestTLS:
         with serve_records(server_context, answers) as base_url:
             runtime.run(lambda: scenario(base_url))
 
-    def test_an_unknown_authority_is_said_and_not_retried(
+    def test_an_unknown_authority_is_reported_and_not_retried(
         self, runtime: Runtime, tls: FaultyServer
     ) -> None:
         async def scenario() -> None:
@@ -367,7 +367,7 @@ class TestProxies:
         runtime.run(scenario)
 
     @pytest.mark.parametrize("status", [403, 407])
-    def test_a_refusal_is_not_retried(
+    def test_a_rejection_is_not_retried(
         self, status: int, runtime: Runtime, tls: FaultyServer, faults: FaultyServer
     ) -> None:
         async def scenario() -> None:
@@ -469,6 +469,22 @@ class TestProxies:
             assert type(error) is APIConnectionError
             assert "proxy" in str(error)
             assert "canary" not in str(error)
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("scheme", ["http", "socks5"])
+    def test_a_proxy_that_does_not_run(
+        self, scheme: str, runtime: Runtime, faults: FaultyServer, tls: FaultyServer
+    ) -> None:
+        faults.stop()
+        url = faults.base_url.replace("http", scheme)
+
+        async def scenario() -> None:
+            async with runtime.client(base_url=tls.base_url, proxy=url, retry=QUICK) as client:
+                error = await outcome(client.chat("Hi"))
+            assert type(error) is APIConnectionError
+            assert str(error).startswith(f"The proxy on the way to {tls.base_url}/chat is unreach")
+            assert (error.option, error.attempts) == ("proxy", 2)
 
         runtime.run(scenario)
 
@@ -611,7 +627,7 @@ class TestConnecting:
 
 
 class TestUploading:
-    def test_a_refusal_before_the_body_is_read(
+    def test_a_rejection_before_the_body_is_read(
         self, runtime: Runtime, faults: FaultyServer
     ) -> None:
         faults.fail(413, when="head")
@@ -626,7 +642,9 @@ class TestUploading:
 
         runtime.run(scenario)
 
-    def test_a_body_that_nobody_reads(self, runtime: Runtime, faults: FaultyServer) -> None:
+    def test_a_request_body_that_the_server_does_not_read(
+        self, runtime: Runtime, faults: FaultyServer
+    ) -> None:
         faults.stall(when="head")
 
         async def scenario() -> None:
@@ -656,13 +674,13 @@ class TestInterimResponses:
         server = tls if scheme == "https" else faults
         count = 60_000
         server.raw(INTERIM * count + build_head(length=2) + b"ok")
-        turns = 0
+        iterations = 0
 
-        async def count_turns() -> None:
-            nonlocal turns
+        async def count_iterations() -> None:
+            nonlocal iterations
             while True:
                 await anyio.sleep(0)
-                turns += 1
+                iterations += 1
 
         async def scenario() -> None:
             async with runtime.client(
@@ -672,11 +690,11 @@ class TestInterimResponses:
                     assert (await client.chat("Hi")).text == "ok"
                     return
                 async with anyio.create_task_group() as group:
-                    group.start_soon(count_turns)
+                    group.start_soon(count_iterations)
                     assert (await client.chat("Hi")).text == "ok"
                     group.cancel_scope.cancel()
             # Some 250 of them are parsed at a time.
-            assert turns > count / 500
+            assert iterations > count / 500
 
         runtime.run(scenario)
 
@@ -698,7 +716,7 @@ class TestInterimResponses:
 
         runtime.run(scenario)
 
-    def test_a_second_answer_in_the_record_of_the_first_is_nobodys(
+    def test_a_second_response_in_the_record_of_the_first_is_discarded(
         self, runtime: Runtime, server_context: ssl.SSLContext, trusting: ssl.SSLContext
     ) -> None:
         """The answer fills the read of a head; the rest of the record stays in the TLS layer."""
@@ -788,7 +806,7 @@ class TestIdleConnections:
 
         runtime.run(scenario)
 
-    def test_a_client_that_nobody_closed_leaves_none(
+    def test_a_client_that_was_not_closed_leaves_none(
         self, runtime: Runtime, faults: FaultyServer
     ) -> None:
         async def scenario() -> None:
@@ -882,7 +900,7 @@ class TestClosing:
 
 class TestElsewhere:
     @pytest.mark.parametrize("runtime", ASYNC_RUNTIMES, ids=lambda runtime: runtime.name)
-    def test_a_second_event_loop_begins_afresh(
+    def test_a_second_event_loop_opens_new_connections(
         self, runtime: Runtime, faults: FaultyServer
     ) -> None:
         client = AsyncClient(base_url=faults.base_url)
@@ -911,7 +929,7 @@ class TestElsewhere:
             thread.join(60)
             assert not thread.is_alive()
 
-    def test_after_a_fork_the_child_begins_afresh(self, faults: FaultyServer) -> None:
+    def test_after_a_fork_the_child_opens_new_connections(self, faults: FaultyServer) -> None:
         faults.reply("parent").drip("x", forever=True)
         client = Client(base_url=faults.base_url, retry=ONCE)
         assert client.chat("Hi").text == "parent"
@@ -959,7 +977,7 @@ class TestElsewhere:
 class TestClosedWhileItWaits:
     """`close` reaches a call wherever it is; the limits here are far longer than the test."""
 
-    def test_for_its_turn(self, runtime: Runtime, faults: FaultyServer) -> None:
+    def test_for_a_slot(self, runtime: Runtime, faults: FaultyServer) -> None:
         faults.stall(after="Hello")
 
         async def scenario() -> None:
@@ -1011,7 +1029,7 @@ async def close_while_it_waits(runtime: Runtime, stream: Any) -> None:
     await runtime.together(read, close)
 
 
-def test_a_family_that_the_kernel_lacks_is_passed_over(
+def test_an_address_family_that_the_kernel_lacks_is_skipped(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = int(faults.base_url.rpartition(":")[2])

@@ -22,7 +22,7 @@ from cromicle_sdk import APITimeoutError, Client, CromicleError, Retry, Timeout
 from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import connection as async_connection
 from cromicle_sdk._async import network as async_network
-from cromicle_sdk._http import slots, sockets
+from cromicle_sdk._http import slots
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import connection as sync_connection
 from cromicle_sdk._sync import network as sync_network
@@ -282,20 +282,6 @@ def test_a_pool_that_another_thread_has_removed_is_not_closed_twice(
     runtime.run(scenario)
 
 
-def test_the_first_item_is_read_while_others_change_the_collection() -> None:
-    class Changing(OrderedDict[str, None]):
-        turns = 0
-
-        def __iter__(self) -> Iterator[str]:
-            self.turns += 1
-            if self.turns == 1:
-                raise RuntimeError("OrderedDict mutated during iteration")
-            return super().__iter__()
-
-    assert sockets.find_first(Changing(one=None, two=None)) == "one"
-    assert sockets.find_first([]) is None
-
-
 # Slots
 
 
@@ -541,7 +527,7 @@ def test_a_forked_child_does_not_interrupt_the_connection_of_its_parent(
         assert far.recv(100) == b""
 
 
-def test_a_call_that_finds_its_client_closed_says_so(
+def test_a_call_whose_client_was_closed_raises_an_error(
     runtime: Runtime, faults: FaultyServer
 ) -> None:
     """Closed by a signal handler or another thread, just before httpx is asked to send."""

@@ -187,8 +187,8 @@ def test_huge_messages() -> None:
     ("messages", "index", "says"),
     [
         # nothing
-        ([], None, "no message"),
-        (iter(()), None, "no message"),
+        ([], None, "no messages"),
+        (iter(()), None, "no messages"),
         # what is not messages
         (None, None, "not NoneType"),
         (5, None, "not int"),
@@ -292,7 +292,7 @@ def test_an_empty_conversation() -> None:
     assert Conversation().messages == []
     assert Conversation().to_json() == "[]"
     assert len(Conversation(system="")) == 1
-    with pytest.raises(InvalidMessageError, match="no message"):
+    with pytest.raises(InvalidMessageError, match="no messages"):
         format_prompt(Conversation())
 
 
@@ -409,7 +409,7 @@ def test_a_rejected_message_does_not_change_the_conversation() -> None:
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([], "there is no message; pass a text or at least one message"),
+        ([], "there are no messages; pass a text or at least one message"),
         (5, "messages must be a text or an iterable of messages, not int"),
         (
             [turn("a b", "c")],

@@ -31,6 +31,7 @@ from cromicle_sdk._core.options import (
     Retry,
     Timeout,
     check_count,
+    check_number,
     check_seconds,
     check_text,
 )
@@ -276,12 +277,16 @@ def test_an_invalid_retry(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "limits", "says"),
     [
-        (0, {}, "n: 0 is not 1 or more"),
-        (-1, {"minimum": 0}, "n: -1 is not 0 or more"),
-        (65536, {"minimum": 0, "maximum": 65535}, "n: 65536 is not 0 to 65535"),
-        (10**18 - 1, {"maximum": 9}, f"n: {10**18 - 1} is not 1 to 9"),
-        (10**18, {"maximum": 9}, "n: this number is not 1 to 9"),
-        (MORE_DIGITS_THAN_STR_SHOWS, {"maximum": 9}, "n: this number is not 1 to 9"),
+        (0, {}, "n: expected 1 or more, not 0"),
+        (-1, {"minimum": 0}, "n: expected 0 or more, not -1"),
+        (65536, {"minimum": 0, "maximum": 65535}, "n: expected 0 to 65535, not 65536"),
+        (10**18 - 1, {"maximum": 9}, f"n: expected 1 to 9, not {10**18 - 1}"),
+        (10**18, {"maximum": 9}, "n: expected 1 to 9, not a number of 19 or more digits"),
+        (
+            MORE_DIGITS_THAN_STR_SHOWS,
+            {"maximum": 9},
+            "n: expected 1 to 9, not a number of 19 or more digits",
+        ),
         ("5", {"maximum": 9}, "n: expected a whole number, 1 to 9, not str"),
         (True, {}, "n: expected a whole number, 1 or more, not bool"),
     ],
@@ -318,6 +323,15 @@ def test_check_seconds_rejects(value: Any) -> None:
         check_seconds("grace", "1")
     with pytest.raises(ConfigurationError, match=r"above 0, not 0$"):
         check_seconds("grace", 0, above_zero=True)
+
+
+def test_check_number_names_the_unit() -> None:
+    assert check_number("rate", 0.5, "calls per second") == 0.5
+    with pytest.raises(ConfigurationError) as caught:
+        check_number("rate", math.inf, "calls per second")
+    assert str(caught.value) == (
+        "rate: expected a finite number of calls per second, 0 or more, not inf"
+    )
 
 
 @pytest.mark.parametrize("value", ["x", "täxt 😀", "\0"])
@@ -370,8 +384,8 @@ def test_timeout_and_retry_are_values() -> None:
         ({"timeout": True}, "timeout: expected a number of seconds, a Timeout or None, not bool"),
         ({"retry": 3}, "retry: expected a Retry, not int"),
         ({"retry": None}, "retry: expected a Retry, not NoneType"),
-        ({"max_reply_bytes": 0}, "max_reply_bytes: 0 is not 1 or more"),
-        ({"max_reply_bytes": -5}, "max_reply_bytes: -5 is not 1 or more"),
+        ({"max_reply_bytes": 0}, "max_reply_bytes: expected 1 or more, not 0"),
+        ({"max_reply_bytes": -5}, "max_reply_bytes: expected 1 or more, not -5"),
         ({"max_reply_bytes": True}, "max_reply_bytes: expected a whole number"),
         ({"max_reply_bytes": 1.5}, "max_reply_bytes: expected a whole number"),
         ({"max_reply_bytes": None}, "max_reply_bytes: expected a whole number"),
@@ -399,7 +413,7 @@ def test_invalid_options(options: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_connections": 0}, "max_connections: 0 is not 1 or more"),
+        ({"max_connections": 0}, "max_connections: expected 1 or more, not 0"),
         ({"max_connections": 2.0}, "max_connections: expected a whole number"),
         ({"http_client": "x", "proxy": "http://user:hunter2@p"}, "proxy: set it on your own"),
         ({"http_client": "x", "max_connections": 5}, "max_connections: set it on your own"),

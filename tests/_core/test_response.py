@@ -58,7 +58,7 @@ def build_options(**changes: Any) -> Options:
     return Options.build(**{**values, **changes})
 
 
-FAILED = "The server failed; try again later, or tell who runs it."
+FAILED = "The server failed; try again later, or contact its operator."
 
 
 def build_decoder(
@@ -107,7 +107,7 @@ def receive_answer(
     redact: Callable[[str], str] = str,
     **changes: Any,
 ) -> CromicleError:
-    """The error that an answer ends in."""
+    """The error that a response raises."""
     decoder = build_decoder(redact=redact, **changes)
     with pytest.raises(CromicleError) as caught:
         receive_head(decoder, status_code, headers)
@@ -660,7 +660,7 @@ def test_a_failure_in_a_reply_is_incomplete(is_final: bool) -> None:
     error = decoder.receive_failure(failure)
     assert isinstance(error, IncompleteReplyError)
     assert str(error) == (
-        f"The reply from {URL} broke off after 4 bytes: reset by peer. "
+        f"The reply from {URL} was truncated after 4 bytes: reset by peer. "
         "The text so far is in partial_text."
     )
     assert (error.attempts, error.partial_text, error.is_final) == (2, "ab", is_final)
@@ -691,7 +691,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
         assert error.headers == {"x-request-id": "r"}
         assert error.request_id == "r"
         assert error.retry_after is None
-        assert str(error).startswith(f"{URL} answered {status_code}")
+        assert str(error).startswith(f"{URL} responded with {status_code}")
         assert "nö" in str(error)
         assert "hunter2" not in str(error)
 
@@ -705,7 +705,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [],
             b'{"error": "no such token"}',
             (
-                "answered 401 Unauthorized: no such token. "
+                "responded with 401 Unauthorized: no such token. "
                 "Check the token: the option token, or $CROMICLE_TOKEN."
             ),
         ),
@@ -713,23 +713,26 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             404,
             [(b"content-type", b"text/html")],
             b"<html>",
-            "answered 404 Not Found. Check base_url: requests go to its path plus /chat.",
+            "responded with 404 Not Found. Check base_url: requests go to its path plus /chat.",
         ),
-        (418, [], b"", "answered 418 I'm a Teapot."),
-        (499, [], b" so\n so. ", "answered 499: so so."),
+        (418, [], b"", "responded with 418 I'm a Teapot."),
+        (499, [], b" so\n so. ", "responded with 499: so so."),
         (
             429,
             [(b"retry-after", b"1.5")],
             b"",
-            "answered 429 Too Many Requests. It asks to wait 1.5 s. Retry after that time.",
+            (
+                "responded with 429 Too Many Requests. The server requests a wait of 1.5 s. "
+                "Retry after that time."
+            ),
         ),
         (
             302,
             [(b"location", b"https://x/y")],
             b"",
             (
-                "answered 302 Found. It redirects to https://x/y. Redirects are not followed, "
-                "because the body holds the token: set base_url to the right address."
+                "responded with 302 Found. It redirects to https://x/y. Redirects are not "
+                "followed, because the body contains the token: set base_url to the right address."
             ),
         ),
         (
@@ -737,8 +740,8 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [],
             b"",
             (
-                "answered 300 Multiple Choices. It redirects to nowhere. Redirects are not "
-                "followed, because the body holds the token: set base_url to the right address."
+                "responded with 300 Multiple Choices. It redirects to nowhere. Redirects are not "
+                "followed, because the body contains the token: set base_url to the right address."
             ),
         ),
         (
@@ -746,7 +749,7 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [(b"location", b"/elsewhere")],
             b"",
             (
-                "answered 400 Bad Request. The server could not read the request: "
+                "responded with 400 Bad Request. The server could not read the request: "
                 "check that base_url is a Cromicle endpoint."
             ),
         ),
@@ -755,21 +758,21 @@ def test_every_status_has_its_class_and_its_facts() -> None:
             [],
             b"",
             (
-                "answered 301 Moved Permanently. It redirects to nowhere. Redirects are not "
-                "followed, because the body holds the token: set base_url to the right address."
+                "responded with 301 Moved Permanently. It redirects to nowhere. Redirects are not "
+                "followed, because the body contains the token: set base_url to the right address."
             ),
         ),
         (
             500,
             [],
             b"\xff",
-            f"answered 500 Internal Server Error: \ufffd. {FAILED}",
+            f"responded with 500 Internal Server Error: \ufffd. {FAILED}",
         ),
         (
             599,
             [],
             b"x" * 300,
-            f"answered 599: {'x' * 200}…. {FAILED}",
+            f"responded with 599: {'x' * 200}…. {FAILED}",
         ),
     ],
 )
@@ -787,19 +790,44 @@ def test_messages(
     ("status_code", "code", "retry_after", "hint"),
     [
         (400, None, None, "check that base_url is a Cromicle endpoint"),
-        (400, "bad_request", None, "check the fields"),
-        (400, "unknown_field", None, "Leave that field out"),
+        (400, "bad_request", None, "check its fields"),
+        (400, "unknown_field", None, "Omit that field"),
         (400, "context_length_exceeded", None, "The conversation is too long for the model"),
         (413, "context_length_exceeded", None, "The conversation is too long for the model"),
         (400, "content_filter", None, "A content filter rejected the prompt"),
-        (400, "upstream_refused", None, "The model server rejected the prompt or an option"),
-        (422, "invalid_request_error", None, "The model server rejected the prompt or an option"),
+        (
+            400,
+            "upstream_refused",
+            None,
+            "rejected the prompt or one of its options",
+        ),
+        (
+            422,
+            "invalid_request_error",
+            None,
+            "rejected the prompt or one of its options",
+        ),
         (422, "hash_mismatch", None, "the same token"),
         (413, "request_too_large", None, "Send a shorter prompt"),
-        (502, "upstream_denied", None, "A retry does not help: tell who runs the server"),
-        (502, "upstream_refused", None, "A retry does not help: tell who runs the server"),
-        (502, "upstream_redirected", None, "A retry does not help: tell who runs the server"),
-        (500, "upstream_refused", None, "A retry does not help: tell who runs the server"),
+        (502, "upstream_denied", None, "A retry does not help: contact the operator of the server"),
+        (
+            502,
+            "upstream_refused",
+            None,
+            "A retry does not help: contact the operator of the server",
+        ),
+        (
+            502,
+            "upstream_redirected",
+            None,
+            "A retry does not help: contact the operator of the server",
+        ),
+        (
+            500,
+            "upstream_refused",
+            None,
+            "A retry does not help: contact the operator of the server",
+        ),
         (500, "upstream_failed", "7", "Retry after that time."),
         (502, "upstream_failed", None, FAILED),
         (502, "upstream_failed", "7", "Retry after that time."),
@@ -808,9 +836,9 @@ def test_messages(
         (503, None, None, "Try again later."),
         (504, "upstream_timeout", None, "Try again later."),
         (408, None, "3", "Retry after that time."),
-        (403, None, "3", "not allowed"),
+        (403, None, "3", "does not permit"),
         (403, "wrong_host", None, "Check base_url"),
-        (403, "wrong_origin", None, "Leave the header origin out."),
+        (403, "wrong_origin", None, "Omit the header origin."),
         (401, "wrong_token", None, "Check the token"),
         (429, "too_many_wrong_tokens", "9", "Check the token"),
         (501, None, None, "does not accept POST requests"),
@@ -825,7 +853,7 @@ def test_the_hint_fits_what_the_server_says(
     assert error.code == code
     assert hint in error.hint
     assert error.option == ("token" if hint == "Check the token" else None)
-    assert ("asks to wait" in error.problem) == (retry_after is not None)
+    assert ("requests a wait" in error.problem) == (retry_after is not None)
 
 
 @pytest.mark.parametrize(
@@ -911,7 +939,7 @@ def test_a_body_of_many_chunks() -> None:
 def test_an_encoded_error_body_is_not_shown() -> None:
     error = status_error(500, b"\x1f\x8b", (b"content-encoding", b"gzip"))
     assert error.body == ""
-    assert str(error).startswith(f"{URL} answered 500 Internal Server Error. The")
+    assert str(error).startswith(f"{URL} responded with 500 Internal Server Error. The")
 
 
 def test_redirects() -> None:
@@ -1227,7 +1255,7 @@ def test_a_date_of_no_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-def test_a_refusal_says_how_long_to_wait() -> None:
+def test_a_rejection_says_how_long_to_wait() -> None:
     date = b"Sun, 09 Sep 2001 01:47:40 GMT"
     assert status_error(503, b"", (b"Retry-After", date)).retry_after == 60
     assert (

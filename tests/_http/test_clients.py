@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import Options
 from cromicle_sdk._core.request import Request, build_request
+from cromicle_sdk._core.response import Head
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http import callers, clients
 from cromicle_sdk._http.clients import (
@@ -70,6 +72,17 @@ def test_httpx2_is_looked_for_only_where_it_was_imported(monkeypatch: pytest.Mon
     ):
         check_http_client(client2, "Client")
     assert "httpx2" not in sys.modules
+
+
+def test_a_client_that_another_process_used_first_is_rejected(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with library.Client() as client:
+        clients.check_process(client)
+        clients.check_process(client)
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with pytest.raises(ConfigurationError, match=r"^http_client: it was used before .* forked"):
+            clients.check_process(client)
 
 
 def build_timeout(**limits: float | None) -> Timeout:
@@ -134,6 +147,12 @@ def test_a_request_of_a_custom_client(client: Any) -> None:
     assert with_cookie.headers.get_list("cookie") == ["mine=1"]
 
 
+def test_a_client_without_cookies_leaves_the_header(library: Any) -> None:
+    with library.Client() as client:
+        request = build_http_request(client, our_request(cookie="mine=1"))
+    assert request.headers.get_list("cookie") == ["mine=1"]
+
+
 @pytest.mark.parametrize(
     ("limits", "waits", "read_later"),
     [
@@ -173,6 +192,21 @@ def test_its_timeouts(
     limit_reads(theirs, timeout)
     later = theirs.extensions["timeout"]["read"]
     assert later == (read_later if read_later is None else pytest.approx(read_later, abs=0.1))
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+def test_the_exchange_and_the_trace_are_in_the_extensions(
+    level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(level, logger="httpcore.http11")
+    exchange, trace = Held(), object()
+    extensions = clients.build_extensions(exchange, trace, build_timeout())
+    assert clients.find_exchange(extensions) is exchange
+    # Without records of httpcore, the trace would only cost time.
+    assert extensions.get("trace") is (trace if level == logging.DEBUG else None)
+    del exchange
+    assert clients.find_exchange(extensions) is None
+    assert clients.find_exchange({}) is None
 
 
 @pytest.mark.parametrize("total", [1e10, 1e300, None])
@@ -230,13 +264,91 @@ def test_an_unknown_event_of_a_trace_is_ignored(name: str, info: Any) -> None:
     assert observer.head is None
 
 
+def test_a_head_from_the_pool() -> None:
+    observer = ResponseObserver(None)
+    observer.receive_head(307, HEADERS, {"http_version": b"HTTP/1.0"})
+    assert observer.head == (307, HEADERS, b"HTTP/1.0", True)
+    observer.receive_head(200, [], {})
+    assert observer.head == (200, [], b"HTTP/1.1", True)
+
+
+def test_secrets_are_redacted_where_httpcore_logs_the_head(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    observer = ResponseObserver(lambda text: text.replace(CANARY, "[redacted]"))
+    value = (b"HTTP/1.1", 200, CANARY.encode(), HEADERS)
+    for level, shown in ((logging.INFO, CANARY), (logging.DEBUG, "[redacted]")):
+        caplog.set_level(level, logger="httpcore.http11")
+        info: dict[str, Any] = {"return_value": value, "exception": None}
+        observer.observe("http11.receive_response_headers.complete", info)
+        assert shown in repr(info["return_value"])
+        assert (CANARY in repr(info)) is (level == logging.INFO)
+        assert observer.head == (200, HEADERS, b"HTTP/1.1", True)
+
+
+def test_the_response_of_an_error_of_a_hook(client: Any, library: Any) -> None:
+    request = build_http_request(client, our_request())
+    response = client.send(request)
+    error = library.HTTPStatusError("no", request=request, response=response)
+    assert clients.find_response(error, request) is response
+    assert clients.find_response(error, build_http_request(client, our_request())) is None
+    assert clients.find_response(library.ReadError("no"), request) is None
+    assert clients.find_response(ValueError("no"), request) is None
+
+
+def test_the_head_of_a_redirect_that_httpx_cannot_parse(library: Any) -> None:
+    error, head = library.RemoteProtocolError("no"), Head(302, HEADERS, b"HTTP/1.1", True)
+    assert clients.find_redirect(error, head) is head
+    assert clients.find_redirect(error, head._replace(status_code=400)) is None
+    assert clients.find_redirect(error, None) is None
+    assert clients.find_redirect(ValueError("no"), head) is None
+
+
+def test_a_body_that_a_hook_has_read_or_closed(library: Any) -> None:
+    def answer(request: Any) -> Any:
+        return library.Response(200, stream=library.ByteStream(b"x"))
+
+    with library.Client(transport=library.MockTransport(answer)) as client:
+        for end in ("read", "close"):
+            request = client.build_request("GET", "http://h.test")
+            response = client.send(request, stream=True)
+            assert not clients.was_read(response)
+            getattr(response, end)()
+            assert clients.was_read(response)
+
+
+def test_a_wrapper_of_httpx_whose_private_names_have_moved(library: Any) -> None:
+    class Wrapper(library.SyncByteStream):  # type: ignore[misc]  # of either library
+        pass
+
+    Wrapper.__module__ = f"{library.__name__}._client"
+    wrapper = Wrapper()
+    assert find_source(wrapper) is wrapper
+    assert find_body(SimpleNamespace(stream=wrapper)) == (wrapper, False)
+
+
+def test_a_jar_keeps_no_cookies() -> None:
+    jar = clients.NoCookies()
+    request = httpx.Request("GET", "http://h.test")
+    jar.extract_cookies(httpx.Response(200, headers={"set-cookie": "a=b"}, request=request))
+    assert not jar
+    assert list(jar.jar) == []
+
+
+def test_a_url_is_parsed_once() -> None:
+    assert clients.parse_url("http://h.test/chat") is clients.parse_url("http://h.test/chat")
+
+
 def test_a_response_that_is_dropped_is_freed_at_once() -> None:
     """Also where the stream that httpx binds to it lives on: that sets the elapsed time of it."""
     response = release_when_dropped(httpx.Response(200, content=b"x"))
     assert type(response) is Response
+    unbound: Any = SimpleNamespace()
+    response.stream = unbound
     bound = SimpleNamespace(_response=response)
     stream: Any = bound
     response.stream = stream
+    assert response.stream is bound
     bound._response.elapsed = timedelta(seconds=1)
     assert response.elapsed == timedelta(seconds=1)
     freed = weakref.ref(response)

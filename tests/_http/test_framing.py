@@ -105,7 +105,7 @@ def test_the_text_before_an_error_is_kept() -> None:
     assert not part.is_end
 
 
-def test_a_body_that_never_ends_leaves_others_their_turn() -> None:
+def test_a_body_that_never_ends_lets_other_tasks_run() -> None:
     connection = begin(CHUNKED)
     connection.receive_data(b"1\r\na\r\n" * 200 + b"0\r\n\r\n")
     assert receive_body(connection) == BodyPart(b"a" * 128)

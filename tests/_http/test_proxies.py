@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
+from pathlib import Path
 
 import httpcore
 import httpx
@@ -212,3 +214,73 @@ def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ALL_PROXY", "no proxy at all")
     monkeypatch.setenv("NO_PROXY", "*")
     assert show(find_proxy("http://h", "http://p:1")) == "http://p:1"
+
+
+@pytest.mark.parametrize("proxy", ["http://p:1", "https://p:1", "socks5://p:1", None])
+@pytest.mark.parametrize("host", [b"2001:db8::1", b"[2001:db8::1]", b"h"])
+def test_an_http_proxy_receives_an_ipv6_address_with_brackets(
+    host: bytes, proxy: str | None
+) -> None:
+    url = httpcore.URL(scheme=b"http", host=host, port=81, target=b"/chat")
+    target = find_route("http://h", proxy).find_target(url)
+    is_bare = host == b"2001:db8::1" and proxy is not None and proxy.startswith("http")
+    assert target.host == (b"[2001:db8::1]" if is_bare else host)
+    assert (target.scheme, target.port, target.target) == (b"http", 81, b"/chat")
+
+
+def test_user_and_password_of_a_proxy_are_not_shown() -> None:
+    proxy = find_proxy("http://h", "socks5://user:canary@p:1")
+    assert proxy is not None
+    assert proxy.auth == (b"user", b"canary")
+    assert repr(proxy.auth) == "(<secret>, <secret>)"
+
+
+# Certificates
+
+
+@pytest.fixture
+def _no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_no_certificates")
+def test_the_default_context_is_shared_while_the_environment_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = proxies.default_ssl_context()
+    assert proxies.default_ssl_context() is first
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert proxies.default_ssl_context() is not first
+
+
+@pytest.mark.usefixtures("_no_certificates")
+@pytest.mark.parametrize(
+    ("variable", "name", "problem"),
+    [
+        ("SSL_CERT_DIR", "none", "it is not a directory"),
+        ("SSL_CERT_FILE", "none", "the file cannot be opened: No such file or directory"),
+        ("SSL_CERT_FILE", "empty.pem", "it has no certificates in PEM"),
+        ("SSLKEYLOGFILE", "none/keys", "the file cannot be opened: No such file or directory"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(
+    variable: str, name: str, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.pem").touch()
+    monkeypatch.setenv(variable, str(tmp_path / name))
+    with pytest.raises(ConfigurationError) as caught:
+        proxies.default_ssl_context()
+    assert str(caught.value) == f"${variable}: {problem}"
+
+
+@pytest.mark.usefixtures("_no_certificates")
+def test_certificates_of_certifi_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> ssl.SSLContext:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "cacert.pem")
+
+    # A value of its own, so that no other test has loaded the context.
+    monkeypatch.setenv("SSLKEYLOGFILE", "")
+    monkeypatch.setattr(httpx, "create_ssl_context", fail)
+    with pytest.raises(ConfigurationError, match=r"^verify: the certificates of .* certifi"):
+        proxies.default_ssl_context()

@@ -74,7 +74,7 @@ def test_a_free_slot_is_for_those_that_wait() -> None:
     assert waiters[1].take() is not None
 
 
-def test_nobody_is_woken_where_no_slot_is_free() -> None:
+def test_no_waiter_is_woken_while_no_slot_is_free() -> None:
     slots = Slots(1)
     slot = take(slots)
     leaving, staying = Woken(), Woken()

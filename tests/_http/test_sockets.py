@@ -5,13 +5,26 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from cromicle_sdk._http import sockets
 from cromicle_sdk._http.sockets import (
+    READ,
+    WRITE,
+    find_first,
     interleave_families,
+    is_request_unread,
+    is_reusable,
     parse_address,
+    poll,
+    receive_now,
+    snapshot,
     start_connect,
     system_error,
 )
@@ -24,7 +37,7 @@ def test_a_link_local_address_can_be_connected_to_or_is_a_name_to_resolve(host: 
         assert ipaddress.ip_address(address[0])
 
 
-def test_families_take_turns() -> None:
+def test_families_alternate() -> None:
     v6 = [(socket.AF_INET6, number) for number in range(3)]
     v4 = [(socket.AF_INET, number) for number in range(1)]
     assert interleave_families([*v6, *v4]) == [v6[0], v4[0], v6[1], v6[2]]
@@ -90,3 +103,160 @@ def test_a_socket_that_connects_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         with sock:
             assert is_connected
             assert sock.getpeername() == listener.getsockname()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", (socket.AF_INET, ("127.0.0.1", 80))),
+        ("::1", (socket.AF_INET6, ("::1", 80, 0, 0))),
+    ],
+)
+def test_the_address_of_a_literal(host: str, address: object) -> None:
+    assert parse_address(host, 80) == [address]
+
+
+def test_a_name_is_left_to_the_resolver() -> None:
+    assert parse_address("localhost", 80) == []
+    with pytest.raises(UnicodeError):
+        parse_address("a..b", 80)
+
+
+def test_data_is_received_without_a_wait() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        one.setblocking(False)
+        assert receive_now(one, 4) is None
+        assert is_reusable(one)
+        other.sendall(b"hello")
+        assert not is_reusable(one)
+        assert receive_now(one, 4) == b"hell"
+        assert receive_now(one, 4) == b"o"
+        other.close()
+        assert receive_now(one, 4) == b""
+        assert not is_reusable(one)
+
+
+def test_an_error_of_the_system_is_returned() -> None:
+    sock = socket.socket()
+    sock.close()
+    error = receive_now(sock, 4)
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EBADF
+
+
+def test_an_exception_of_a_signal_handler_is_raised() -> None:
+    class Interrupted(socket.socket):
+        def recv(self, *arguments: Any) -> bytes:
+            raise TimeoutError("mine")
+
+    with Interrupted() as sock, pytest.raises(TimeoutError, match="mine"):
+        receive_now(sock, 4)
+
+
+@pytest.mark.parametrize("in_main_thread", [True, False])
+@pytest.mark.parametrize("system", ["poll", "select"])
+def test_sockets_that_are_ready_are_found(
+    system: str, in_main_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if system == "select":
+        monkeypatch.delattr("select.poll", raising=False)
+
+    def check() -> None:
+        one, other = socket.socketpair()
+        with one, other:
+            assert poll([one, other], READ, 0) == []
+            assert poll([one, other], READ, 0.001) == []
+            assert poll([one, other], WRITE, None) == [one, other]
+            other.sendall(b"x")
+            assert poll([one, other], READ, None) == [one]
+            assert poll([one, other], READ, -1) == [one]
+
+    if in_main_thread:
+        check()
+    else:
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(check).result()
+
+
+def test_a_wait_in_the_main_thread_is_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two of them, the interpreter runs the handlers of signals."""
+    monkeypatch.setattr(sockets, "SIGNAL_DELAY_SECONDS", 0.01)
+    waits: list[float | None] = []
+    wait = sockets._poll_once
+
+    def notice(socks: list[socket.socket], event: int, timeout: float | None) -> Any:
+        waits.append(timeout)
+        return wait(socks, event, timeout)
+
+    monkeypatch.setattr(sockets, "_poll_once", notice)
+    one, other = socket.socketpair()
+    with one, other:
+        assert poll([one], READ, 0.05) == []
+    assert len(waits) > 1
+    assert all(wait is not None and wait <= 0.01 for wait in waits)
+
+
+def test_a_system_that_does_not_count_what_is_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert not is_request_unread(one, sent_bytes=1, seconds=1)
+        assert is_request_unread(one, sent_bytes=1, seconds=0)
+        monkeypatch.setitem(__import__("sys").modules, "termios", None)
+        assert not is_request_unread(one, sent_bytes=1, seconds=1)
+
+
+def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            accepted.close()
+            client.send(b"request")
+            assert client.recv(10) == b""
+            assert is_request_unread(client, sent_bytes=7, seconds=1)
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            client.send(b"request")
+            assert accepted.recv(10) == b"request"
+            accepted.close()
+            assert client.recv(10) == b""
+            assert not is_request_unread(client, sent_bytes=7, seconds=1)
+
+
+def test_a_closed_socket_is_not_reusable() -> None:
+    sock = socket.socket()
+    sock.close()
+    assert not is_reusable(sock)
+
+
+def test_a_set_is_read_while_others_change_it() -> None:
+    class Item:
+        pass
+
+    class Changing(weakref.WeakSet[Item]):
+        iterations = 0
+
+        def __iter__(self) -> Iterator[Item]:
+            self.iterations += 1
+            if self.iterations == 1:
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    item = Item()
+    assert snapshot(Changing([item])) == [item]
+
+
+def test_the_first_item_is_read_while_others_change_the_collection() -> None:
+    class Changing(OrderedDict[str, None]):
+        iterations = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.iterations += 1
+            if self.iterations == 1:
+                raise RuntimeError("OrderedDict mutated during iteration")
+            return super().__iter__()
+
+    assert find_first(Changing(one=None, two=None)) == "one"
+    assert find_first([]) is None

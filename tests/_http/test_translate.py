@@ -41,7 +41,11 @@ def build_timeouts(total: float = 100) -> CallTimeouts:
 
 
 def translate(
-    error: Exception, timeouts: CallTimeouts | None = None, proxy_status: int | None = None
+    error: Exception,
+    timeouts: CallTimeouts | None = None,
+    proxy_status: int | None = None,
+    *,
+    uses_proxy: bool = False,
 ) -> APIConnectionError | None:
     return translate_error(
         error,
@@ -49,6 +53,7 @@ def translate(
         timeouts=timeouts or build_timeouts(),
         redact=lambda text: text.replace(CANARY, "[redacted]"),
         proxy_status=proxy_status,
+        uses_proxy=uses_proxy,
     )
 
 
@@ -97,7 +102,7 @@ def test_errors_of_the_network(error: Exception) -> None:
     assert detail
     what = "Invalid response" if "ProtocolError" in type(error).__name__ else "No response"
     assert str(made) == (
-        f"{what} from {URL}: {detail}. Check that the server runs and that base_url is right."
+        f"{what} from {URL}: {detail}. Check that the server is running and that base_url is right."
     )
     assert (made.option, made.is_final) == ("base_url", False)
 
@@ -161,7 +166,7 @@ def test_a_host_that_is_no_name(error: Exception) -> None:
     made = translate(error)
     assert type(made) is APIConnectionError
     assert str(made) == (
-        f"The host of {URL} is not a valid name in DNS: label too long. Check base_url."
+        f"The host of {URL} is not a valid DNS name: label too long. Check base_url."
     )
     assert (made.option, made.is_final) == ("base_url", True)
 
@@ -182,6 +187,28 @@ def test_a_proxy_that_failed(error: Exception) -> None:
         "Check the option proxy, or the proxy variables of the environment."
     )
     assert (made.option, made.is_final) == ("proxy", False)
+
+
+def chain(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "uses_proxy", "what"),
+    [
+        (httpx.ConnectError("refused"), True, f"The proxy on the way to {URL} is unreachable"),
+        (httpx.ConnectError("refused"), False, f"No response from {URL}"),
+        (httpx.ReadError("refused"), True, f"No response from {URL}"),
+        (chain(httpx.ConnectError("refused"), ssl.SSLError()), True, f"No response from {URL}"),
+    ],
+)
+def test_a_proxy_that_is_unreachable(error: Exception, uses_proxy: bool, what: str) -> None:
+    made = translate(error, uses_proxy=uses_proxy)
+    assert made is not None
+    assert made.problem == f"{what}: refused."
+    assert made.option == ("proxy" if "proxy" in what else "base_url")
+    assert not made.is_final
 
 
 @pytest.mark.parametrize(

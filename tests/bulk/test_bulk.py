@@ -415,7 +415,7 @@ def test_a_closed_thread_takes_nothing(client: Client) -> None:
     assert len(sink.outcomes) == 1
 
 
-def test_a_thread_that_ends_while_a_job_is_put_in_blocks_nobody(client: Client) -> None:
+def test_a_thread_that_ends_while_a_job_is_added_does_not_block(client: Client) -> None:
     class Sink:
         def give(self, index: int, outcome: Outcome) -> None:
             raise AssertionError
@@ -447,7 +447,7 @@ class _FoundLater(deque[Any]):
         return len(self) > 0
 
 
-def test_a_job_that_comes_while_nobody_waits_yet_is_found(client: Client) -> None:
+def test_a_job_that_is_added_before_the_wait_is_found(client: Client) -> None:
     own, _ = copy_client(client)
     thread = LoopThread(own, BulkOptions(limit=1), owns_client=True)
     done = threading.Event()

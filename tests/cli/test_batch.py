@@ -64,7 +64,7 @@ def test_a_text_file_has_a_prompt_on_each_line(echo: LocalServer, capsys: Captur
         (5, "Three"),
     ]
     assert set(read()[0]) == {"id", "text", "finish_reason", "attempts", "elapsed", "digest"}
-    assert capsys.readouterr().err == "3 answered.\n"
+    assert capsys.readouterr().err == "3 succeeded.\n"
 
 
 def test_jsonl_has_ids_messages_and_fields(faults: FaultyServer) -> None:
@@ -109,7 +109,7 @@ def test_standard_input(echo: LocalServer, kind: str) -> None:
         data = file.read() if kind == "pipe" else None
         stdin: dict[str, Any] = {"input": data} if data else {"stdin": file}
         done = subprocess.run(command, **stdin, capture_output=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"2 answered.\n")
+    assert (done.returncode, done.stderr) == (0, b"2 succeeded.\n")
     assert {each["text"] for each in read()} == {"One", "Two"}
 
 
@@ -151,7 +151,7 @@ BAD = {
     '{"id": 1, "prompt": "x", "messages": []}': "it must have either a prompt or messages",
     '{"id": 1, "prompt": ["x"]}': "prompt must be a string",
     '{"id": 1, "messages": "x"}': "messages must be an array",
-    '{"id": 1, "messages": []}': "there is no message; pass a text or at least one message",
+    '{"id": 1, "messages": []}': "there are no messages; pass a text or at least one message",
     '{"id": 1, "messages": [{"role": "user"}]}': "message 0: it has no 'content'",
     '{"id": 1, "prompt": "x", "temperature": 1}': (
         'it has an unknown field "temperature"; put fields of the request in extra_body'
@@ -171,7 +171,7 @@ def test_bad_lines_are_reported_with_their_numbers_before_anything_is_sent(
         write("in.jsonl", '{"id": "good", "prompt": "x"}', "", line)
         assert batch(faults, "in.jsonl", "out.jsonl") == 2
         error = capsys.readouterr().err
-        assert error.startswith("Error: in.jsonl has invalid lines: 1. line 3: "), error
+        assert error.startswith("Error: in.jsonl has 1 invalid line: line 3: "), error
         assert problem in error
         assert "Nothing was sent." in error
     assert not faults.requests
@@ -182,7 +182,7 @@ def test_of_many_bad_lines_the_first_are_named(faults: FaultyServer, capsys: Cap
     Path("in.txt").write_bytes(b"\xff\n" * 25)
     assert batch(faults) == 2
     error = capsys.readouterr().err
-    assert "invalid lines: 25. line 1: it is not UTF-8 (byte 0); line 2" in error
+    assert "has 25 invalid lines: line 1: it is not UTF-8 (byte 0); line 2" in error
     assert "line 20: it is not UTF-8 (byte 0); and 5 more." in error
 
 
@@ -285,7 +285,7 @@ def test_an_error_is_a_result_and_the_exit_code_is_3(faults: FaultyServer, capsy
     assert second["error"]["status_code"] == 404
     assert third["text"] == "Yes."
     assert capsys.readouterr().err == (
-        "1 answered, 2 failed (1 IncompleteReplyError, 1 NotFoundError). Continue with --resume.\n"
+        "1 succeeded, 2 failed (1 IncompleteReplyError, 1 NotFoundError). Continue with --resume.\n"
     )
 
 
@@ -308,7 +308,7 @@ def test_resume_sends_what_failed_and_what_is_missing(
     write("in.txt", "One", "Two", "Three")
     assert batch(faults, "--concurrency", "1", "--fail-fast") == 3
     assert [each["id"] for each in read()] == [1, 2]
-    assert "1 not sent or not answered. Continue with --resume." in capsys.readouterr().err
+    assert "1 not finished. Continue with --resume." in capsys.readouterr().err
     Path("out.jsonl").chmod(0o640)
     assert batch(echo, "--resume") == 0
     assert sorted((each["id"], each["text"]) for each in read()) == [
@@ -473,7 +473,7 @@ def test_an_output_that_changes_before_it_is_locked_is_left_alone(
     if exists:
         write("out.jsonl", {"id": 2, "text": "first"})
     assert batch(faults, "--resume") == 2
-    assert "out.jsonl was changed by another process meanwhile." in capsys.readouterr().err
+    assert "out.jsonl was changed by another process in the meantime." in capsys.readouterr().err
     assert [each["text"] for each in read()] == ["of the other process"]
     assert not faults.requests
 
@@ -595,7 +595,7 @@ def test_ctrl_c_keeps_what_is_finished() -> None:
             _, error = process.communicate(timeout=PATIENCE)
         hold.set()
     assert process.returncode == 130
-    assert error == b"5 answered, 15 not sent or not answered. Continue with --resume.\n"
+    assert error == b"5 succeeded, 15 not finished. Continue with --resume.\n"
     assert sorted(each["id"] for each in read()) == [1, 2, 3, 4, 5]
 
 
@@ -679,7 +679,7 @@ def test_a_terminal_has_a_bar(echo: LocalServer, monkeypatch: pytest.MonkeyPatch
     assert batch(echo) == 0
     assert "━━━━━━━━" in terminal.getvalue()
     assert "2 of 2 done, 0 failed, " in terminal.getvalue()
-    assert terminal.getvalue().endswith("2 answered.\n")
+    assert terminal.getvalue().endswith("2 succeeded.\n")
 
 
 def test_the_line_of_progress() -> None:

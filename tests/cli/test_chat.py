@@ -308,7 +308,7 @@ def test_each_conversation_is_kept_in_a_file_of_its_own(
     assert kept == [["One?", "One."], ["Two?", "Two."]]
 
 
-def test_a_history_that_cannot_be_kept_is_said_once(
+def test_a_history_that_cannot_be_saved_is_reported_once(
     client: Client, faults: FaultyServer, tmp_path: Path, capsys: Capture
 ) -> None:
     faults.reply("One.").reply("Two.")
@@ -531,6 +531,8 @@ def test_a_retry_is_noted_on_a_terminal_that_gets_the_text_as_it_is(
     assert re.match(r"retrying 2 of 4 in \d\.\d s: \w+", lines[0])
 
 
-def test_without_a_stderr_nothing_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_stderr_nothing_is_printed(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     build(client).handle("/help")

@@ -20,9 +20,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
+import click
 import httpx
 import openai
 import pytest
+from click.testing import CliRunner
 from upstreams import answer_models, answer_texts
 
 from cromicle_sdk import (
@@ -274,13 +276,13 @@ def test_version_and_help(capsysbinary: Capture) -> None:
         (["ask", "--total", "soon", "Hi"], "'--total'"),
         (["ask", "--total", "inf", "Hi"], "'--total'"),
         (["ask", "--retries", "-1", "Hi"], "'--retries'"),
-        (["ask", "--header", "s3cret", "Hi"], "'--header': number 1 is not"),
-        (["ask", "--header", ": s3cret", "Hi"], "'--header': number 1 is not"),
+        (["ask", "--header", "s3cret", "Hi"], "'--header': value 1 is not"),
+        (["ask", "--header", ": s3cret", "Hi"], "'--header': value 1 is not"),
         (["ask", "--header", "A:1", "--header", "a:s3cret", "Hi"], "'--header': a is given twice"),
         (["ask", "--header", "Host: s3cret", "Hi"], "--header: Host is set by the protocol"),
         (["ask", "--header", "A: s3crét", "Hi"], "--header: the value of A"),
-        (["ask", "--body", "s3cret", "Hi"], "'--body': number 1 is not"),
-        (["ask", "--body", "=s3cret", "Hi"], "'--body': number 1 is not"),
+        (["ask", "--body", "s3cret", "Hi"], "'--body': value 1 is not"),
+        (["ask", "--body", "=s3cret", "Hi"], "'--body': value 1 is not"),
         (["ask", "--body", "a=1", "--body", "a=1", "Hi"], "'--body': a is given twice"),
         (["ask", "--body", "a=s3cret", "Hi"], "'--body': the value of a is not JSON"),
         (["ask", "--body", "a=" + "[" * 100_000, "Hi"], "'--body': the value of a is not JSON"),
@@ -328,7 +330,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
                 (["--top-p", "1.5"], "--top-p: expected a number from 0 to 1"),
                 (["--seed", "1" * 30], "--seed: expected a whole number of 64 bits"),
                 (["--stop", ""], "--stop: expected a non-empty string, or a list of"),
-                (["--body", "a"], "'--body': number 1 is not of the form NAME=JSON"),
+                (["--body", "a"], "'--body': value 1 is not of the form NAME=JSON"),
                 (["--body", "a=s3cret"], "'--body': the value of a is not JSON"),
                 (["--body", "model=1"], "--body: the gateway sets the field 'model' itself"),
                 (["--body", "stream=false"], "--body: the gateway sets the field 'stream'"),
@@ -341,7 +343,7 @@ def test_version_and_help(capsysbinary: Capture) -> None:
                     ["--allow-options", ""],
                     "--allow-options: '' is not an option that callers can set",
                 ),
-                (["--upstream-header", "s3cret"], "'--upstream-header': number 1 is not of the"),
+                (["--upstream-header", "s3cret"], "'--upstream-header': value 1 is not of the"),
                 (["--upstream-header", "host:s3cret"], "--upstream-header: host is set by the"),
                 (["--upstream-header", "a b:s3cret"], "--upstream-header: 'a b' is not a header"),
                 (["--upstream-header", "a:s3cret\n\n\xe9"], "--upstream-header: the value of a"),
@@ -467,15 +469,19 @@ def test_a_stdin_that_cannot_be_read_is_ignored(
 
 
 FAULTS: dict[str, tuple[Callable[[FaultyServer], object], str, bytes]] = {
-    "refused": (FaultyServer.stop, "Check that the server runs and that --base-url is right", b""),
+    "refused": (
+        FaultyServer.stop,
+        "Check that the server is running and that --base-url is right",
+        b"",
+    ),
     "dropped": (lambda server: server.cut(), "--base-url", b""),
     "400": (lambda server: server.fail(400), "--base-url", b""),
     "401": (lambda server: server.fail(401), "--token or $CROMICLE_TOKEN", b""),
-    "403": (lambda server: server.fail(403), "token is not allowed", b""),
+    "403": (lambda server: server.fail(403), "token does not permit", b""),
     "404": (lambda server: server.fail(404), "Check --base-url", b""),
     "418": (lambda server: server.fail(418, body="a\x1b[31mb\nc"), "418", b""),
     "422": (lambda server: server.fail(422), "same token", b""),
-    "429": (lambda server: server.fail(429, retry_after=90), "wait 90 s", b""),
+    "429": (lambda server: server.fail(429, retry_after=90), "a wait of 90 s", b""),
     "500": (lambda server: server.fail(500), "try again later", b""),
     "302": (lambda server: server.redirect(), "set --base-url to the right address", b""),
     "html": (
@@ -527,7 +533,7 @@ def test_an_error_is_one_line_with_a_hint(
             lambda server: server.reply("", finish_reason="length"),
             "The model sent no text: change the prompt.",
         ),
-        (lambda server: server.fail(403, body=WRONG_HOST), "Check --base-url: the server that"),
+        (lambda server: server.fail(403, body=WRONG_HOST), "Check --base-url: the server there"),
         (lambda server: server.fail(429, retry_after=9, body=GUESSED), "$CROMICLE_TOKEN."),
         (lambda server: server.fail(501), "Check --base-url: the server does not accept"),
     ],
@@ -542,7 +548,7 @@ def test_advice_fits_the_problem(
     assert ask(server) == 1
     error = read_error(capsysbinary)
     assert advice in error
-    assert not re.search("try again|[Rr]etry|not allowed|strict", error)
+    assert not re.search("try again|[Rr]etry (?!-)|does not permit|strict", error)
 
 
 WRONG_HOST = '{"error": {"code": "wrong_host", "message": "the server is for other hosts"}}'
@@ -575,8 +581,14 @@ STATUS: dict[str, Any] = {"status_code": 404, "headers": Headers(), "body": ""}
         (InvalidMessageError("bad", index=1, hint="use errors='replace'"), "message 1: bad"),
         (ReplyTooLargeError("Too long.", hint="Raise it."), "Too long. Ask for a shorter reply."),
         (
-            APIConnectionError("No trust.", option="verify", hint="pass verify=…"),
+            APIConnectionError(
+                "No trust.", option="verify", hint="For a private certificate authority, pass …"
+            ),
             "No trust. For a private certificate authority, set $SSL_CERT_FILE to its certificate.",
+        ),
+        (
+            APIConnectionError("No TLS.", option="verify", hint="If the server requires a …"),
+            "No TLS. The command has no option for that: use Client(verify=ssl_context) in Python.",
         ),
         (
             APIConnectionError("No proxy.", option="proxy", hint="Check the option proxy."),
@@ -1415,3 +1427,11 @@ def test_the_console_script_is_the_same_command() -> None:
     project = Path(__file__).parents[2] / "pyproject.toml"
     assert 'cromicle = "cromicle_sdk.__main__:main"' in project.read_text()
     assert subprocess.run([sys.executable, "-c", "import cromicle_sdk.__main__"], check=True)
+
+
+def test_a_server_whose_start_was_interrupted_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_commands, "serve_in_foreground", lambda *args, **options: None)
+    with pytest.raises(click.Abort):
+        CliRunner().invoke(_commands.serve, [], standalone_mode=False, catch_exceptions=False)

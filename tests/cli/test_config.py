@@ -173,7 +173,7 @@ def test_a_profile_that_is_not_there_is_an_error(
 ) -> None:
     monkeypatch.setenv("CROMICLE_PROFILE", "no")
     source = "--profile" if arguments else "$CROMICLE_PROFILE"
-    for known in ("none", "work, other"):
+    for known in ("no profiles", "work, other"):
         assert run(["ask", *arguments, "Hi"]) == 2
         assert read_error(capsys) == (
             f"Error: {source}: there is no profile 'no' in {file}; it has {known}.\n"

@@ -23,6 +23,18 @@ class Terminal(io.StringIO):
         return True
 
 
+def show_page(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a page as a terminal of 80 columns shows it, without colours and links."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    assert run(["docs", name]) == 0
+    shown = re.sub(r"\x1b(?:\[[0-9;]*m|\][^\x1b]*\x1b\\)", "", terminal.getvalue())
+    # Spaces after the text fill the lines.
+    return "\n".join(line.rstrip() for line in shown.split("\n"))
+
+
 def test_the_list_has_every_page_with_its_title(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["docs"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -50,16 +62,21 @@ def test_a_page_is_laid_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_code_can_be_copied_from_a_terminal_of_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = show_page(name, monkeypatch)
+    page = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        code = "\n".join(line.rstrip() for line in block.expandtabs(4).split("\n"))
+        assert code.rstrip() in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_word_of_a_table_is_cut_off_at_80_columns(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    assert run(["docs", name]) == 0
-    # Without colours and links.
-    shown = re.sub(r"\x1b(?:\[[0-9;]*m|\][^\x1b]*\x1b\\)", "", terminal.getvalue())
+    shown = show_page(name, monkeypatch)
     page = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     # rich ends a word that does not fit its column with an ellipsis.
     assert [word for word in re.findall(r"\S*…", shown) if word not in page] == []

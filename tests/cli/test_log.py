@@ -191,7 +191,7 @@ def test_sigterm_is_handled_once_the_last_line_is_printed(
 
 @UNIX
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stderr_that_nobody_reads_does_not_stop_the_server(number: int) -> None:
+def test_a_full_stderr_does_not_stop_the_server(number: int) -> None:
     with subprocess.Popen(COMMAND, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         base_url = process.stderr.readline().split()[-1].decode()

@@ -235,7 +235,7 @@ def test_what_is_longer_than_the_screen_looks_as_it_does_at_once(text: str, heig
 
 @given(data=st.data(), seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_a_text_looks_the_same_in_whatever_pieces_it_comes(data: st.DataObject, seed: int) -> None:
+def test_a_text_looks_the_same_for_any_chunks(data: st.DataObject, seed: int) -> None:
     blocks = BLOCKS.split("\n\n")
     random.Random(seed).shuffle(blocks)
     text = "\n\n".join(blocks)

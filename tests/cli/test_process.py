@@ -319,7 +319,7 @@ def test_ask_does_not_import_the_server(server: FaultyServer) -> None:
 
 
 def test_the_help_takes_a_third_of_a_second_of_cpu() -> None:
-    """The figure is 0.35 s; a machine that others use as well may need half as much again."""
+    """It takes 0.35 s, and up to half as much again on a machine that others use, too."""
     import resource
 
     seconds: list[float] = []

@@ -146,5 +146,5 @@ def test_an_invalid_budget_is_rejected_by_name(value: Any) -> None:
         create_app(max_request_bytes=LIMIT, max_buffered_bytes=value)
 
 
-def test_the_default_has_room_for_one_request() -> None:
+def test_the_default_fits_one_request() -> None:
     create_app(max_request_bytes=1024**3)

@@ -49,7 +49,7 @@ def rejected(limit: ConcurrencyLimit, token: AcceptedToken | None = A) -> float:
 
 
 class TestConcurrencyLimit:
-    def test_without_a_limit_nobody_waits(self) -> None:
+    def test_without_a_limit_no_caller_waits(self) -> None:
         limit = ConcurrencyLimit()
         assert all(started(*(limit.request_slot(A) for _ in range(1000))))
 
@@ -76,13 +76,13 @@ class TestConcurrencyLimit:
         third.release()
         assert started(limit.request_slot(A), limit.request_slot(A)) == [True, False]
 
-    @pytest.mark.parametrize(("max_waiting", "places"), [(None, 8), (0, 0), (1, 1), (5, 5)])
-    def test_the_queue_has_a_limit(self, max_waiting: int | None, places: int) -> None:
+    @pytest.mark.parametrize(("max_waiting", "queued"), [(None, 8), (0, 0), (1, 1), (5, 5)])
+    def test_the_queue_has_a_limit(self, max_waiting: int | None, queued: int) -> None:
         limit = ConcurrencyLimit(2, max_waiting=max_waiting)
-        slots = [limit.request_slot(A) for _ in range(2 + places)]
+        slots = [limit.request_slot(A) for _ in range(2 + queued)]
         rejected(limit)
         slots[0].release()
-        if places:
+        if queued:
             assert not limit.request_slot(A).started
         else:
             assert limit.request_slot(A).started is not None
@@ -99,21 +99,21 @@ class TestConcurrencyLimit:
         mine[0].release()
         assert started(*mine, *theirs) == [True, True, True, False, True, True, False]
 
-    def test_a_token_cannot_take_all_places_of_the_queue(self) -> None:
+    def test_a_token_cannot_fill_the_queue(self) -> None:
         limit = ConcurrencyLimit(4, per_token=1, max_waiting=8)
         for _ in range(3):
             limit.request_slot(A)
         rejected(limit, A)
         assert started(limit.request_slot(B), limit.request_slot(B)) == [True, False]
 
-    @pytest.mark.parametrize(("max_waiting", "places"), [(None, 8), (0, 0), (3, 3)])
+    @pytest.mark.parametrize(("max_waiting", "queued"), [(None, 8), (0, 0), (3, 3)])
     def test_without_a_limit_in_all_each_token_has_a_queue(
-        self, max_waiting: int | None, places: int
+        self, max_waiting: int | None, queued: int
     ) -> None:
         limit = ConcurrencyLimit(per_token=2, max_waiting=max_waiting)
         for token in (A, B, None):
             assert all(started(limit.request_slot(token), limit.request_slot(token)))
-            assert not any(started(*(limit.request_slot(token) for _ in range(places))))
+            assert not any(started(*(limit.request_slot(token) for _ in range(queued))))
             rejected(limit, token)
 
     def test_retry_after_grows_with_the_callers_and_the_duration_of_replies(self) -> None:
@@ -125,7 +125,7 @@ class TestConcurrencyLimit:
         assert times[0] == 2.5
         assert times[10] == 7.5
         assert times[-1] == 60.0
-        # Ended replies make room, and tell how long one takes.
+        # Ended replies release their slots, and show how long one takes.
         clock.now = 101.0
         slots[0].release()
         limit.request_slot(A)
@@ -259,7 +259,7 @@ def test_waiting_callers_are_served_in_order() -> None:
     assert gate.prompts == ["0", "1", "2", "3", "4"]
 
 
-def test_a_caller_that_leaves_gives_up_its_place() -> None:
+def test_a_caller_that_disconnects_leaves_the_queue() -> None:
     gate = Gate()
     with LocalServer(app=create_app(gate, max_concurrent=1)) as server:
         url = httpx.URL(server.base_url)
@@ -292,7 +292,7 @@ def test_one_token_cannot_take_all_replies() -> None:
         for thread in threads:
             thread.start()
         wait_until_waiting(server, 4)
-        # It has all its places in the queue, too.
+        # It has also reached its limit in the queue.
         assert httpx.post(server.base_url + "/chat", json=sign("x", "greedy")).status_code == 503
         threads.append(threading.Thread(target=ask, args=("modest",)))
         threads[-1].start()

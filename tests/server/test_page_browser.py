@@ -786,7 +786,7 @@ class TestControls:
                 button.get_by_text("Copied").wait_for()
                 assert page.evaluate("navigator.clipboard.readText()") == copied
 
-    def test_a_browser_that_may_not_copy_says_so(self, page: Page) -> None:
+    def test_a_browser_without_a_clipboard_shows_an_error(self, page: Page) -> None:
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error()) }")
         page.get_by_role("button", name="Copy the curl command").click()
         page.get_by_text("Not allowed").wait_for()

@@ -1,7 +1,7 @@
 """What somebody without a token can do to a server: measured on `cromicle serve` as a process.
 
-The figures are those of a machine with two cores. `GET /health` is asked on a new connection each
-time, as a load balancer does. `CROMICLE_STRESS=full` runs the attacks for longer.
+The limits were measured on a machine with two cores. `GET /health` is requested on a new connection
+each time, as a load balancer does. `CROMICLE_STRESS=full` runs the attacks for longer.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import threading
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +373,9 @@ def patch_sockets(patch: pytest.MonkeyPatch, runtime: Runtime) -> None:
 # Load on a server that is down, threads, forks, signals.
 
 
-def test_a_server_that_is_down_is_not_hammered(runtime: Runtime, faults: FaultyServer) -> None:
+def test_retries_of_a_server_that_is_down_are_bounded(
+    runtime: Runtime, faults: FaultyServer
+) -> None:
     faults.fail(503)
 
     async def scenario() -> None:
@@ -392,21 +394,31 @@ def test_a_server_that_is_down_is_not_hammered(runtime: Runtime, faults: FaultyS
 
 
 def test_a_batch_waits_for_a_server_that_takes_few_at_once(runtime: Runtime) -> None:
-    """An obeyed `Retry-After` costs nothing of the budget."""
+    """An obeyed `Retry-After` costs nothing of the budget, which pays for no retry here."""
+    attempts: list[int] = []
+
+    async def think(prompt: str) -> AsyncIterator[str]:
+        await anyio.sleep(0.05)
+        yield prompt
 
     async def scenario() -> None:
-        with LocalServer(app=create_app(max_concurrent=20)) as server:
-            async with runtime.client(base_url=server.base_url, retry=Retry(attempts=50)) as client:
+        # Without a queue, the server rejects the calls above the limit.
+        with LocalServer(app=create_app(think, max_concurrent=20, max_waiting=0)) as server:
+            retry = Retry(attempts=50, budget=1)
+            async with runtime.client(base_url=server.base_url, retry=retry) as client:
                 prompts, texts = [f"prompt {number}" for number in range(scaled(400))], []
 
                 async def work() -> None:
                     while prompts:
-                        texts.append((await client.chat(prompts.pop())).text)
+                        reply = await client.chat(prompts.pop())
+                        texts.append(reply.text)
+                        attempts.append(reply.attempts)
 
                 await runtime.together(*[work] * 64)
                 assert len(set(texts)) == scaled(400)
 
     runtime.run(scenario)
+    assert max(attempts) > 1
 
 
 def test_thirty_two_threads_share_a_client(faults: FaultyServer) -> None:

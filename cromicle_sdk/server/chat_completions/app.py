@@ -59,7 +59,7 @@ def create_openai_app(
     of this app, not that of `client`. Messages are sent with their roles (`send_messages`).
 
     - `client`: an `AsyncClient` for the endpoint. The app does not close it. Its `retry` applies: a
-      completion in one object is retried even if its reply breaks off, a stream only before its
+      completion in one object is retried even if its reply is truncated, a stream only before its
       first chunk.
     - `models`: the names of the models. A request must choose one of them, which is sent to the
       endpoint as the field `model`. If None, the default, a request may name any model, no `model`
@@ -77,7 +77,7 @@ def create_openai_app(
 
     An error is `{"error": {"message": …, "type": …, "param": …, "code": …}}`. The status is 502 if
     the endpoint fails, and 504 if it does not respond in time; its 400, 413, 422, 429 and 503 are
-    passed on. A stream that breaks off ends with an error event and without `[DONE]`, and the
+    passed on. A truncated stream ends with an error event and without `[DONE]`, and the
     connection is closed without completing the body. The `finish_reason` is that of the endpoint,
     or `stop` if it sends none.
 

@@ -40,7 +40,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 class CromicleBackend:
     """Two backends over one client: `stream` yields a reply as it arrives, `whole` at its end.
 
-    With `whole`, the client's `Retry` also applies to a reply that breaks off.
+    With `whole`, the client's `Retry` also applies to a truncated reply.
     """
 
     def __init__(self, client: AsyncClient) -> None:

@@ -186,9 +186,9 @@ def openai_backend(
       which is requested at first use.
     - `api_key`: sent as `Authorization: Bearer …`. It is never logged or shown.
     - `headers`: additional headers. Their values are never logged or shown.
-    - `timeout`: as for the clients: a `Timeout`, None for no limit, or seconds for every phase but
-      `total`, which remains 600. `stall` is the time between two reads; comments that keep the
-      stream alive reset it.
+    - `timeout`: as for the clients: a `Timeout`, None for no limit, or seconds for every limit
+      except `total` and `pool`, which keep their defaults. `stall` is the time between two reads;
+      comments that keep the stream alive reset it.
     - `system`: a system message that is sent before all others. A caller's own system message
       follows it.
     - `parse_roles`: send a prompt that `format_prompt` built as its messages, if it can be parsed

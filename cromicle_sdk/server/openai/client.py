@@ -15,7 +15,7 @@ from cromicle_sdk._async.session import AsyncSession
 from cromicle_sdk._core.endpoint import Endpoint
 from cromicle_sdk._core.observers import OBSERVERS
 from cromicle_sdk._core.options import ConnectionOptions, Timeout
-from cromicle_sdk._core.request import Request, add_headers, build_user_agent
+from cromicle_sdk._core.request import Request, add_headers, build_headers
 from cromicle_sdk._core.secrets import Secret
 from cromicle_sdk._http.proxies import Route
 from cromicle_sdk._http.tracebacks import strip_frames
@@ -227,15 +227,8 @@ def _limit(timeout: Timeout, seconds: float) -> Timeout:
 def _build_headers(
     endpoint: Endpoint, key: Secret | None, own: Mapping[str, Secret]
 ) -> tuple[tuple[bytes, bytes], ...]:
-    headers = {
-        "host": endpoint.netloc,
-        "accept": "text/event-stream",
-        "content-type": "application/json",
-        "accept-encoding": "identity",
-        "user-agent": build_user_agent(httpx.__version__),
-    }
-    authorization = endpoint.authorization if key is None else Secret(f"Bearer {key.reveal()}")
-    if authorization is not None:
-        headers["authorization"] = authorization.reveal()
+    headers = {"accept": "text/event-stream"}
+    if key is not None:
+        headers["authorization"] = f"Bearer {key.reveal()}"
     headers.update((name, value.reveal()) for name, value in own.items())
-    return tuple((name.encode(), value.encode()) for name, value in headers.items())
+    return build_headers(endpoint, headers, httpx_version=httpx.__version__)

@@ -439,14 +439,14 @@ def _read_content(content: object) -> str:
         return content
     if isinstance(content, list):
         return "".join(_read_part(part) for part in cast("list[object]", content))
-    raise build_invalid_error("it sent a content that is not text")
+    raise build_invalid_error("it sent content that is not text")
 
 
 def _read_part(part: object) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise build_invalid_error("it sent a part of a content that may be text")
+        raise build_invalid_error("it sent a content part that may be text")
     fields = cast("dict[str, object]", part)
     kind = fields.get("type")
     if kind in _OTHER_PARTS:
@@ -454,7 +454,7 @@ def _read_part(part: object) -> str:
     check_unread(fields, read=_READ_IN_PART)
     texts = [fields.get("text"), fields.get("refusal")]
     if kind not in _TEXT_PARTS and kind != "refusal" and any(texts):
-        raise build_invalid_error("it sent a part of a content that may be text")
+        raise build_invalid_error("it sent a content part that may be text")
     if not all(text is None or isinstance(text, str) for text in texts):
-        raise build_invalid_error("it sent a part of a content that is not text")
+        raise build_invalid_error("it sent a content part that is not text")
     return "".join(text for text in texts if isinstance(text, str))

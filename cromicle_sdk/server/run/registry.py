@@ -104,7 +104,7 @@ class Connections:
             return
         self._next_report = now + REPORT_SECONDS
         logging.getLogger("cromicle_sdk.server").warning(
-            "connections: a limit is reached (closed while idle: %d, refused: %d, "
+            "connections: a limit was reached (closed while idle: %d, refused: %d, "
             "max_connections: %s, max_connections_per_address: %s)",
             self._replaced,
             self._refused,

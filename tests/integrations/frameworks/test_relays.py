@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class App:
 
     command: str
     path: str = "chat"
-    notices_disconnects: bool = True
+    is_wsgi: bool = False
 
     @property
     def recipe(self) -> str:
@@ -37,14 +38,14 @@ class App:
 
 APPS = {
     "fastapi": App("uvicorn --port {port} fastapi_app:app"),
+    "starlette": App("uvicorn --port {port} starlette_app:app"),
     "django": App("uvicorn --port {port} django_app:asgi", "async-chat"),
     "django wsgi": App(
         "gunicorn -b 127.0.0.1:{port} --threads 4 --graceful-timeout 1 django_app:wsgi",
-        "chat",
-        False,
+        is_wsgi=True,
     ),
     "flask": App(
-        "gunicorn -b 127.0.0.1:{port} --threads 4 --graceful-timeout 1 flask_app:app", "chat", False
+        "gunicorn -b 127.0.0.1:{port} --threads 4 --graceful-timeout 1 flask_app:app", is_wsgi=True
     ),
     "quart": App("hypercorn -b 127.0.0.1:{port} --worker-class trio quart_app:app"),
 }
@@ -96,12 +97,32 @@ def test_the_text_is_passed_on(url: str, faults: FaultyServer) -> None:
     assert answer.text == "".join(TEXTS)
 
 
-def test_a_chunk_is_passed_on_as_it_arrives(url: str, app: App, faults: FaultyServer) -> None:
-    faults.stall(after="Once")
+def test_a_chunk_is_passed_on_as_it_arrives(url: str, faults: FaultyServer) -> None:
+    gate = threading.Event()
+    faults.reply(chunks=["Once", " upon a time"], gate=gate)
     with httpx.stream("POST", url, json=HELLO) as answer:
-        assert next(answer.iter_text()) == "Once"
-    if app.notices_disconnects:
-        faults.wait_until_closed()
+        texts = answer.iter_text()
+        assert next(texts) == "Once"
+        gate.set()
+        assert "".join(texts) == " upon a time"
+
+
+def leave_after_the_first_chunk(url: str) -> str:
+    """Return the first chunk, after the connection is closed."""
+    with httpx.stream("POST", url, json=HELLO) as answer:
+        return next(answer.iter_text())
+
+
+def test_the_stream_is_closed_when_the_caller_leaves(
+    url: str, app: App, faults: FaultyServer
+) -> None:
+    if app.is_wsgi:
+        # A WSGI server notices it when it sends the next chunk.
+        faults.drip("Once", forever=True)
+    else:
+        faults.stall(after="Once")
+    leave_after_the_first_chunk(url)
+    faults.wait_until_closed()
 
 
 @pytest.mark.parametrize(("status", "expected"), [(429, 429), (401, 502)])
@@ -159,7 +180,14 @@ class TestEvents:
         first, (name, problem) = self.read(base_url)
         assert first == ("message", "Hello, wor")
         assert name == "error"
-        assert "broke off" in problem
+        assert "was truncated" in problem
+
+    def test_the_stream_is_closed_when_the_caller_leaves(
+        self, base_url: str, faults: FaultyServer
+    ) -> None:
+        faults.stall(after="Once")
+        assert leave_after_the_first_chunk(f"{base_url}/events") == 'data: "Once"\n\n'
+        faults.wait_until_closed()
 
     def test_an_error_before_the_text_has_a_status(
         self, base_url: str, faults: FaultyServer

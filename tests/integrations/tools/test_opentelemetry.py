@@ -1,4 +1,4 @@
-"""OpenTelemetry for httpx: each attempt is a span, and its context is on the wire."""
+"""OpenTelemetry for httpx: each attempt is a span, and its context is sent with the request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def context_of(span: ReadableSpan) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def test_a_call_is_a_client_span_with_its_context_on_the_wire(
+def test_a_call_is_a_client_span_and_sends_its_context(
     spans: InMemorySpanExporter, caller: Caller, faults: FaultyServer
 ) -> None:
     faults.reply("Traced.")

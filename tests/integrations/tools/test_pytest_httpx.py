@@ -68,7 +68,7 @@ def test_a_mocked_failure_is_retried(httpx_mock: HTTPXMock, caller: Caller) -> N
 
 
 @pytest.mark.httpx_mock(assert_all_requests_were_expected=False)
-def test_the_error_for_a_request_without_a_mock_says_so(
+def test_the_error_for_a_request_without_a_mock_names_the_request(
     httpx_mock: HTTPXMock, caller: Caller
 ) -> None:
     error = caller.fail(BASE_URL)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:A test tried to use")
 RETRY = Retry(attempts=3, first_delay=0)
 
 
-# httpx's async pool wraps the error of the plugin in an exception group.
+# httpx's async pool may wrap the error of the plugin in an exception group.
 @pytest.fixture(
     params=[c for c in CALLERS if c.runtime.is_blocking or not c.brings_http_client], ids=str
 )
@@ -35,6 +35,18 @@ def test_a_blocked_socket_raises_the_error_of_the_plugin(url: str, caller: Calle
     disable_socket(allow_unix_socket=True)
     with pytest.raises(SocketBlockedError):
         caller.chat(url, retry=RETRY)
+
+
+@pytest.mark.parametrize(
+    "caller", [c for c in CALLERS if not c.runtime.is_blocking and c.brings_http_client], ids=str
+)
+def test_an_async_client_of_your_own_raises_it_as_httpx_does(caller: Caller) -> None:
+    disable_socket(allow_unix_socket=True)
+    with pytest.raises(Exception) as caught:
+        caller.chat("http://192.0.2.1:8000", retry=RETRY)
+    # On asyncio, anyio connects in a task group.
+    (error,) = getattr(caught.value, "exceptions", [caught.value])
+    assert isinstance(error, SocketBlockedError)
 
 
 def test_a_host_that_is_not_allowed_gets_nothing(caller: Caller, faults: FaultyServer) -> None:

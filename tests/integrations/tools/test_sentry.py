@@ -68,7 +68,7 @@ def events(envelopes: list[Envelope]) -> list[Any]:
     return [item.payload.json for envelope in envelopes for item in envelope.items]
 
 
-def test_a_call_is_a_span_with_its_context_on_the_wire(
+def test_a_call_is_a_span_and_sends_its_context(
     envelopes: list[Envelope], caller: Caller, faults: FaultyServer
 ) -> None:
     faults.reply("Traced.")

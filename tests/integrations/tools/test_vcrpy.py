@@ -18,7 +18,7 @@ from cromicle_sdk.testing import FaultyServer
 
 
 def hide_secrets(request: Request) -> Request:
-    """The recipe of README for a hook: it sees each request before it is written or compared."""
+    """A hook, which is called with each request before it is written or compared."""
     body = json.loads(request.body)
     request.body = json.dumps({"message": body["message"]}).encode()
     return request

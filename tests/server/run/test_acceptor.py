@@ -1,4 +1,4 @@
-"""Accepting connections when the system has no room for more."""
+"""Accepting connections when the system has no free descriptors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ with LocalServer() as server:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
-def test_idle_connections_beyond_the_file_descriptors_keep_nobody_out() -> None:
+def test_idle_connections_beyond_the_file_descriptors_block_no_other_client() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVER],
         stdin=subprocess.PIPE,
@@ -70,7 +70,7 @@ class FailingAccept:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has another event loop")
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_without_room_and_idle_connections_it_waits(
+def test_without_descriptors_and_idle_connections_it_waits(
     error: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_acceptor, "RETRY_SECONDS", 0.1)

@@ -102,7 +102,7 @@ def test_there_is_one_line_of_log_a_minute(caplog: pytest.LogCaptureFixture) -> 
         now += 0.5
     (record,) = caplog.records
     assert record.getMessage() == (
-        "connections: a limit is reached (closed while idle: 1, refused: 0, "
+        "connections: a limit was reached (closed while idle: 1, refused: 0, "
         "max_connections: 1, max_connections_per_address: 5)"
     )
     assert record.levelname == "WARNING"
