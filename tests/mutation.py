@@ -228,10 +228,12 @@ class Mutation:
         items.sort(key=lambda item: (item.path.name != own, baseline.durations[item.nodeid]))
         mutants = list(result.mutants)
         if not self._tests_listed:
-            listed = [mutant for mutant in mutants if mutant.diff in result.accepted]
-            mutants = [mutant for mutant in mutants if mutant.diff not in result.accepted]
+            # The same change of another line may be killed.
+            counts = Counter(mutant.diff for mutant in mutants)
+            left_out = {diff for diff in result.accepted if counts[diff] == 1}
             if self._sample is None:
-                result.survivors += listed
+                result.survivors += [mutant for mutant in mutants if mutant.diff in left_out]
+            mutants = [mutant for mutant in mutants if mutant.diff not in left_out]
         self._random.shuffle(mutants)
         # A test that has killed a mutant of a function runs first for the next one.
         kills: Counter[tuple[int, str]] = Counter()
@@ -243,8 +245,8 @@ class Mutation:
             lines = ((str(path), line) for line in mutant.lines)
             names = set().union(*(baseline.tests.get(line, ()) for line in lines))
             tests = [item for item in items if item.nodeid in names]
-            counts = {test: kills[mutant.function_line, test.nodeid] for test in tests}
-            tests.sort(key=counts.__getitem__, reverse=True)
+            killed = {test: kills[mutant.function_line, test.nodeid] for test in tests}
+            tests.sort(key=killed.__getitem__, reverse=True)
             limits = [2 + 10 * baseline.durations[test.nodeid] for test in tests]
             trial = Trial(mutant, tests, limits, number, mutant.diff in result.accepted)
             running[_start(functools.partial(self._judge, trial))] = trial

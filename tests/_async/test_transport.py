@@ -333,6 +333,17 @@ async def read(response: Any, runtime: Runtime) -> Any:
     return response.read() if runtime.is_blocking else await response.aread()
 
 
+def test_a_host_that_is_no_name(library: Any, runtime: Runtime) -> None:
+    async def scenario() -> None:
+        async with open_client(library, runtime) as client:
+            error = await outcome(client.get(f"http://{'x' * 64}.example"))
+        assert type(error) is library.ConnectError
+        # Of the codec "idna", in the words of the version of Python.
+        assert "label" in str(error)
+
+    runtime.run(scenario)
+
+
 def hide_h11(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a version of httpcore whose parser cannot be reached."""
     for side in ("async", "sync"):
