@@ -324,6 +324,31 @@ def test_the_end_of_a_wait_within_a_body_is_the_end_of_the_call(
 
 
 @on_each_event_loop
+def test_a_body_may_wait_while_it_cleans_up(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine, a short wait may take longer than the real limit.
+    monkeypatch.setattr(iterators, "LAST_CLEANUP_SECONDS", 20)
+    steps = []
+
+    async def cleaning_up() -> AsyncIterator[bytes]:
+        yield b"Hel"
+        try:
+            await anyio.sleep_forever()
+        finally:
+            steps.append("ended")
+            await anyio.sleep(0.01)
+            steps.append("cleaned up")
+
+    async def scenario() -> None:
+        client = client_of(Body(cleaning_up), timeout=Timeout(total=0.2))
+        assert isinstance(await outcome(client.chat("Hi")), APITimeoutError)
+        assert steps == ["ended", "cleaned up"]
+
+    runtime.run(scenario)
+
+
+@on_each_event_loop
 def test_the_close_of_a_custom_response_has_a_limit(runtime: Runtime) -> None:
     class Slow(Body):
         async def aclose(self) -> None:
