@@ -116,6 +116,12 @@ class Result:
         return [mutant for mutant in survivors if mutant.diff not in self.accepted]
 
     @property
+    def unique(self) -> set[str]:
+        """The changes that one line alone has. The same change of another one may be killed."""
+        counts = Counter(mutant.diff for mutant in self.mutants)
+        return {diff for diff, count in counts.items() if count == 1}
+
+    @property
     def outdated(self) -> set[str]:
         """The accepted mutants that are not mutants, since the code has changed."""
         return self.accepted - {mutant.diff for mutant in self.mutants}
@@ -228,9 +234,7 @@ class Mutation:
         items.sort(key=lambda item: (item.path.name != own, baseline.durations[item.nodeid]))
         mutants = list(result.mutants)
         if not self._tests_listed:
-            # The same change of another line may be killed.
-            counts = Counter(mutant.diff for mutant in mutants)
-            left_out = {diff for diff in result.accepted if counts[diff] == 1}
+            left_out = result.accepted & result.unique
             if self._sample is None:
                 result.survivors += [mutant for mutant in mutants if mutant.diff in left_out]
             mutants = [mutant for mutant in mutants if mutant.diff not in left_out]
@@ -470,7 +474,7 @@ def report(module: str, result: Result) -> None:
     for diff in result.outdated:
         print(f"\n# In {ACCEPTED.name}, but not a mutant of {module}:\n{diff}")
     for mutant in result.killed:
-        if mutant.diff in result.accepted:
+        if mutant.diff in result.accepted and mutant.diff in result.unique:
             print(f"\n# In {ACCEPTED.name}, but killed, in {module}:\n{mutant.diff}")
     killed, tested = len(result.killed), result.tested
     print(

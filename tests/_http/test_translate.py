@@ -207,7 +207,9 @@ def test_a_proxy_that_is_unreachable(error: Exception, uses_proxy: bool, what: s
     made = translate(error, uses_proxy=uses_proxy)
     assert made is not None
     assert made.problem == f"{what}: refused."
-    assert made.option == ("proxy" if "proxy" in what else "base_url")
+    is_of_proxy = "proxy" in what
+    assert made.option == ("proxy" if is_of_proxy else "base_url")
+    assert ("proxy variables" in str(made)) is is_of_proxy
     assert not made.is_final
 
 
