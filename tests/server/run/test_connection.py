@@ -516,7 +516,10 @@ def test_a_request_of_a_client_that_has_reset_is_not_served(
         with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
             httpx.get(server.base_url + "/health")
             assert server._server is not None
-            served = next(iter(server._server.server_state.connections))
+            connections = server._server.server_state.connections
+            while not connections:
+                time.sleep(0.01)
+            served = next(iter(connections))
             served.loop.call_soon_threadsafe(block)
             assert blocked.wait(PATIENCE)
             connection.sendall(WHOLE.replace(b'"abc"', b'"%s"' % token.encode()))
