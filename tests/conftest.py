@@ -80,15 +80,16 @@ def interrupt() -> Callable[[], None]:
 
 
 @pytest.fixture
-def interrupt_elsewhere() -> Callable[[], None]:
-    """A function that interrupts the thread that calls it: no system call of the main thread."""
+def interrupter(faults: FaultyServer) -> threading.Thread:
+    """A thread that interrupts itself, not a system call of the main thread, after a request."""
 
     def interrupt() -> None:
+        faults.wait_for_requests(1)
         # Nothing tells when the system call of the main thread has begun.
         time.sleep(0.3)
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
-    return interrupt
+    return threading.Thread(target=interrupt)
 
 
 @pytest.fixture(autouse=True)

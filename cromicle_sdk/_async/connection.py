@@ -193,7 +193,8 @@ class AsyncLoopPool:
         self._route = route
         self._max_idle = max_connections
         self.limiter = concurrency.ConnectionLimiter(max_connections)
-        # In order of use, the least recent first. Whoever removes a connection owns it.
+        # In order of use, the least recent first. The task or thread that removes a connection owns
+        # it.
         self._idle: dict[AsyncConnection, None] = build_ordered_dict()
         # An index of the idle connections. One that is missing here is not used again, and is
         # closed later.

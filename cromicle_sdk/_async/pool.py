@@ -337,7 +337,7 @@ class AsyncExchange:
                 if not part.data:
                     raise part.error
             if part.data:
-                self._enter_stall()
+                self._timeouts.receive_body(time.monotonic())
                 return part.data
 
     async def _read_source(self) -> bytes:
@@ -348,15 +348,11 @@ class AsyncExchange:
             self._chunks = aiter(cast("AsyncIterable[bytes]", self._source))
         async for data in self._chunks:
             if data:
-                self._enter_stall()
+                self._timeouts.receive_body(time.monotonic())
                 return data
         self._is_end = True
         self._trailers = self._use_connection().observed_trailers
         return b""
-
-    def _enter_stall(self) -> None:
-        if self._timeouts.phase != "stall":
-            self._timeouts.enter("stall", time.monotonic())
 
     def _use_connection(self) -> AsyncConnection:
         """Return the connection. Raises `ClosedByCaller` after a concurrent `abandon`."""

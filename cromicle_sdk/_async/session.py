@@ -332,8 +332,7 @@ class _AsyncChunks:
                         raise TimeLimitReached
         except StopAsyncIteration:
             return b""
-        if call.timeouts.phase != "stall":
-            call.timeouts.enter("stall", time.monotonic())
+        call.timeouts.receive_body(time.monotonic())
         return chunk
 
     async def aclose(self) -> None:

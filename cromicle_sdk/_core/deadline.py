@@ -91,6 +91,11 @@ class CallTimeouts:
         self.phase = phase
         self._until = now + self._limits[phase]
 
+    def receive_body(self, now: float) -> None:
+        """Record that bytes of the body have been received. The first ones begin "stall"."""
+        if self.phase != "stall":
+            self.enter("stall", now)
+
     def begin_wait(self, now: float) -> None:
         """Start a wait for bytes. The caller may have had control since the previous one."""
         if self.phase in self._restarting:

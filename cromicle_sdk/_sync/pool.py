@@ -334,7 +334,7 @@ class Exchange:
                 if not part.data:
                     raise part.error
             if part.data:
-                self._enter_stall()
+                self._timeouts.receive_body(time.monotonic())
                 return part.data
 
     def _read_source(self) -> bytes:
@@ -345,15 +345,11 @@ class Exchange:
             self._chunks = iter(cast("Iterable[bytes]", self._source))
         for data in self._chunks:
             if data:
-                self._enter_stall()
+                self._timeouts.receive_body(time.monotonic())
                 return data
         self._is_end = True
         self._trailers = self._use_connection().observed_trailers
         return b""
-
-    def _enter_stall(self) -> None:
-        if self._timeouts.phase != "stall":
-            self._timeouts.enter("stall", time.monotonic())
 
     def _use_connection(self) -> Connection:
         """Return the connection. Raises `ClosedByCaller` after a concurrent `abandon`."""

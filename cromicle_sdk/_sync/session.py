@@ -331,8 +331,7 @@ class _Chunks:
                         raise TimeLimitReached
         except StopIteration:
             return b""
-        if call.timeouts.phase != "stall":
-            call.timeouts.enter("stall", time.monotonic())
+        call.timeouts.receive_body(time.monotonic())
         return chunk
 
     def close(self) -> None:

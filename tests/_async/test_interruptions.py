@@ -135,22 +135,16 @@ def test_an_exception_of_a_signal_handler_ends_the_call_at_once(
 
 
 def test_a_signal_that_another_thread_receives_ends_a_wait(
-    faults: FaultyServer, interrupt_elsewhere: Callable[[], None]
+    faults: FaultyServer, interrupter: threading.Thread
 ) -> None:
     """The interpreter runs its handler only when the system call of the main thread returns."""
     faults.stall()
-
-    def interrupt() -> None:
-        faults.wait_for_requests(1)
-        interrupt_elsewhere()
-
-    thread = threading.Thread(target=interrupt)
     started = time.monotonic()
     with Client(base_url=faults.base_url, timeout=Timeout(first_byte=60)) as client:
-        thread.start()
+        interrupter.start()
         with pytest.raises(KeyboardInterrupt):
             client.chat("Hi")
-    thread.join()
+    interrupter.join()
     assert time.monotonic() - started < 30
 
 

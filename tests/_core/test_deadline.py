@@ -19,6 +19,15 @@ def build(timeout: Timeout = TIMEOUT, now: float = 1000.0) -> CallTimeouts:
     return CallTimeouts.for_call(timeout, now=now)
 
 
+def test_the_first_bytes_of_the_body_begin_stall() -> None:
+    timeouts = build()
+    timeouts.enter("first_byte", 1000)
+    timeouts.receive_body(1005)
+    assert (timeouts.phase, timeouts.left(1005)) == ("stall", 10)
+    timeouts.receive_body(1008)
+    assert timeouts.left(1008) == 7
+
+
 def test_a_call_begins_in_the_pool() -> None:
     timeouts = build()
     assert timeouts.phase == "pool"

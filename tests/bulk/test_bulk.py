@@ -207,23 +207,17 @@ def test_ending_early_cancels_the_calls(
 def test_a_signal_that_another_thread_receives_ends_a_wait(
     executor: Callable[[], ThreadPoolExecutor] | None,
     faults: FaultyServer,
-    interrupt_elsewhere: Callable[[], None],
+    interrupter: threading.Thread,
 ) -> None:
     """The interpreter runs its handler only when the main thread stops waiting for an outcome."""
     faults.stall()
-
-    def interrupt() -> None:
-        faults.wait_for_requests(1)
-        interrupt_elsewhere()
-
-    thread = threading.Thread(target=interrupt)
     started = time.monotonic()
     with Client(base_url=faults.base_url, timeout=Timeout(first_byte=60)) as client:
         outcomes = bulk(["One"], client=client, executor=executor)
-        thread.start()
+        interrupter.start()
         with pytest.raises(KeyboardInterrupt):
             next(outcomes)
-    thread.join()
+    interrupter.join()
     assert time.monotonic() - started < 30
 
 
