@@ -94,7 +94,7 @@ def _read_lines(file: BinaryIO, path: Path, entries: Mapping[Id, Entry], name: s
                 f"{path}, line {number}: its id is not in {name}, so it belongs to another input."
             )
         is_failed, digest = "error" in result, entries[key].digest
-        # A prompt that failed is sent again, and may have been corrected before.
+        # A prompt that failed is sent again, and may have been corrected.
         if not is_failed and result.get("digest", digest) != digest:
             raise Misuse(
                 f"{path}, line {number}: it belongs to another prompt than the one in line"
