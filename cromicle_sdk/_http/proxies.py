@@ -160,10 +160,7 @@ def _build_proxy(name: str, value: object) -> httpcore.Proxy:
 
     return httpcore.Proxy(
         url=httpcore.URL(
-            scheme=url.raw_scheme,
-            host=url.raw_host,
-            port=url.port or _PROXY_PORTS[url.scheme],
-            target=url.raw_path,
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port or _PROXY_PORTS[url.scheme]
         ),
         auth=None if proxy.raw_auth is None else _hide(*proxy.raw_auth),
         headers=proxy.headers.raw,

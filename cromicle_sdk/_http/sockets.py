@@ -236,7 +236,7 @@ def _poll_once(
             poller.register(sock, mask)
         milliseconds = None if timeout is None else _to_milliseconds(timeout)
         numbers = {number for number, _ in poller.poll(milliseconds)}
-        return [sock for sock in socks if sock.fileno() in numbers] if numbers else []
+        return [sock for sock in socks if sock.fileno() in numbers]
     reading, writing = (socks, []) if event == READ else ([], socks)
     # Windows reports a refused connection only as an exceptional condition.
     limit = None if timeout is None else max(timeout, 0)

@@ -17,7 +17,7 @@ import httpx
 import httpx2
 import pytest
 
-from cromicle_sdk import Retry, Timeout
+from cromicle_sdk import Retry, Timeout, Transport
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._core.errors import ConfigurationError
 from cromicle_sdk._core.options import Options
@@ -81,8 +81,12 @@ def test_a_client_that_another_process_used_first_is_rejected(
         clients.check_process(client)
         clients.check_process(client)
         monkeypatch.setattr("os.getpid", lambda: -1)
-        with pytest.raises(ConfigurationError, match=r"^http_client: it was used before .* forked"):
+        with pytest.raises(ConfigurationError) as caught:
             clients.check_process(client)
+    assert str(caught.value) == (
+        "http_client: it was used before this process was forked, and shares its connections with "
+        "the parent process; create a new one after the fork"
+    )
 
 
 def build_timeout(**limits: float | None) -> Timeout:
@@ -147,6 +151,13 @@ def test_a_request_of_a_custom_client(client: Any) -> None:
     assert with_cookie.headers.get_list("cookie") == ["mine=1"]
 
 
+def test_a_client_with_cookies_for_other_hosts_sends_none(library: Any) -> None:
+    with library.Client() as client:
+        client.cookies.set("session", "s", domain="other.test")
+        request = build_http_request(client, our_request())
+    assert "cookie" not in request.headers
+
+
 def test_a_client_without_cookies_leaves_the_header(library: Any) -> None:
     with library.Client() as client:
         request = build_http_request(client, our_request(cookie="mine=1"))
@@ -190,8 +201,13 @@ def test_its_timeouts(
     given = theirs.extensions["timeout"]
     assert given == pytest.approx(waits, abs=0.1 if limits.get("total", 1) == 1 else 1e-3)
     limit_reads(theirs, timeout)
-    later = theirs.extensions["timeout"]["read"]
-    assert later == (read_later if read_later is None else pytest.approx(read_later, abs=0.1))
+    later = theirs.extensions["timeout"]
+    expected = read_later if read_later is None else pytest.approx(read_later, abs=0.1)
+    assert later == {**given, "read": expected}
+    # A hook may have removed them.
+    theirs.extensions.clear()
+    limit_reads(theirs, timeout)
+    assert theirs.extensions == {"timeout": {"read": expected}}
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
@@ -207,6 +223,16 @@ def test_the_exchange_and_the_trace_are_in_the_extensions(
     del exchange
     assert clients.find_exchange(extensions) is None
     assert clients.find_exchange({}) is None
+
+
+def test_a_custom_client_is_always_traced(caplog: pytest.LogCaptureFixture) -> None:
+    """Its pool does not report the heads of responses."""
+    caplog.set_level(logging.INFO, logger="httpcore.http11")
+    trace, timeout = object(), build_timeout()
+    extensions = clients.build_extensions(Held(), trace, timeout)
+    timeouts = CallTimeouts.for_call(timeout, now=time.monotonic())
+    clients.adapt_extensions(extensions, trace, timeouts)
+    assert extensions["trace"] is trace
 
 
 @pytest.mark.parametrize("total", [1e10, 1e300, None])
@@ -225,8 +251,10 @@ def test_the_head_of_its_response(client: Any) -> None:
     assert head.status_code == 201
     assert list(head.headers)[:2] == [(b"X-One", b"1"), (b"x-one", b"2")]
     assert head.http_version == b"HTTP/1.1"
-    response.extensions["http_version"] = b"HTTP/2"
+    assert not head.came_over_network
+    response.extensions.update(http_version=b"HTTP/2", network_stream=object())
     assert build_head(response).http_version == b"HTTP/2"
+    assert build_head(response).came_over_network
 
 
 HEADERS = [(b"location", b"/")]
@@ -284,6 +312,10 @@ def test_secrets_are_redacted_where_httpcore_logs_the_head(
         assert shown in repr(info["return_value"])
         assert (CANARY in repr(info)) is (level == logging.INFO)
         assert observer.head == (200, HEADERS, b"HTTP/1.1", True)
+    failure = {"exception": ValueError(CANARY)}
+    observer.observe("http11.receive_response_body.failed", failure)
+    assert "[redacted]" in repr(failure)
+    assert CANARY not in repr(failure)
 
 
 def test_the_response_of_an_error_of_a_hook(client: Any, library: Any) -> None:
@@ -293,13 +325,17 @@ def test_the_response_of_an_error_of_a_hook(client: Any, library: Any) -> None:
     assert clients.find_response(error, request) is response
     assert clients.find_response(error, build_http_request(client, our_request())) is None
     assert clients.find_response(library.ReadError("no"), request) is None
-    assert clients.find_response(ValueError("no"), request) is None
+    other: Any = ValueError("no")
+    assert clients.find_response(other, request) is None
+    other.response = response
+    assert clients.find_response(other, request) is None
 
 
 def test_the_head_of_a_redirect_that_httpx_cannot_parse(library: Any) -> None:
     error, head = library.RemoteProtocolError("no"), Head(302, HEADERS, b"HTTP/1.1", True)
-    assert clients.find_redirect(error, head) is head
-    assert clients.find_redirect(error, head._replace(status_code=400)) is None
+    for status, is_redirect in ((299, False), (300, True), (399, True), (400, False)):
+        head = head._replace(status_code=status)
+        assert clients.find_redirect(error, head) is (head if is_redirect else None)
     assert clients.find_redirect(error, None) is None
     assert clients.find_redirect(ValueError("no"), head) is None
 
@@ -355,7 +391,7 @@ def test_a_response_that_is_dropped_is_freed_at_once() -> None:
     del response
     assert freed() is None
     bound._response.elapsed = timedelta(seconds=2)
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match=r"^elapsed is write-only$"):
         _ = bound._response.elapsed
 
 
@@ -399,6 +435,12 @@ def test_the_streams_of_httpx_lead_to_that_of_httpcore(library: Any, faults: Fau
                 assert find_body(response) == (response.stream, True)
 
     anyio.run(scenario)
+
+
+def test_the_streams_of_httpx_lead_to_that_of_this_package(faults: FaultyServer) -> None:
+    with httpx.Client(transport=Transport()) as client:
+        with client.stream("POST", faults.base_url) as response:
+            assert find_body(response) == (response.stream, True)
 
 
 def test_the_streams_of_httpx_lead_to_a_generator(library: Any) -> None:

@@ -20,6 +20,16 @@ def test_an_item_that_is_there_is_taken() -> None:
     assert queues.get(items, 0.001) == []
 
 
+def test_an_empty_queue_is_not_waited_for() -> None:
+    class Empty:
+        def get_nowait(self) -> object:
+            raise queue.Empty
+
+    items: SimpleQueue[object] = Empty()  # type: ignore[assignment]
+    assert queues.take(items, wait=False) == []
+    assert queues.get(items, 0) == []
+
+
 def test_an_item_that_is_late_is_waited_for_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queues, "SIGNAL_DELAY_SECONDS", 0.01)
     items: SimpleQueue[str] = SimpleQueue()

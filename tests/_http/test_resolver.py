@@ -35,6 +35,8 @@ class Resolver:
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     slow = Resolver()
     monkeypatch.setattr(socket, "getaddrinfo", slow.getaddrinfo)
+    # A lookup of the test before may not have ended yet.
+    monkeypatch.setattr(resolver, "_lookups", {})
     yield slow
     slow.released.set()
 
@@ -80,6 +82,24 @@ def test_a_look_up_that_hangs_is_not_shared_for_long(
     for lookup in (first, second):
         wait_for(lookup)
     assert slow.calls.qsize() == 2
+
+
+def test_a_look_up_that_hangs_does_not_delay_the_end_of_the_process(slow: Resolver) -> None:
+    start()
+    slow.calls.get(timeout=20)
+    threads = [each for each in threading.enumerate() if each.name == "cromicle-resolve"]
+    assert threads
+    assert all(thread.daemon for thread in threads)
+
+
+def test_the_result_of_a_look_up_is_asked_for_too_early(slow: Resolver) -> None:
+    with pytest.raises(AssertionError, match=r"^the result comes after the callback"):
+        start().result()
+
+
+def test_an_address_is_there_once() -> None:
+    """Not once for each type of socket."""
+    assert resolver.look_up("127.0.0.1", 80) == [(socket.AF_INET, ("127.0.0.1", 80))]
 
 
 def test_each_call_raises_an_error_of_its_own(slow: Resolver) -> None:

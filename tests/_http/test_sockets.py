@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
+import select
 import socket
+import sys
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from cromicle_sdk._http import sockets
 from cromicle_sdk._http.sockets import (
     READ,
     WRITE,
+    ClosedByCaller,
     find_first,
     interleave_families,
     is_request_unread,
@@ -31,10 +34,8 @@ from cromicle_sdk._http.sockets import (
 
 
 @pytest.mark.parametrize("host", ["fe80::1%eth0", "fe80::1%25eth0", "fe80::1%3"])
-def test_a_link_local_address_can_be_connected_to_or_is_a_name_to_resolve(host: str) -> None:
-    for family, address in parse_address(host, 80):
-        assert family == socket.AF_INET6
-        assert ipaddress.ip_address(address[0])
+def test_an_address_with_the_name_of_an_interface_is_left_to_the_resolver(host: str) -> None:
+    assert parse_address(host, 80) == []
 
 
 def test_families_alternate() -> None:
@@ -88,6 +89,16 @@ def test_a_system_that_refuses_to_keep_connections_alive_connects(
             assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+def test_a_connection_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock, is_connected = start_connect((socket.AF_INET, listener.getsockname()))
+        with sock:
+            assert not sock.getblocking()
+            assert not is_connected
+            assert poll([sock], WRITE, 20) == [sock]
+            assert sock.getpeername() == listener.getsockname()
+
+
 def test_a_socket_that_connects_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some systems connect to their own addresses without a wait."""
 
@@ -114,6 +125,11 @@ def test_a_socket_that_connects_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_the_address_of_a_literal(host: str, address: object) -> None:
     assert parse_address(host, 80) == [address]
+
+
+def test_the_reason_of_an_exception() -> None:
+    assert str(ClosedByCaller()) == "it was closed while it was under way"
+    assert str(ClosedByCaller("mine")) == "mine"
 
 
 def test_a_name_is_left_to_the_resolver() -> None:
@@ -179,6 +195,56 @@ def test_sockets_that_are_ready_are_found(
             executor.submit(check).result()
 
 
+@pytest.mark.parametrize("system", ["poll", "select"])
+def test_a_wait_lasts_until_its_timeout(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[float | None] = []
+    if system == "select":
+        monkeypatch.delattr("select.poll", raising=False)
+        wait = select.select
+
+        def notice(*arguments: Any) -> Any:
+            timeouts.append(arguments[3])
+            return wait(*arguments)
+
+        monkeypatch.setattr("select.select", notice)
+
+    def measure() -> float:
+        one, other = socket.socketpair()
+        with one, other:
+            started = time.monotonic()
+            assert poll([one], READ, 0.05) == []
+            return time.monotonic() - started
+
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(measure).result() >= 0.05
+    assert timeouts == ([0.05] if system == "select" else [])
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="select has a limit, and no alternative")
+def test_a_thousand_descriptors_are_no_limit() -> None:
+    import fcntl
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = 2000  # select takes at most 1024
+    if limits[1] != resource.RLIM_INFINITY and limits[1] < number + 10:
+        pytest.skip(f"the system allows only {limits[1]} descriptors")
+    one, other = socket.socketpair()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], number + 10), limits[1]))
+    try:
+        with one, other:
+            with socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, number)) as high:
+                other.sendall(b"x")
+                assert poll([high], READ, 20) == [high]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_timeout_is_rounded_up_to_milliseconds() -> None:
+    seconds = (2, 0.25, 0.0001, 0, -1)
+    assert [sockets._to_milliseconds(each) for each in seconds] == [2000, 250, 1, 0, 0]
+
+
 def test_a_wait_in_the_main_thread_is_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two of them, the interpreter runs the handlers of signals."""
     monkeypatch.setattr(sockets, "SIGNAL_DELAY_SECONDS", 0.01)
@@ -223,6 +289,14 @@ def test_a_close_on_its_way_is_told_from_one_after_the_request() -> None:
             accepted.close()
             assert client.recv(10) == b""
             assert not is_request_unread(client, sent_bytes=7, seconds=1)
+
+
+def test_the_bytes_that_are_not_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows does not count them")
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: (7).to_bytes(4, sys.byteorder))
+    with socket.socket() as sock:
+        assert is_request_unread(sock, sent_bytes=7, seconds=1)
+        assert not is_request_unread(sock, sent_bytes=8, seconds=1)
 
 
 def test_a_closed_socket_is_not_reusable() -> None:

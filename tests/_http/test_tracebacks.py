@@ -101,6 +101,23 @@ def test_the_frames_of_libraries_are_stripped(module: str) -> None:
         step = step.tb_next
 
 
+def test_the_frames_of_the_standard_library_that_come_first_are_stripped() -> None:
+    """Whatever has called them may be this package."""
+    with pytest.raises(ValueError, match="mine") as caught:
+        in_library("contextlib", fail_in_a_hook)()
+    error = caught.value
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next
+    assert names_of(error) == ["of_library", "fail_in_a_hook"]
+    assert names_of(strip_library_frames(error)) == ["fail_in_a_hook"]
+
+
+def test_errors_that_refer_to_each_other_are_stripped() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__context__ = other, one
+    assert strip_library_frames(one) is one
+
+
 def test_an_error_is_freed_without_the_cyclic_gc() -> None:
     """With it goes what its frames hold: a slot, where an interrupt has left one there."""
 
@@ -153,16 +170,25 @@ def test_the_errors_behind_one_are_stripped_as_well() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")
 def test_the_errors_in_a_group_are_stripped_as_well() -> None:
-    def wrap() -> None:
+    def fail(hook: Callable[[], None]) -> Exception:
         try:
-            in_library("httpx", fail_in_a_hook)()
-        except ValueError as error:
-            raise ExceptionGroup("mine", [error]) from None  # noqa: F821 - as above
+            in_library("httpx", hook)()
+        except (KeyError, ValueError) as error:
+            return error
+        raise AssertionError
+
+    def wrap() -> None:
+        # Not while one of them is handled, which would be the context of the group as well.
+        errors = [fail(fail_in_a_hook), fail(fail_with_a_key)]
+        raise ExceptionGroup("mine", errors)  # noqa: F821 - as above
 
     with pytest.raises(BaseException, match="mine") as caught:
         in_library("anyio", wrap)()
     group: Any = strip_library_frames(caught.value)
-    assert names_of(group.exceptions[0]) == ["wrap", "fail_in_a_hook"]
+    assert [names_of(error) for error in group.exceptions] == [
+        ["fail", "fail_in_a_hook"],
+        ["fail", "fail_with_a_key"],
+    ]
 
 
 def test_an_error_that_the_caller_is_handling_keeps_all_of_its_frames() -> None:
