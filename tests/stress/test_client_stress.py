@@ -400,14 +400,27 @@ def test_retries_of_a_server_that_is_down_are_bounded(
 def test_a_batch_waits_for_a_server_that_takes_few_at_once(runtime: Runtime) -> None:
     """An obeyed `Retry-After` costs nothing of the budget, which pays for no retry here."""
     attempts: list[int] = []
+    has_rejected = threading.Event()
 
     async def think(prompt: str) -> AsyncIterator[str]:
+        # A busy machine may send the prompts one by one.
+        await anyio.to_thread.run_sync(has_rejected.wait, 60)
         await anyio.sleep(0.05)
         yield prompt
 
+    # Without a queue, the server rejects the calls above the limit.
+    app = create_app(think, max_concurrent=20, max_waiting=0)
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def notice(message: Any) -> None:
+            if message.get("status") == 503:
+                has_rejected.set()
+            await send(message)
+
+        await app(scope, receive, notice)
+
     async def scenario() -> None:
-        # Without a queue, the server rejects the calls above the limit.
-        with LocalServer(app=create_app(think, max_concurrent=20, max_waiting=0)) as server:
+        with LocalServer(app=watched) as server:
             retry = Retry(attempts=50, budget=1)
             async with runtime.client(base_url=server.base_url, retry=retry) as client:
                 prompts, texts = [f"prompt {number}" for number in range(scaled(400))], []
