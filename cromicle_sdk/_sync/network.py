@@ -533,6 +533,9 @@ class _NetworkStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         # An IPv6 address has brackets in a CONNECT request, and none in a certificate.
         hostname = None if server_hostname is None else server_hostname.strip("[]")
+        if hostname is None and ssl_context.check_hostname:
+            # Python checks this for a socket, but `wrap_bio` would accept any certificate.
+            raise ValueError("check_hostname requires server_hostname")
         if self._network.is_upgraded:
             self._network.limit_read(timeout)
             self._network.limit_write(timeout)

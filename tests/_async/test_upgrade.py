@@ -291,6 +291,36 @@ def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
         runtime.run(partial(scenario, url))
 
 
+def test_a_tunnel_to_another_host_than_its_certificate_is_for(
+    runtime: Runtime, library: Any
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = build_authority()
+    authority.issue_cert("localhost").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    def serve(connection: Connection) -> None:
+        connection.read_until(b"\r\n\r\n")
+        connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        with contextlib.suppress(OSError):
+            connection.start_tls(context)
+        connection.close()
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            with pytest.raises(ValueError, match="check_hostname requires server_hostname"):
+                await finish(stream.start_tls(trusting, timeout=20))
+            with pytest.raises(core_of(library).ConnectError, match="Hostname mismatch"):
+                await finish(stream.start_tls(trusting, "other.test", timeout=20))
+            await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
 def test_a_handshake_in_a_tunnel_has_a_timeout_of_its_own(runtime: Runtime, library: Any) -> None:
     done = threading.Event()
 
