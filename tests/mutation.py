@@ -78,6 +78,7 @@ MODULES = {
     "_http/clients.py": ("_http/test_clients.py",),
     "_http/framing.py": ("_http/test_framing.py",),
     "_http/libraries.py": ("_http/test_libraries.py",),
+    "_http/logs.py": _NETWORK,
     "_http/no_proxy.py": ("_http/test_no_proxy.py",),
     "_http/proxies.py": ("_http/test_proxies.py",),
     "_http/queues.py": ("_http/test_queues.py",),
@@ -86,6 +87,7 @@ MODULES = {
     "_http/sockets.py": ("_http/test_sockets.py",),
     "_http/tracebacks.py": ("_http/test_tracebacks.py",),
     "_http/translate.py": ("_http/test_translate.py",),
+    "_async/client.py": _NETWORK,
     "_async/concurrency.py": _NETWORK,
     "_async/connection.py": _NETWORK,
     "_async/iterators.py": _NETWORK,
@@ -95,6 +97,7 @@ MODULES = {
     "_async/socket_reader.py": _NETWORK,
     "_async/stream.py": _NETWORK,
     "_async/transport.py": _NETWORK,
+    "_async/upgrade.py": _NETWORK,
 }
 
 SURVIVED, KILLED, NOT_MADE, BROKEN = range(4)

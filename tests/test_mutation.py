@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from mutants import find_mutants
-from mutation import Result, is_fine
+from mutation import MODULES, PACKAGE, Result, is_fine
 
 TESTS = Path(__file__).parent
 
@@ -108,3 +108,12 @@ def test_one_unexplained_survivor_fails_the_sample() -> None:
     assert not is_fine([unexplained], is_sample=True)
     explained = Result(mutants, {survivors[0].diff}, killed=mutants[1:], survivors=survivors)
     assert is_fine([explained], is_sample=True)
+
+
+def test_every_module_of_the_clients_is_tested() -> None:
+    assert set(MODULES) == {
+        path.relative_to(PACKAGE).as_posix()
+        for folder in ("_core", "_http", "_async")
+        for path in (PACKAGE / folder).glob("*.py")
+        if path.name != "__init__.py"
+    }

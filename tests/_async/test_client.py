@@ -443,8 +443,9 @@ def test_a_closed_client_raises_an_error(runtime: Runtime, faults: FaultyServer)
         await client.aclose()
         await client.aclose()
         assert client.is_closed
-        with pytest.raises(CromicleError, match="closed"):
+        with pytest.raises(CromicleError) as caught:
             await client.chat("Hi")
+        assert str(caught.value) == "This client is closed. Create a new one."
         with pytest.raises(CromicleError, match="closed"):
             async with client:
                 pass
@@ -453,6 +454,24 @@ def test_a_closed_client_raises_an_error(runtime: Runtime, faults: FaultyServer)
         assert faults.connections == 0
 
     runtime.run(scenario)
+
+
+def test_the_repr_of_a_client() -> None:
+    client = Client(base_url="http://user:canary@h:81/api/", token="canary")
+    assert repr(client) == "<Client http://h:81/api>"
+    client.close()
+    assert repr(client) == "<Client http://h:81/api closed>"
+    # A debugger may show one whose options are being rejected.
+    assert repr(Client.__new__(Client)) == "<Client without options>"
+
+    async def scenario() -> None:
+        client = AsyncClient(base_url="http://h")
+        assert repr(client) == "<AsyncClient http://h>"
+        await client.aclose()
+        assert repr(client) == "<AsyncClient http://h closed>"
+        assert repr(AsyncClient.__new__(AsyncClient)) == "<AsyncClient without options>"
+
+    anyio.run(scenario)
 
 
 def test_a_pickled_client_has_the_same_options(faults: FaultyServer) -> None:

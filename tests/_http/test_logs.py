@@ -29,6 +29,15 @@ def test_a_record_of_a_call_is_redacted(name: str, caplog: pytest.LogCaptureFixt
     ]
 
 
+def test_the_values_of_a_record_without_a_secret_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """Handlers of structured logs may look at their types."""
+    caplog.set_level(logging.DEBUG, logger="httpx")
+    values = ("plain", b"plain", 5, 0.5, None)
+    with redact_logs(redact):
+        logging.getLogger("httpx").debug("%s %s %s %s %s", *values)
+    assert caplog.records[0].args == values
+
+
 def test_other_records_are_not(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("httpx")
     caplog.set_level(logging.DEBUG, logger="httpx")
