@@ -12,7 +12,7 @@ with Client(base_url="http://127.0.0.1:8000") as client:
 - `Client` is for blocking code, `AsyncClient` for asyncio and trio; both have the same methods and
   options. `chat` returns a `Reply`, `stream` a `Stream` or an `AsyncStream` of text.
 - `Timeout` and `Retry` are options of both. A `Conversation` holds messages.
-- All errors are `CromicleError`, and have `hint`, `partial_text` and `attempts`.
+- All errors of the clients are `CromicleError`, and have `hint`, `partial_text` and `attempts`.
 - `Transport` and `AsyncTransport` give an httpx client of your own the same connections.
 - Below: `cromicle_sdk.bulk` for many prompts, `cromicle_sdk.server` for servers and gateways,
   `cromicle_sdk.testing` for tests, `cromicle_sdk.integrations` for other tools.

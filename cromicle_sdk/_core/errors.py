@@ -65,9 +65,9 @@ TimeoutPhase = Literal["connect", "first_byte", "stall", "total", "pool"]
 
 
 class CromicleError(Exception):
-    """The base class of every error of this package.
+    """The base class of the errors of this package.
 
-    `str(error)` is `problem` followed by `hint`, which says what to do next, or is "".
+    `str(error)` is `problem` followed by `hint`, the next step, which may be "".
     `option` is the name of the option that the hint is about, or None.
     `partial_text` is the text that arrived before the error, "" if none did. It is always an exact
     beginning of the reply. `attempts` is the number of requests that were started, 0 if the call
@@ -282,7 +282,7 @@ def find_text(body: str, *names: str) -> str | None:
 
 
 class BadRequestError(APIStatusError):
-    """400: the server could not parse the request."""
+    """400: the server rejects the request, or a model server rejects the prompt."""
 
 
 class AuthenticationError(APIStatusError):
@@ -302,7 +302,7 @@ class ConflictError(APIStatusError):
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the hash does not match the prompt and the token."""
+    """422: the hash does not match prompt and token, or a model server rejects the prompt."""
 
 
 class RateLimitError(APIStatusError):

@@ -221,8 +221,8 @@ def openai_backend(
     are not retried, redirects are not followed, and cookies are not kept.
 
     If the caller disconnects, the request to the model server is closed immediately. If the caller
-    reads slowly, so does the backend. More than 1,000 concurrent calls are queued, within
-    `timeout.total`. The backend works on asyncio and trio, on several event loops at once, and does
+    reads slowly, so does the backend. Calls beyond 1,000 concurrent ones are queued, within
+    `timeout.pool`. The backend works on asyncio and trio, on several event loops at once, and does
     not need to be closed.
 
     Raises `ConfigurationError`, which names the invalid option.
