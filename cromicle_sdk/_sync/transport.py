@@ -33,7 +33,7 @@ class Transport(httpx.HTTPTransport):
 
     A connection is reused only if no bytes were left over after the last response. HTTP/1.1 sets
     one limit: if a server sends a second response to a request only after the next request was
-    sent, that response is taken for the reply to the next request (RFC 9112, 9.2).
+    sent, that response is taken for the one to the next request (RFC 9112, 9.2).
 
     A body that is available as a whole is sent together with the head, any other in parts as they
     are produced. After a 101, or a 2xx to CONNECT, `response.extensions["network_stream"]` can read

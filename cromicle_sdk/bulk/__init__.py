@@ -57,7 +57,7 @@ def bulk(
       raises is re-raised after the results of the prompts before it.
     - `client`: the client whose options are used, by default `Client()`. The calls use their own
       connections, not those of `client`, which stays open. Only an `AsyncClient` with an
-      `http_client` is used itself, and only without an executor.
+      `http_client` makes the calls itself, and only without an executor.
     - `limit`: the maximum number of concurrent calls, in each process. Defaults to 32.
     - `executor`: a `concurrent.futures.Executor`, or a function that returns one. By default the
       calls run in an event loop in a thread of this process. With an executor, each task is a shard

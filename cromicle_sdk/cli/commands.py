@@ -115,9 +115,9 @@ def ask(
     A setting that no option sets is taken from the environment, else from a profile. `cromicle
     config` shows the settings.
 
-    A reply to a file or a pipe is written exactly as received, in UTF-8, without an additional line
-    break. On a terminal, its Markdown is rendered, and control characters are replaced. If a length
-    limit or a content filter has cut the reply short, a line on stderr reports it.
+    To a file or a pipe, the reply is written exactly as received, in UTF-8, without an additional
+    line break. On a terminal, its Markdown is rendered, and control characters are replaced. If a
+    length limit or a content filter has cut the reply short, a line on stderr reports it.
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output closed.
     """

@@ -132,7 +132,7 @@ class TokenFile(Tokens):
 
         If the file is invalid, or contains the well-known token while `allow_well_known` is false,
         the previous tokens stay valid and False is returned. The result is logged as one line of
-        `cromicle_sdk.server`. If `allow_well_known` is false, short tokens are logged as a warning.
+        `cromicle_sdk.server`. If `allow_well_known` is false, short tokens cause a warning.
         """
         logger = logging.getLogger("cromicle_sdk.server")
         try:

@@ -75,9 +75,9 @@ def serve(
 
     After Ctrl-C, no new connection is accepted. Replies in progress are truncated after `grace`
     seconds, or at a second Ctrl-C. SIGTERM does the same and then ends the process, as it does by
-    default. SIGHUP reloads the app's `TokenFile` if it has one. An invalid file is ignored, and so
-    is one with the well-known token if other machines can connect. A token of fewer than 16
-    characters is logged as a warning in that case.
+    default. SIGHUP reloads the app's `TokenFile` if it has one. An invalid file is ignored. If
+    other machines can connect, a file with the well-known token is ignored, too, and tokens of
+    fewer than 16 characters cause a warning in the log.
 
     The headers of a request must be complete within 10 seconds, and its body within 60 more.
     Otherwise the response is a 408, and the connection is closed. A connection is also closed if
