@@ -131,6 +131,20 @@ class CancelHandle:
         self._token = anyio.lowlevel.current_token()
         return await self._run(wait, timeout, None)
 
+    @contextmanager
+    def hold_limit(self) -> Generator[None]:
+        """Let the time of a block not count for the limit of the `run` around it."""
+        scope = self._scope
+        if scope is None:
+            yield
+            return
+        left = scope.deadline - anyio.current_time()
+        scope.deadline = math.inf
+        try:
+            yield
+        finally:
+            scope.deadline = anyio.current_time() + left
+
     async def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket has data or its end. Return False after `timeout` seconds.
 
@@ -307,7 +321,9 @@ class ConnectionLimiter:
             taken.append(slot)
 
         try:
-            await cancel_handle.run(wait, timeout)
+            # The wait for a slot does not count for `total`, to which a custom client is limited.
+            with cancel_handle.hold_limit():
+                await cancel_handle.run(wait, timeout)
             # A slot may become free at the moment of the timeout.
             return taken.pop() if taken else waiter.take()
         finally:

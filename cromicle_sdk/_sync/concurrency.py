@@ -68,10 +68,11 @@ class CancelHandle:
     `cancel` may be called from any thread or signal handler.
     """
 
-    __slots__ = ("__weakref__", "_process", "_socket", "_wake", "is_cancelled")
+    __slots__ = ("__weakref__", "_held", "_process", "_socket", "_wake", "is_cancelled")
 
     def __init__(self) -> None:
         self.is_cancelled: bool = False
+        self._held = 0.0
         self._process = os.getpid()
         self._socket: socket.socket | None = None
         # Its operations may interrupt each other, which those of an event may not.
@@ -99,10 +100,20 @@ class CancelHandle:
         if `cancel` was called in the meantime.
         """
         self.check()
+        self._held = 0.0
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         wait()
         self.check()
-        return time.monotonic() < deadline + LATE_SECONDS
+        return time.monotonic() - self._held < deadline + LATE_SECONDS
+
+    @contextmanager
+    def hold_limit(self) -> Generator[None]:
+        """Let the time of a block not count for the limit of the `run` around it."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._held += time.monotonic() - started
 
     def wait_readable(self, sock: socket.socket, timeout: float | None) -> bool:
         """Wait until a socket has data or its end. Return False after `timeout` seconds.
@@ -206,12 +217,14 @@ class ConnectionLimiter:
         woken: SimpleQueue[None] = SimpleQueue()
         waiter = self._slots.wait(partial(woken.put, None))
         try:
-            while True:
-                slot = waiter.take()
-                left = deadline - time.monotonic()
-                if slot is not None or left <= 0:
-                    return slot
-                _take(woken, left, cancel_handle)
+            # The wait for a slot does not count for `total`, to which a custom client is limited.
+            with cancel_handle.hold_limit():
+                while True:
+                    slot = waiter.take()
+                    left = deadline - time.monotonic()
+                    if slot is not None or left <= 0:
+                        return slot
+                    _take(woken, left, cancel_handle)
         finally:
             waiter.leave()
 

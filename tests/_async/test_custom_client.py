@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -235,6 +236,44 @@ def test_a_body_that_stalls_for_a_custom_client_raises_a_timeout(
         await close(own)
         assert isinstance(error, APITimeoutError)
         assert (error.phase, error.partial_text) == ("stall", "Hel")
+
+    runtime.run(scenario)
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_the_wait_for_a_slot_does_not_count_for_total(
+    is_stalled: bool, runtime: Runtime, faults: FaultyServer
+) -> None:
+    """As with the default client, if the transport of the custom one is of this package."""
+    begun, gate = threading.Event(), threading.Event()
+    faults.reply(chunks=["a", "b"], gate=gate)
+    faults.stall() if is_stalled else faults.reply("second")
+
+    async def scenario() -> None:
+        transport: Any = Transport if runtime.is_blocking else AsyncTransport
+        own = own_client(runtime, transport=transport(max_connections=1))
+        limits, expected = Timeout(total=0.3, pool=20), "total" if is_stalled else "second"
+        async with runtime.client(
+            base_url=faults.base_url, http_client=own, retry=Retry(attempts=1)
+        ) as client:
+
+            async def first() -> None:
+                async with client.stream("first") as stream:
+                    assert await anext(stream) == "a"
+                    begun.set()
+                    await stream.read()
+
+            async def second() -> None:
+                await runtime.wait(begun)
+                timer = threading.Timer(0.6, gate.set)
+                timer.start()
+                result = await outcome(client.chat("second", timeout=limits))
+                assert gate.is_set()
+                timer.join()
+                assert getattr(result, "phase", str(result)) == expected
+
+            await runtime.together(first, second)
+        await close(own)
 
     runtime.run(scenario)
 
