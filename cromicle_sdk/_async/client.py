@@ -66,9 +66,9 @@ class AsyncClient:
     - `max_reply_bytes`: a longer reply raises `ReplyTooLargeError`. Defaults to 64 MiB.
     - `max_connections`: calls in flight; further ones are queued, within `timeout.pool`. Defaults
       to 1000.
-    - `strict`: reject any response that is not verifiably a complete plain-text reply: HTML, JSON,
-      an empty body, a body with neither length nor chunks, bytes that are not UTF-8. False accepts
-      them, with U+FFFD for invalid bytes. Defaults to True.
+    - `strict`: reject any response that is not verifiably a complete plain-text reply: HTML, JSON
+      and other media types, an empty body, a body with neither length nor chunks, bytes that are
+      not UTF-8. False accepts them, with U+FFFD for invalid bytes. Defaults to True.
     - `extra_body`: JSON fields by name, sent beside `message`, `token` and `hash` to a server that
       accepts them, such as `{"temperature": 0.5}`.
     - `send_messages`: also send the messages with their roles, for a server that passes them on to

@@ -46,9 +46,9 @@ class AsyncStream:
     print(stream.reply.elapsed)
     ```
 
-    Yields each chunk as it arrives: all text that has arrived since the previous chunk, never a
-    part of a character. The stream closes itself at its end; `async with` closes it in every case.
-    Iterating raises the same errors as `AsyncClient.chat`.
+    Yields each chunk as it arrives: the text that has arrived since the previous chunk, up to
+    64 KiB at a time, never a part of a character. The stream closes itself at its end; `async with`
+    closes it in every case. Iterating raises the same errors as `AsyncClient.chat`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class AsyncStream:
         """Send the request, wait for the headers of the response, and return the stream itself.
 
         For apps that relay the reply: most errors are raised here, where the app can still choose a
-        status. Idempotent. Raises the errors that iterating raises before the first text;
+        status. Idempotent. Raises the errors that iterating raises up to the headers of a reply;
         `await client.stream(messages).start()` also raises for invalid messages.
         """
         self._check_readable()

@@ -70,7 +70,7 @@ class CromicleError(Exception):
     `str(error)` is `problem` followed by `hint`, the next step, which may be "".
     `option` is the name of the option that the hint is about, or None.
     `partial_text` is the text that arrived before the error, "" if none did. It is always an exact
-    beginning of the reply. `attempts` is the number of requests that were started, 0 if the call
+    beginning of the reply. `attempts` is the number of attempts that were started, 0 if the call
     itself was invalid. Errors can be pickled and copied. Two errors of the same type and with the
     same attributes are equal.
     """
@@ -178,10 +178,10 @@ class InvalidMessageError(CromicleError, ValueError):
 
 
 class APIConnectionError(CromicleError):
-    """No response was received: DNS, connection refused, TLS, proxy, or closed too early.
+    """No response was received: DNS, connection refused, TLS, proxy, closed too early, not HTTP.
 
-    `detail` is the text of the network's own error. `is_final` is true if a retry cannot succeed:
-    the certificate does not verify, the host is not a valid name, the client is closed.
+    `detail` is the text of the network's own error. `is_final` is true if a retry cannot succeed,
+    for example because the certificate does not verify, or because the client is closed.
     """
 
     def __init__(
@@ -356,8 +356,8 @@ class ReplyDecodeError(ReplyError):
 class UnexpectedContentError(ReplyError):
     """The response is a success but not a reply.
 
-    It is HTML, JSON, empty, encoded, without framing, or has a status like 204. `body` is its
-    first 64 KiB as text, "" if it was not read.
+    It is HTML, JSON or of another media type, empty, encoded, without framing, or has a status like
+    204. `body` is its first 64 KiB as text, "" if it was not read.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Network code shared by the blocking and the async side. It does not wait."""
+"""Network code shared by the blocking and the async side."""

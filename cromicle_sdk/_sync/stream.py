@@ -47,9 +47,9 @@ class Stream:
     print(stream.reply.elapsed)
     ```
 
-    Yields each chunk as it arrives: all text that has arrived since the previous chunk, never a
-    part of a character. The stream closes itself at its end; `with` closes it in every case.
-    Iterating raises the same errors as `Client.chat`.
+    Yields each chunk as it arrives: the text that has arrived since the previous chunk, up to
+    64 KiB at a time, never a part of a character. The stream closes itself at its end; `with`
+    closes it in every case. Iterating raises the same errors as `Client.chat`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Stream:
         """Send the request, wait for the headers of the response, and return the stream itself.
 
         For apps that relay the reply: most errors are raised here, where the app can still choose a
-        status. Idempotent. Raises the errors that iterating raises before the first text;
+        status. Idempotent. Raises the errors that iterating raises up to the headers of a reply;
         `client.stream(messages).start()` also raises for invalid messages.
         """
         self._check_readable()

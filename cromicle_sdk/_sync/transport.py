@@ -29,7 +29,8 @@ class Transport(httpx.HTTPTransport):
     The cost of a request does not grow with the number of requests in flight. A request that is
     cancelled, or whose response is dropped, releases its slot. A response can be closed while
     another thread reads it. A transport can be shared by threads, and used after a fork. It
-    supports HTTP/1.1, and applies the timeouts of each request as httpx does.
+    supports HTTP/1.1, and applies the timeouts of each request as httpx does, except that `connect`
+    limits DNS, TCP, proxy and TLS together.
 
     A connection is reused only if no bytes were left over after the last response. HTTP/1.1 sets
     one limit: if a server sends a second response to a request only after the next request was

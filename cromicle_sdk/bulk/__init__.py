@@ -68,8 +68,9 @@ def bulk(
     - `rate`: the maximum number of calls that start per second. None, the default, is no limit.
       It cannot be combined with `executor`.
     - `patience`: the seconds to wait for a busy server, by default 600. A status 429 or 503 slows
-      down all calls, which wait for its `Retry-After`. A prompt yields that error if no call
-      succeeds for `patience` seconds, or if `Retry-After` exceeds `retry.max_retry_after`.
+      down all calls. They wait for its `Retry-After` after a 429, or if no call was accepted. A
+      prompt yields that error if no call succeeds for `patience` seconds, or if that `Retry-After`
+      exceeds `retry.max_retry_after`.
 
     Closing the generator cancels the calls, except those in other processes, and closes their
     connections.

@@ -77,9 +77,9 @@ class CromicleInstrumentor:
     span, or INTERNAL inside an instrumented framework. The gateway propagates its context to the
     model server.
 
-    Spans and metrics contain no token, hash, header, prompt or reply, and no other text of a
-    server. With `capture_content`, prompts and replies are recorded as `gen_ai.input.messages` and
-    `gen_ai.output.messages`.
+    Spans and metrics contain no token, hash, prompt or reply, and no text of a server except the
+    finish reason and the request ID. With `capture_content`, prompts and replies are recorded as
+    `gen_ai.input.messages` and `gen_ai.output.messages`.
     """
 
     def instrument(
