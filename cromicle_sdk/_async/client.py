@@ -199,9 +199,9 @@ class AsyncClient:
     ) -> AsyncStream:
         """Send a text or messages, and return the reply as a stream.
 
-        Nothing is sent before the stream is entered or iterated. Options and errors are those of
-        `chat`: invalid messages and options raise here, everything else raises from the stream,
-        which never retries after it has yielded text.
+        Nothing is sent before the stream is started, entered or iterated. Options and errors are
+        those of `chat`: invalid messages and options and a closed client raise here, everything
+        else raises from the stream, which never retries after it has yielded text.
         """
         options = self._options.with_call_options(
             timeout=timeout,
@@ -252,7 +252,10 @@ class AsyncClient:
         return view
 
     async def aclose(self) -> None:
-        """Close all connections; calls in flight raise an error. Idempotent."""
+        """Close all connections except those of an `http_client`; calls in flight raise an error.
+
+        Idempotent. On a client of `with_options`, it closes no connections.
+        """
         self._is_closed = True
         if not self._is_view:
             await self._session.aclose()

@@ -65,8 +65,9 @@ def bulk(
       is submitted again, at most 3 times in total; then its prompts yield errors. An executor that
       the function returned is shut down at the end, and replaced if it breaks.
     - `ordered`: yield the results in the order of the prompts. Defaults to False.
-    - `rate`: the maximum number of calls that start per second. None, the default, is no limit.
-      It cannot be combined with `executor`.
+    - `rate`: the maximum number of calls that start per second, on average: calls that are late by
+      up to 0.1 s are made up for. None, the default, is no limit. It cannot be combined with
+      `executor`.
     - `patience`: the seconds to wait for a busy server, by default 600. A status 429 or 503 slows
       down all calls. They wait for its `Retry-After` after a 429, or if no call was accepted. A
       prompt yields that error if no call succeeds for `patience` seconds, or if that `Retry-After`

@@ -73,7 +73,7 @@ Examples:
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="The maximum number of calls that start per second.  [default: unlimited]",
+    help="The maximum number of calls that start per second, on average.  [default: unlimited]",
 )
 @click.option(
     "--resume",

@@ -135,7 +135,7 @@ _CALL = (
         "--timeout",
         type=parse_limit,
         metavar="SECONDS",
-        help="The time limit for a connection, for the first byte of the response, and between two "
+        help="The time limit for a connection, for the first byte of the reply, and between two "
         "chunks.  [default: 5, 300 and 120]",
     ),
     click.option(
