@@ -76,8 +76,8 @@ def create_openai_app(
     `usage` are 0, because tokens are not counted; a stream has no `usage`.
 
     An error is `{"error": {"message": …, "type": …, "param": …, "code": …}}`. The status is 502 if
-    the endpoint fails, and 504 if it does not respond in time; its 400, 413, 422, 429 and 503 are
-    passed on. A truncated stream ends with an error event and without `[DONE]`, and the
+    the endpoint fails, and 504 if it does not respond in time; its 400, 413, 422, 429, 503 and 504
+    are passed on. A truncated stream ends with an error event and without `[DONE]`, and the
     connection is closed without completing the body. The `finish_reason` is that of the endpoint,
     or `stop` if it sends none.
 
