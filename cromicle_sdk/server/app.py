@@ -98,10 +98,10 @@ def create_app(
     - 500 if the backend fails before its first chunk, or the status of its `BackendError`.
 
     A 503 of these checks has `Retry-After`. A 413 or 503 closes the connection unless the whole
-    body was read, and a 505 always closes it.
-    After ten wrong tokens in a minute from one address, further wrong tokens are a 429 with
-    `Retry-After`; a valid token is always accepted. Every response has an `x-request-id`: that of
-    the request if it is safe to log, otherwise a generated one.
+    body was read, and a 505 always closes it. After ten wrong tokens in a minute from one address,
+    further wrong tokens are a 429 with `Retry-After`; a valid token is always accepted. Every
+    response of the app has an `x-request-id`: that of the request if it is safe to log, otherwise a
+    generated one.
 
     If the backend fails after its first chunk, or the client reads nothing for 60 seconds, the app
     raises an exception, and the ASGI server closes the connection without completing the body. Most

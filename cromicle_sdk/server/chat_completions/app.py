@@ -69,7 +69,7 @@ def create_openai_app(
       `frequency_penalty` and `reasoning_effort`; False for none; or some of these names. An
       endpoint that does not accept a field responds with a 400 that names it.
     - All other options are those of `create_app`, which also documents `/health`, `/metrics`, the
-      log and the checks.
+      log and the checks. Here, the token is checked before the body.
 
     Requests for features that the protocol lacks are rejected with a 400 that names the field:
     tools, more than one choice, `response_format`, log probabilities, images. The numbers of
