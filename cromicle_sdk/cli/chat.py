@@ -165,7 +165,9 @@ class Chat:
         if not self.is_interactive:
             raise click.ClickException(message) from error
         report_error(message)
-        if self.transcript.question is not None:
+        if error.partial_text:
+            self.say("The text so far is kept; /retry sends the question again.\n")
+        elif self.transcript.question is not None:
             self.say("The conversation is unchanged; /retry sends the question again.\n")
 
     def _run(self, command: str, text: str) -> None:

@@ -250,7 +250,7 @@ Examples:
     "--cromicle",
     metavar="URL",
     help="Serve OpenAI's API with the replies of this Cromicle endpoint. Its token is"
-    " --upstream-key or $CROMICLE_UPSTREAM_KEY.",
+    " --upstream-key or $CROMICLE_UPSTREAM_KEY, else abc.",
 )
 @click.option(
     "--upstream",
@@ -356,7 +356,8 @@ Examples:
     type=click.IntRange(min=0),
     metavar="N",
     help="The maximum number of queued requests; further ones are rejected with a 503 and"
-    " Retry-After.  [default: four times --max-concurrent]",
+    " Retry-After. With --max-concurrent-per-token alone, it applies to each token."
+    "  [default: four times the limit of concurrent replies]",
 )
 @click.option(
     "--max-request-bytes",
@@ -391,10 +392,9 @@ Examples:
     "--forwarded-allow-ips",
     envvar="FORWARDED_ALLOW_IPS",
     default="127.0.0.1,::1",
-    show_default=True,
     metavar="ADDRESSES",
     help="The proxies whose X-Forwarded-For is trusted: addresses or networks, separated by commas,"
-    " or * for any.",
+    " or * for any.  [default: $FORWARDED_ALLOW_IPS, else 127.0.0.1,::1]",
 )
 @click.option(
     "--allowed-host",
@@ -460,8 +460,9 @@ def serve(
     it serves OpenAI's API with the replies of a Cromicle endpoint.
 
     At start, a gateway requests the model server's list of models, and warns if a --model is not
-    in it. When the server listens, its address, an example and the model are printed on stderr,
-    followed by the log.
+    in it. Without --model, the list must have exactly one, unless the model server is not ready.
+    When the server listens, its address, an example and the model are printed on stderr, followed
+    by the log.
 
     Ctrl-C (exit code 130) and SIGTERM wait for replies in progress, for at most --grace seconds. A
     second Ctrl-C ends the server at once.

@@ -52,8 +52,8 @@ def config(context: click.Context, /, **options: Any) -> None:
     """Show the settings in effect and their sources, or change one.
 
     An option overrides the environment, and the environment overrides the profile in use. The
-    options are those of `cromicle ask`: with them, the list shows the settings that `ask` would
-    use. Tokens are never shown.
+    options are those of `cromicle ask` for settings: with them, the list shows the settings that
+    `ask` would use. A token that is set is never shown.
 
     Settings are saved in config.toml, which has a table for each profile. The profile in use is
     --profile, else $CROMICLE_PROFILE, else the file's default_profile, else the profile named

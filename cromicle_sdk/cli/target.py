@@ -89,7 +89,8 @@ def add_profile_option(function: Function) -> Function:
         metavar="NAME",
         shell_complete=complete_profile,
         help="The profile in config.toml for settings that are not set by an option or the"
-        " environment.  [default: $CROMICLE_PROFILE, else the file's default_profile]",
+        " environment.  [default: $CROMICLE_PROFILE, else the file's default_profile, else"
+        " default]",
     )(function)
 
 

@@ -69,7 +69,7 @@ class Cromicle(_Provider):
         - `model`: ignored, because the protocol has no such field.
         - `messages`, `proxy`: as for `AsyncClient`.
         - `stream`: False yields the complete reply at once.
-        - `stream_timeout`: the maximum time between two chunks, in seconds.
+        - `stream_timeout`: the maximum time to the first chunk and between two chunks, in seconds.
         - The options of `AsyncClient`, such as `base_url`, `token`, `timeout` (seconds) and
           `headers`, are used unless they are None.
 

@@ -69,8 +69,9 @@ def create_app(
     - `max_concurrent`, `max_concurrent_per_token`: the maximum number of replies in progress, in
       total and for one token. None, the default, disables the limit. Further requests are queued.
     - `max_waiting`: the maximum number of queued requests, by default four times `max_concurrent`.
-      A token may take the same share of the queue as of the replies. Further requests are
-      rejected with a 503 and `Retry-After`.
+      A token may take the same share of the queue as of the replies. With
+      `max_concurrent_per_token` alone, it applies to each token. Further requests are rejected
+      with a 503 and `Retry-After`.
     - `allow_options`: the names of the JSON fields that a request may have beside the protocol's
       (`extra_body` of the clients), or True for any name. `backend` receives them as
       `request.options`, so it must take a `BackendRequest`. Any other field is rejected with a 400
@@ -96,10 +97,11 @@ def create_app(
     - 503 `max_waiting`;
     - 500 if the backend fails before its first chunk, or the status of its `BackendError`.
 
-    A 503 has `Retry-After`. A 413 or 503 closes the connection unless the whole body was read.
-    After ten wrong tokens in a minute from one address, further wrong tokens are a 429 with
-    `Retry-After`; a valid token is always accepted. Every response has an `x-request-id`: that of
-    the request if it is safe to log, otherwise a generated one.
+    A 503 of these checks has `Retry-After`. A 413 or 503 closes the connection unless the whole
+    body was read, and a 505 always closes it. After ten wrong tokens in a minute from one address,
+    further wrong tokens are a 429 with `Retry-After`; a valid token is always accepted. Every
+    response of the app has an `x-request-id`: that of the request if it is safe to log, otherwise a
+    generated one.
 
     If the backend fails after its first chunk, or the client reads nothing for 60 seconds, the app
     raises an exception, and the ASGI server closes the connection without completing the body. Most
@@ -108,8 +110,9 @@ def create_app(
     Each request is logged as one INFO line of `cromicle_sdk.server.access`: method, path, status,
     bytes, seconds to the first text and to the end, how it ended, the client's address, and the
     comment of its token in a `TokenFile`, or a fingerprint of the token. A failure of the backend
-    is logged as one line of `cromicle_sdk.server`: the type and location of the exception, not its
-    message. Tokens, hashes and prompts are never logged.
+    is logged as one line of `cromicle_sdk.server`: the code and `detail` of a `BackendError`, or
+    the type and location of any other exception, not its message. Tokens, hashes and prompts are
+    never logged.
 
     Raises `ConfigurationError`, which names the invalid option.
     """

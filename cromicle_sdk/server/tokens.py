@@ -116,8 +116,8 @@ class TokenFile(Tokens):
 
     White space around a token is ignored. A `#` after white space begins a comment, which
     represents the token in the access log: `s3cret  # alice`. The constructor reads the file.
-    `serve` and `cromicle serve` reload it on SIGHUP. If other users of the machine can read the
-    file, a warning is logged.
+    `serve` and `cromicle serve` reload it on SIGHUP. If all users of the machine can read the file,
+    a warning is logged.
 
     Raises `ConfigurationError` if it is not a regular file or a link to one, if it cannot be read,
     or if it contains no token. Errors name the file and the line, never its content.

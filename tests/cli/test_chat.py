@@ -120,11 +120,14 @@ def test_an_error_leaves_the_conversation_as_it_is(
     assert read(chat) == ["One?", "One.", "Two?", "Two."]
 
 
-def test_a_reply_that_breaks_off_is_kept_as_cut(client: Client, faults: FaultyServer) -> None:
+def test_a_reply_that_breaks_off_is_kept_as_cut(
+    client: Client, faults: FaultyServer, capsys: Capture
+) -> None:
     faults.cut(after="On")
     chat = build(client)
     chat.handle("One?")
     assert read(chat) == ["One?", "On" + CUT_MARK]
+    assert "The text so far is kept; /retry sends the question again." in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_the_text_so_far(

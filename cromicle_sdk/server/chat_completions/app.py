@@ -69,15 +69,15 @@ def create_openai_app(
       `frequency_penalty` and `reasoning_effort`; False for none; or some of these names. An
       endpoint that does not accept a field responds with a 400 that names it.
     - All other options are those of `create_app`, which also documents `/health`, `/metrics`, the
-      log and the checks.
+      log and the checks. Here, the token is checked before the body.
 
     Requests for features that the protocol lacks are rejected with a 400 that names the field:
     tools, more than one choice, `response_format`, log probabilities, images. The numbers of
     `usage` are 0, because tokens are not counted; a stream has no `usage`.
 
     An error is `{"error": {"message": …, "type": …, "param": …, "code": …}}`. The status is 502 if
-    the endpoint fails, and 504 if it does not respond in time; its 400, 413, 422, 429 and 503 are
-    passed on. A truncated stream ends with an error event and without `[DONE]`, and the
+    the endpoint fails, and 504 if it does not respond in time; its 400, 413, 422, 429, 503 and 504
+    are passed on. A truncated stream ends with an error event and without `[DONE]`, and the
     connection is closed without completing the body. The `finish_reason` is that of the endpoint,
     or `stop` if it sends none.
 

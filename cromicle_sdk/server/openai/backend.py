@@ -205,10 +205,10 @@ def openai_backend(
 
     An error before the first text is raised as a `BackendError`:
 
-    - 400, 413 and 422 are those of the model server and caused by the caller's prompt. The code is,
-      for example, `context_length_exceeded`.
-    - 429 and 503, with `Retry-After`: the model server limits the rate of requests, is overloaded,
-      or is still loading the model.
+    - 400, 413 and 422 are caused by the caller's prompt or options. The code is, for example,
+      `context_length_exceeded`.
+    - 429 and 503, with the `Retry-After` of the model server if it sends one: the model server
+      limits the rate of requests, is overloaded, or is still loading the model.
     - 502: the model server is unreachable, fails, or sends an invalid response. The codes
       `upstream_denied`, `upstream_redirected` and `upstream_refused` mean that the operator has to
       act; the clients do not retry them.
