@@ -65,7 +65,8 @@ _FIELDS = {
     "frequency_penalty": "frequency_penalty",
 }
 
-# Settings of Pydantic AI without an equivalent in the protocol or the gateway.
+# Settings of Pydantic AI that would change the text, and have no equivalent in the protocol or the
+# gateway.
 _NOT_SENT = frozenset({"top_k", "logit_bias", "service_tier"})
 
 _FINISH_REASONS: dict[str, FinishReason] = {
@@ -100,10 +101,11 @@ class CromicleModel(Model):
     The messages are sent with their roles. The protocol has no token usage and no tools: an
     `output_type` is requested in the prompt, and an agent with tools raises `UserError`.
 
-    A setting that is unknown to Pydantic AI, or has no equivalent here, raises
-    `ConfigurationError`, which names it. A message with anything other than text raises
-    `InvalidMessageError`. All other errors are the `ModelHTTPError` and `ModelAPIError` of Pydantic
-    AI, so that `FallbackModel` works; their `__cause__` is the error of `AsyncClient`.
+    `top_k`, `logit_bias`, `service_tier` and a setting that is unknown to Pydantic AI raise
+    `ConfigurationError`, which names the setting. Settings for tools, thinking, prompt caching and
+    citations have no effect. A message with anything other than text raises `InvalidMessageError`.
+    All other errors are the `ModelHTTPError` and `ModelAPIError` of Pydantic AI, so that
+    `FallbackModel` works; their `__cause__` is the error of `AsyncClient`.
     """
 
     def __init__(
