@@ -51,9 +51,14 @@ class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        stream = await self._run(
-            partial(self._stream.start_tls, ssl_context, server_hostname, timeout)
-        )
+        try:
+            stream = await self._run(
+                partial(self._stream.start_tls, ssl_context, server_hostname, timeout)
+            )
+        except BaseException:
+            # As httpcore does: nothing may be sent in plain text to a server that is not verified.
+            self._close()
+            raise
         return AsyncUpgradedStream(stream, self._connection, self._close, self._library)
 
     async def aclose(self) -> None:

@@ -52,7 +52,14 @@ class UpgradedStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        stream = self._run(partial(self._stream.start_tls, ssl_context, server_hostname, timeout))
+        try:
+            stream = self._run(
+                partial(self._stream.start_tls, ssl_context, server_hostname, timeout)
+            )
+        except BaseException:
+            # As httpcore does: nothing may be sent in plain text to a server that is not verified.
+            self._close()
+            raise
         return UpgradedStream(stream, self._connection, self._close, self._library)
 
     def close(self) -> None:

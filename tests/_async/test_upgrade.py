@@ -291,34 +291,52 @@ def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
         runtime.run(partial(scenario, url))
 
 
+@pytest.mark.parametrize(
+    ("hostname", "kind", "message"),
+    [
+        (None, "ValueError", "check_hostname requires server_hostname"),
+        ("other.test", "ConnectError", "Hostname mismatch"),
+    ],
+)
 def test_a_tunnel_to_another_host_than_its_certificate_is_for(
-    runtime: Runtime, library: Any
+    hostname: str | None, kind: str, message: str, runtime: Runtime, library: Any
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority = build_authority()
     authority.issue_cert("localhost").configure_cert(context)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
+    received: list[bytes] = []
 
     def serve(connection: Connection) -> None:
         connection.read_until(b"\r\n\r\n")
         connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        sock = connection._sock
+        sock.settimeout(20)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
         with contextlib.suppress(OSError):
-            connection.start_tls(context)
-        connection.close()
+            while data := sock.recv(65536):
+                received.append(data)
+                incoming.write(data)
+                with contextlib.suppress(ssl.SSLError):
+                    tls.do_handshake()
+                sock.sendall(outgoing.read())
 
     async def scenario(url: str) -> None:
+        core = core_of(library)
         async with open_client(library, runtime) as client:
             response = await send(client, "CONNECT", url)
             stream = response.extensions["network_stream"]
-            with pytest.raises(ValueError, match="check_hostname requires server_hostname"):
-                await finish(stream.start_tls(trusting, timeout=20))
-            with pytest.raises(core_of(library).ConnectError, match="Hostname mismatch"):
-                await finish(stream.start_tls(trusting, "other.test", timeout=20))
+            with pytest.raises(getattr(core, kind, ValueError), match=message):
+                await finish(stream.start_tls(trusting, hostname, timeout=20))
+            with pytest.raises(core.ReadError, match="closed"):
+                await finish(stream.write(b"secret"))
             await close(response, runtime)
 
     with RawServer(serve) as url:
         runtime.run(partial(scenario, url))
+    assert b"secret" not in b"".join(received)
 
 
 def test_a_handshake_in_a_tunnel_has_a_timeout_of_its_own(runtime: Runtime, library: Any) -> None:
@@ -337,6 +355,8 @@ def test_a_handshake_in_a_tunnel_has_a_timeout_of_its_own(runtime: Runtime, libr
             with pytest.raises(core_of(library).ReadTimeout):
                 await finish(stream.start_tls(ssl.create_default_context(), "h", timeout=0.2))
             assert time.monotonic() - started < 20
+            with pytest.raises(core_of(library).ReadError, match="closed"):
+                await finish(stream.write(b"x"))
             done.set()
             await close(response, runtime)
 
