@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -289,6 +290,99 @@ def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
 
     with RawServer(serve) as url:
         runtime.run(partial(scenario, url))
+
+
+@contextlib.contextmanager
+def serve_tunnel(behave: Callable[[socket.socket], None]) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Serve a TLS connection in a tunnel. Yields the URL, and a context that trusts the server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = build_authority()
+    authority.issue_cert("localhost").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    def serve(connection: Connection) -> None:
+        connection.read_until(b"\r\n\r\n")
+        connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        connection.start_tls(context)
+        sock = connection._sock
+        sock.settimeout(20)
+        with contextlib.suppress(OSError):
+            behave(sock)
+        connection.close()
+
+    with RawServer(serve) as url:
+        yield url, trusting
+
+
+def test_a_read_and_a_write_over_tls_at_the_same_time(runtime: Runtime) -> None:
+    count, part = 3_000, b"x" * 10_000
+
+    def echo(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+            async def write() -> None:
+                for _ in range(count):
+                    await finish(stream.write(part, timeout=20))
+
+            async def read() -> None:
+                left = count * len(part)
+                while left:
+                    data = await finish(stream.read(65536, timeout=20))
+                    assert data == b"x" * len(data) != b""
+                    left -= len(data)
+
+            await runtime.together(write, read)
+            await close(response, runtime)
+
+    with serve_tunnel(echo) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_two_writes_over_tls_at_the_same_time(runtime: Runtime) -> None:
+    count, parts = 100, (b"x" * 100_000, b"y" * 100_000)
+    go = threading.Event()
+
+    def receive(sock: socket.socket) -> None:
+        go.wait(20)
+        received = bytearray()
+        while len(received) < count * sum(map(len, parts)):
+            data = sock.recv(65536)
+            if not data:
+                return
+            received += data
+        # Each write is sent as a whole.
+        blocks = {bytes(received[at : at + 100_000]) for at in range(0, len(received), 100_000)}
+        sock.sendall(b"all" if blocks == set(parts) else b"mixed")
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+            async def write(part: bytes) -> None:
+                for _ in range(count):
+                    await finish(stream.write(part, timeout=20))
+
+            async def start() -> None:
+                # The first write waits for the server, and the second for the first.
+                await wait_until_all_others_wait(runtime)
+                go.set()
+
+            await runtime.together(*(partial(write, part) for part in parts), start)
+            assert await finish(stream.read(100, timeout=20)) == b"all"
+            await close(response, runtime)
+
+    with serve_tunnel(receive) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
 
 
 @pytest.mark.parametrize(
