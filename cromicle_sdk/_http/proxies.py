@@ -199,7 +199,7 @@ def _not_a_proxy(name: str) -> ConfigurationError:
 
 
 _PROXY_FORMS = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
-_PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
+_PROXY_URL = re.compile(r"[^:/]+://(?:[^@/?#]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 
