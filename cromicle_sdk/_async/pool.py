@@ -81,7 +81,8 @@ class AsyncPool:
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
-        extensions = find_extensions(request)
+        extensions = self._route.find_extensions(request.url, find_extensions(request))
+        request.extensions = extensions
         exchange = find_exchange(extensions)
         if not (isinstance(exchange, AsyncExchange) and exchange.is_for(request)):
             return await self._handle_plain_request(request, library)

@@ -80,7 +80,8 @@ class Pool:
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
-        extensions = find_extensions(request)
+        extensions = self._route.find_extensions(request.url, find_extensions(request))
+        request.extensions = extensions
         exchange = find_exchange(extensions)
         if not (isinstance(exchange, Exchange) and exchange.is_for(request)):
             return self._handle_plain_request(request, library)
