@@ -578,6 +578,30 @@ def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -
         runtime.run(partial(scenario, server.base_url))
 
 
+def test_a_connection_is_reused_only_for_the_name_in_its_certificate(
+    runtime: Runtime, library: Any
+) -> None:
+    authority = build_authority()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("host.test").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime, verify=trusting) as client:
+            for name in ("host.test", "other.test", "", "host.test"):
+                options: Any = {"extensions": {"sni_hostname": name}, "json": BODY}
+                if name == "host.test":
+                    assert (await client.post(url, **options)).status_code == 200
+                else:
+                    with pytest.raises(library.ConnectError, match="certificate is not valid"):
+                        await client.post(url, **options)
+
+    with FaultyServer(ssl_context=context) as server:
+        runtime.run(partial(scenario, server.base_url))
+        assert server.connections == 3
+
+
 def test_the_certificate_of_a_proxy_is_checked_for_its_own_name(
     runtime: Runtime, library: Any
 ) -> None:
