@@ -23,7 +23,7 @@ from .no_proxy import is_excepted
 if TYPE_CHECKING:
     import httpcore
 
-__all__ = ["ProxyOption", "Route", "default_ssl_context"]
+__all__ = ["ProxyOption", "Route", "default_ssl_context", "encode_server_name"]
 
 if TYPE_CHECKING:
     ProxyOption = str | httpx.URL | httpx.Proxy
@@ -98,6 +98,20 @@ def default_ssl_context() -> ssl.SSLContext:
     """
     # Tools that replace the class, such as mocket, get their own contexts.
     return _build_ssl_context(ssl.SSLContext, *map(os.environ.get, _TLS_VARIABLES))
+
+
+def encode_server_name(name: str) -> str:
+    """Return a name in ASCII, as in a URL of httpx, to check a certificate for it.
+
+    The standard library would use IDNA 2003, in which `straße.test` and `strasse.test` are the same
+    name. Raises `ValueError`.
+    """
+    if name.isascii():
+        return name
+    try:
+        return httpx.URL(scheme="https", host=name).raw_host.decode("ascii")
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from error
 
 
 # The variables that `httpx.create_ssl_context` and the standard library read.

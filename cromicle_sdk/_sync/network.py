@@ -23,6 +23,7 @@ import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachable
+from cromicle_sdk._http.proxies import encode_server_name
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
@@ -581,7 +582,8 @@ class _NetworkStream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         # An IPv6 address has brackets in a CONNECT request, and none in a certificate.
-        hostname = None if server_hostname is None else server_hostname.strip("[]")
+        name = None if server_hostname is None else server_hostname.strip("[]")
+        hostname = None if name is None else encode_server_name(name)
         if hostname is None and ssl_context.check_hostname:
             # Python checks this for a socket, but `wrap_bio` would accept any certificate.
             raise ValueError("check_hostname requires server_hostname")

@@ -602,6 +602,30 @@ def test_a_connection_is_reused_only_for_the_name_in_its_certificate(
         assert server.connections == 3
 
 
+def test_a_certificate_is_checked_for_a_name_of_idna_2008(runtime: Runtime, library: Any) -> None:
+    authority = build_authority()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    async def scenario(url: str, owner: str) -> None:
+        async with open_client(library, runtime, verify=trusting) as client:
+            options: Any = {"extensions": {"sni_hostname": "straße.test"}, "json": BODY}
+            if owner == "straße.test":
+                assert (await client.post(url, **options)).status_code == 200
+                return
+            with pytest.raises(library.ConnectError, match=r"not valid for 'xn--strae-oqa\.test'"):
+                await client.post(url, **options)
+            with pytest.raises(ValueError, match="Invalid IDNA hostname"):
+                await client.post(url, extensions={"sni_hostname": "\u2603.test"})
+
+    # IDNA 2003 has one name for both.
+    for owner in ("straße.test", "strasse.test"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(owner).configure_cert(context)
+        with FaultyServer(ssl_context=context) as server:
+            runtime.run(partial(scenario, server.base_url, owner))
+
+
 def test_the_certificate_of_a_proxy_is_checked_for_its_own_name(
     runtime: Runtime, library: Any
 ) -> None:
