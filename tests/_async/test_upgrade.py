@@ -315,6 +315,28 @@ def serve_tunnel(behave: Callable[[socket.socket], None]) -> Iterator[tuple[str,
         yield url, trusting
 
 
+def test_a_stream_cannot_be_used_after_start_tls(runtime: Runtime, library: Any) -> None:
+    def echo(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            plain = response.extensions["network_stream"]
+            stream = await finish(plain.start_tls(trusting, "localhost", timeout=20))
+            for use in (partial(plain.write, b"secret"), partial(plain.read, 100)):
+                with pytest.raises(core_of(library).ReadError, match="start_tls has replaced it"):
+                    await finish(use(timeout=20))
+            # The connection is still in order.
+            await finish(stream.write(b"hello", timeout=20))
+            assert await finish(stream.read(100, timeout=20)) == b"hello"
+            await close(response, runtime)
+
+    with serve_tunnel(echo) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
 def test_a_read_and_a_write_over_tls_at_the_same_time(runtime: Runtime) -> None:
     count, part = 3_000, b"x" * 10_000
 
