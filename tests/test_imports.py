@@ -63,7 +63,7 @@ MODULES: dict[str, set[str]] = {
     "_async.socket_reader": {"_async.concurrency", "_http.sockets"},
     "_async.network": {
         *("_async.concurrency", "_async.socket_reader"),
-        *("_core.deadline", "_http.framing", "_http.sockets"),
+        *("_core.deadline", "_http.framing", "_http.proxies", "_http.sockets"),
     },
     "_async.connection": {
         *("_async.concurrency", "_async.network", "_core.compat", "_core.deadline"),

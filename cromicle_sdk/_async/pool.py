@@ -81,7 +81,8 @@ class AsyncPool:
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
-        extensions = find_extensions(request)
+        extensions = self._route.find_extensions(request.url, find_extensions(request))
+        request.extensions = extensions
         exchange = find_exchange(extensions)
         if not (isinstance(exchange, AsyncExchange) and exchange.is_for(request)):
             return await self._handle_plain_request(request, library)
@@ -273,7 +274,8 @@ class AsyncExchange:
         if request.url.scheme not in (b"http", b"https"):
             raise httpcore.UnsupportedProtocol("The URL begins with neither http:// nor https://.")
         origin = request.url.origin
-        idle = pool.get_idle(origin)
+        sni_hostname = find_extensions(request).get("sni_hostname") or None
+        idle = pool.get_idle(origin, sni_hostname)
         if idle is not None:
             try:
                 return await self._send_on(idle, request)
@@ -283,7 +285,7 @@ class AsyncExchange:
                     raise
         # The server closed the idle connection while the request was sent, a race that no check
         # prevents. It has not read the request, so send it on a new connection.
-        return await self._send_on(pool.open_connection(origin), request)
+        return await self._send_on(pool.open_connection(origin, sni_hostname), request)
 
     async def _send_on(
         self, connection: AsyncConnection, request: httpcore.Request

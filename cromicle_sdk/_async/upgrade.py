@@ -24,7 +24,7 @@ class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
     """Writes are sent immediately. Each read and write has the timeout that is passed to it.
 
     A read and a write may wait at the same time, and `aclose` by another task ends both. They
-    raise the errors of `library`.
+    raise the errors of `library`. After `start_tls`, only the stream that it returns can be used.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
         self._connection = connection
         self._close = close
         self._library = library
+        self._is_replaced = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return await self._run(partial(self._stream.read, max_bytes, timeout))
@@ -51,9 +52,15 @@ class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        stream = await self._run(
-            partial(self._stream.start_tls, ssl_context, server_hostname, timeout)
-        )
+        try:
+            stream = await self._run(
+                partial(self._stream.start_tls, ssl_context, server_hostname, timeout),
+                is_last=True,
+            )
+        except BaseException:
+            # As httpcore does: nothing may be sent in plain text to a server that is not verified.
+            self._close()
+            raise
         return AsyncUpgradedStream(stream, self._connection, self._close, self._library)
 
     async def aclose(self) -> None:
@@ -62,9 +69,13 @@ class AsyncUpgradedStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    async def _run(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def _run(self, step: Callable[[], Awaitable[T]], *, is_last: bool = False) -> T:
         try:
             with self._connection.use():
+                if self._is_replaced:
+                    # As with a socket, which `wrap_socket` detaches: it would send plain text.
+                    raise ClosedByCaller("start_tls has replaced it")
+                self._is_replaced = is_last
                 return await step()
         except ClosedByCaller as error:
             raise convert_error(httpcore.ReadError(str(error)), self._library) from error

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -22,7 +23,7 @@ from .no_proxy import is_excepted
 if TYPE_CHECKING:
     import httpcore
 
-__all__ = ["ProxyOption", "Route", "default_ssl_context"]
+__all__ = ["ProxyOption", "Route", "default_ssl_context", "encode_server_name"]
 
 if TYPE_CHECKING:
     ProxyOption = str | httpx.URL | httpx.Proxy
@@ -60,12 +61,33 @@ class Route:
 
         RFC 9112, sections 3.2.2 and 3.2.3, require them. httpcore passes the host on unchanged.
         """
-        is_http_proxy = self.proxy is not None and self.proxy.url.scheme in (b"http", b"https")
-        if not is_http_proxy or b":" not in url.host or url.host.startswith(b"["):
+        if not self._has_http_proxy or b":" not in url.host or url.host.startswith(b"["):
             return url
         return type(url)(
             scheme=url.scheme, host=b"[%b]" % url.host, port=url.port, target=url.target
         )
+
+    def find_extensions(
+        self, url: httpcore.URL, extensions: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Return the extensions of a request, without those that would change its proxy's part.
+
+        httpcore would check the certificate of an https proxy for `sni_hostname`, and send `target`
+        to the proxy instead of the host. httpcore2 does not.
+        """
+        if not self._has_http_proxy:
+            return extensions
+        left_out = {"sni_hostname"}
+        # A target without a path, such as `*`, is complete.
+        if url.scheme == b"https" or url.target.startswith(b"/"):
+            left_out.add("target")
+        if left_out.isdisjoint(extensions):
+            return extensions
+        return {name: value for name, value in extensions.items() if name not in left_out}
+
+    @property
+    def _has_http_proxy(self) -> bool:
+        return self.proxy is not None and self.proxy.url.scheme in (b"http", b"https")
 
 
 def default_ssl_context() -> ssl.SSLContext:
@@ -76,6 +98,20 @@ def default_ssl_context() -> ssl.SSLContext:
     """
     # Tools that replace the class, such as mocket, get their own contexts.
     return _build_ssl_context(ssl.SSLContext, *map(os.environ.get, _TLS_VARIABLES))
+
+
+def encode_server_name(name: str) -> str:
+    """Return a name in ASCII, as in a URL of httpx, to check a certificate for it.
+
+    The standard library would use IDNA 2003, in which `straße.test` and `strasse.test` are the same
+    name. Raises `ValueError`.
+    """
+    if name.isascii():
+        return name
+    try:
+        return httpx.URL(scheme="https", host=name).raw_host.decode("ascii")
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from error
 
 
 # The variables that `httpx.create_ssl_context` and the standard library read.
@@ -199,7 +235,7 @@ def _not_a_proxy(name: str) -> ConfigurationError:
 
 
 _PROXY_FORMS = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
-_PROXY_URL = re.compile(r"[^:/]+://(?:[^@]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
+_PROXY_URL = re.compile(r"[^:/]+://(?:[^@/?#]*@)?(?:\[[^\[\]@/]+\]|[^\[\]:@/]+)(?::[0-9]*)?/?\Z")
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "ProcessPool"]
 
-_OriginKey = tuple[bytes, bytes, int]
+_OriginKey = tuple[bytes, bytes, int, str | None]
 
 # A connection of httpcore's, or, through a proxy, a pool that has one connection.
 HTTP = httpcore.ConnectionInterface | httpcore.ConnectionPool
@@ -47,8 +47,10 @@ class Connection:
         self,
         origin: httpcore.Origin,
         create: Callable[[Network], HTTP],
+        sni_hostname: str | None = None,
     ) -> None:
         self.origin = origin
+        self.sni_hostname = sni_hostname
         self._network = Network()
         self._http = create(self._network)
         self._parser: h11.Connection | None = None
@@ -202,13 +204,20 @@ class ProcessPool:
         self._idle_by_origin: dict[_OriginKey, deque[Connection]] = {}
         self._is_closed = False
 
-    def open_connection(self, origin: httpcore.Origin) -> Connection:
+    def open_connection(
+        self, origin: httpcore.Origin, sni_hostname: str | None = None
+    ) -> Connection:
         """Return a new connection, which connects when it is first used."""
-        return Connection(origin, partial(self._create, origin))
+        return Connection(origin, partial(self._create, origin), sni_hostname)
 
-    def get_idle(self, origin: httpcore.Origin) -> Connection | None:
-        """Return the most recently used idle connection that can take another request."""
-        key = _key(origin)
+    def get_idle(
+        self, origin: httpcore.Origin, sni_hostname: str | None = None
+    ) -> Connection | None:
+        """Return the most recently used idle connection that can take another request.
+
+        Its certificate was checked for `sni_hostname`, or for the host of the origin if it is None.
+        """
+        key = _key(origin, sni_hostname)
         while connections := self._idle_by_origin.get(key):
             try:
                 connection = connections.pop()
@@ -226,7 +235,8 @@ class ProcessPool:
         now = time.monotonic()
         connection.start_idle(now)
         self._idle[connection] = None
-        self._idle_by_origin.setdefault(_key(connection.origin), deque()).append(connection)
+        key = _key(connection.origin, connection.sni_hostname)
+        self._idle_by_origin.setdefault(key, deque()).append(connection)
         self._close_surplus(now)
 
     def close(self) -> None:
@@ -249,7 +259,7 @@ class ProcessPool:
             if not (is_surplus or oldest.is_expired(now)):
                 break
             if self._own(oldest):
-                key = _key(oldest.origin)
+                key = _key(oldest.origin, oldest.sni_hostname)
                 connections = self._idle_by_origin.get(key, deque())
                 # The oldest connection of all is the first of its origin, where `remove` finds it
                 # at once.
@@ -275,6 +285,6 @@ class ProcessPool:
         return pool.create_connection(origin) if self._route.proxy is None else pool
 
 
-def _key(origin: httpcore.Origin) -> _OriginKey:
+def _key(origin: httpcore.Origin, sni_hostname: str | None) -> _OriginKey:
     """Return a key for the origin, because httpcore's origins are not hashable."""
-    return origin.scheme, origin.host, origin.port
+    return origin.scheme, origin.host, origin.port, sni_hostname

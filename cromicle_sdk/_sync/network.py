@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ import httpcore
 
 from cromicle_sdk._core.deadline import CallTimeouts
 from cromicle_sdk._http.framing import FramingObserver, Trailers, is_h11_reachable
+from cromicle_sdk._http.proxies import encode_server_name
 from cromicle_sdk._http.sockets import (
     ATTEMPT_DELAY_SECONDS,
     HEAD_BYTES,
@@ -45,6 +47,10 @@ from .socket_reader import SocketReader
 __all__ = ["Network"]
 
 T = TypeVar("T")
+
+# How often a write checks whether another one has ended, in seconds. Only TLS needs this, and only
+# for concurrent writes, or if a read waits until it can send its few bytes.
+_PAUSE_SECONDS = 0.01
 
 
 class Network(httpcore.NetworkBackend):
@@ -246,6 +252,15 @@ class Network(httpcore.NetworkBackend):
             elif not call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
+    def pause(self) -> None:
+        """Wait for a moment, until another write may have ended. Raises `httpcore.WriteTimeout`."""
+        call = self._write_call or self._use_call()
+        left = call.timeouts.left(time.monotonic())
+        if left is not None and left <= 0:
+            raise httpcore.WriteTimeout
+        call.cancel_handle.sleep(_PAUSE_SECONDS)
+        call.cancel_handle.check()
+
     def _is_sending(self, sock: socket.socket, call: _WaitLimits) -> bool:
         """Whether the kernel has sent more of its buffered data since the last call.
 
@@ -415,10 +430,25 @@ class _TCP:
 
 
 class _TLS:
-    """TLS over another layer, which may be the TLS of an https proxy."""
+    """TLS over another layer, which may be the TLS of an https proxy.
 
-    def __init__(self, lower: _Layer, context: ssl.SSLContext, hostname: str | None) -> None:
+    A read and a write may run at the same time. A read may have to send, too, for example after a
+    `KeyUpdate` (RFC 8446, section 4.6.3).
+    """
+
+    def __init__(
+        self,
+        lower: _Layer,
+        context: ssl.SSLContext,
+        hostname: str | None,
+        pause: Callable[[], None],
+    ) -> None:
         self._lower = lower
+        self._pause = pause
+        # Objects of OpenSSL are not thread-safe.
+        self._lock = threading.Lock()
+        # Held while records are sent, because their order matters.
+        self._sending = threading.Lock()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
@@ -429,44 +459,67 @@ class _TLS:
         return bool(is_record_pending) or self._lower.has_unread
 
     def handshake(self) -> None:
-        self._run(self.ssl_object.do_handshake, httpcore.ConnectError)
+        self._run(self.ssl_object.do_handshake, httpcore.ConnectError, self._flush)
 
     def receive(self, max_bytes: int) -> bytes:
         if self.has_unread:
             # The read may not wait: let other threads run.
             concurrency.checkpoint()
-        return self._run(partial(self.ssl_object.read, max_bytes), httpcore.ReadError)
+        read = partial(self.ssl_object.read, max_bytes)
+        return self._run(read, httpcore.ReadError, self._flush)
 
     def send(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            # In parts, so that the ciphertext is not buffered as a whole.
-            write = partial(self.ssl_object.write, rest[:READ_BYTES])
-            rest = rest[self._run(write, httpcore.WriteError) :]
+        while not self._sending.acquire(blocking=False):
+            self._pause()
+        try:
+            rest = memoryview(data)
+            while rest:
+                # In parts, so that the ciphertext is not buffered as a whole.
+                write = partial(self.ssl_object.write, rest[:READ_BYTES])
+                rest = rest[self._run(write, httpcore.WriteError, self._send_pending) :]
+        finally:
+            self._sending.release()
+        self._flush()
 
-    def _run(self, operation: Callable[[], T], failure: type[httpcore.NetworkError]) -> T:
+    def _run(
+        self,
+        operation: Callable[[], T],
+        failure: type[httpcore.NetworkError],
+        flush: Callable[[], None],
+    ) -> T:
         while True:
             # Do not wait inside the handler: an error raised there would have this one as its
             # context.
             results: list[T] = []
             try:
-                results.append(operation())
+                with self._lock:
+                    results.append(operation())
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError as error:
                 raise failure(str(error)) from error
-            self._flush()
+            flush()
             if results:
                 return results[0]
             data = self._lower.receive(READ_BYTES)
-            if data:
-                self._incoming.write(data)
-            else:
-                self._incoming.write_eof()
+            with self._lock:
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
 
     def _flush(self) -> None:
-        if self._outgoing.pending:
-            self._lower.send(self._outgoing.read())
+        """Send what a read has to send, or leave it to the write in progress."""
+        while self._outgoing.pending and self._sending.acquire(blocking=False):
+            try:
+                self._send_pending()
+            finally:
+                self._sending.release()
+
+    def _send_pending(self) -> None:
+        with self._lock:
+            data = self._outgoing.read()
+        self._lower.send(data)
 
 
 class _NetworkStream(httpcore.NetworkStream):
@@ -532,14 +585,15 @@ class _NetworkStream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         # An IPv6 address has brackets in a CONNECT request, and none in a certificate.
-        hostname = None if server_hostname is None else server_hostname.strip("[]")
+        name = None if server_hostname is None else server_hostname.strip("[]")
+        hostname = None if name is None else encode_server_name(name)
         if hostname is None and ssl_context.check_hostname:
             # Python checks this for a socket, but `wrap_bio` would accept any certificate.
             raise ValueError("check_hostname requires server_hostname")
         if self._network.is_upgraded:
             self._network.limit_read(timeout)
             self._network.limit_write(timeout)
-        layer = _TLS(self._layer, ssl_context, hostname)
+        layer = _TLS(self._layer, ssl_context, hostname, self._network.pause)
         layer.handshake()
         return self._network.open_stream(layer)
 

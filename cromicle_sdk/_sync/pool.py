@@ -80,7 +80,8 @@ class Pool:
         self, request: httpcore.Request, library: ModuleType = httpcore
     ) -> httpcore.Response:
         request.url = self._route.find_target(request.url)
-        extensions = find_extensions(request)
+        extensions = self._route.find_extensions(request.url, find_extensions(request))
+        request.extensions = extensions
         exchange = find_exchange(extensions)
         if not (isinstance(exchange, Exchange) and exchange.is_for(request)):
             return self._handle_plain_request(request, library)
@@ -272,7 +273,8 @@ class Exchange:
         if request.url.scheme not in (b"http", b"https"):
             raise httpcore.UnsupportedProtocol("The URL begins with neither http:// nor https://.")
         origin = request.url.origin
-        idle = pool.get_idle(origin)
+        sni_hostname = find_extensions(request).get("sni_hostname") or None
+        idle = pool.get_idle(origin, sni_hostname)
         if idle is not None:
             try:
                 return self._send_on(idle, request)
@@ -282,7 +284,7 @@ class Exchange:
                     raise
         # The server closed the idle connection while the request was sent, a race that no check
         # prevents. It has not read the request, so send it on a new connection.
-        return self._send_on(pool.open_connection(origin), request)
+        return self._send_on(pool.open_connection(origin, sni_hostname), request)
 
     def _send_on(self, connection: Connection, request: httpcore.Request) -> httpcore.Response:
         self._connection = connection

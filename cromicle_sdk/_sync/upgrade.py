@@ -25,7 +25,7 @@ class UpgradedStream(httpcore.NetworkStream):
     """Writes are sent immediately. Each read and write has the timeout that is passed to it.
 
     A read and a write may wait at the same time, and `close` by another thread ends both. They
-    raise the errors of `library`.
+    raise the errors of `library`. After `start_tls`, only the stream that it returns can be used.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class UpgradedStream(httpcore.NetworkStream):
         self._connection = connection
         self._close = close
         self._library = library
+        self._is_replaced = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._run(partial(self._stream.read, max_bytes, timeout))
@@ -52,7 +53,15 @@ class UpgradedStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        stream = self._run(partial(self._stream.start_tls, ssl_context, server_hostname, timeout))
+        try:
+            stream = self._run(
+                partial(self._stream.start_tls, ssl_context, server_hostname, timeout),
+                is_last=True,
+            )
+        except BaseException:
+            # As httpcore does: nothing may be sent in plain text to a server that is not verified.
+            self._close()
+            raise
         return UpgradedStream(stream, self._connection, self._close, self._library)
 
     def close(self) -> None:
@@ -61,9 +70,13 @@ class UpgradedStream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    def _run(self, step: Callable[[], T]) -> T:
+    def _run(self, step: Callable[[], T], *, is_last: bool = False) -> T:
         try:
             with self._connection.use():
+                if self._is_replaced:
+                    # As with a socket, which `wrap_socket` detaches: it would send plain text.
+                    raise ClosedByCaller("start_tls has replaced it")
+                self._is_replaced = is_last
                 return step()
         except ClosedByCaller as error:
             raise convert_error(httpcore.ReadError(str(error)), self._library) from error

@@ -303,7 +303,8 @@ def test_an_exception_that_comes_during_an_operation_of_tls_passes_unchanged(
 
     async def scenario() -> None:
         with pytest.raises(OSError, match="mine") as caught:
-            result = layer._run(SimpleNamespace(), fail, httpx.ReadError)
+            tls = SimpleNamespace(_lock=threading.Lock())
+            result = layer._run(tls, fail, httpx.ReadError, fail)
             if not runtime.is_blocking:
                 await result
         assert caught.value is error

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from certificates import build_authority
 from plain_clients import RawServer, close, open_client, send, wait_until_all_others_wait
+from proxies import Proxy
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
 from cromicle_sdk import AsyncTransport, ConfigurationError, Transport
@@ -575,6 +576,104 @@ def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -
 
     with FaultyServer(ssl_context=context) as server:
         runtime.run(partial(scenario, server.base_url))
+
+
+def test_a_connection_is_reused_only_for_the_name_in_its_certificate(
+    runtime: Runtime, library: Any
+) -> None:
+    authority = build_authority()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("host.test").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    async def scenario(url: str) -> None:
+        async with open_client(library, runtime, verify=trusting) as client:
+            for name in ("host.test", "other.test", "", "host.test"):
+                options: Any = {"extensions": {"sni_hostname": name}, "json": BODY}
+                if name == "host.test":
+                    assert (await client.post(url, **options)).status_code == 200
+                else:
+                    with pytest.raises(library.ConnectError, match="certificate is not valid"):
+                        await client.post(url, **options)
+
+    with FaultyServer(ssl_context=context) as server:
+        runtime.run(partial(scenario, server.base_url))
+        assert server.connections == 3
+
+
+def test_a_certificate_is_checked_for_a_name_of_idna_2008(runtime: Runtime, library: Any) -> None:
+    authority = build_authority()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    async def scenario(url: str, owner: str) -> None:
+        async with open_client(library, runtime, verify=trusting) as client:
+            options: Any = {"extensions": {"sni_hostname": "straße.test"}, "json": BODY}
+            if owner == "straße.test":
+                assert (await client.post(url, **options)).status_code == 200
+                return
+            with pytest.raises(library.ConnectError, match=r"not valid for 'xn--strae-oqa\.test'"):
+                await client.post(url, **options)
+            with pytest.raises(ValueError, match="Invalid IDNA hostname"):
+                await client.post(url, extensions={"sni_hostname": "\u2603.test"})
+
+    # IDNA 2003 has one name for both.
+    for owner in ("straße.test", "strasse.test"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(owner).configure_cert(context)
+        with FaultyServer(ssl_context=context) as server:
+            runtime.run(partial(scenario, server.base_url, owner))
+
+
+def test_the_certificate_of_a_proxy_is_checked_for_its_own_name(
+    runtime: Runtime, library: Any
+) -> None:
+    authority = build_authority()
+    contexts = [ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2)]
+    authority.issue_cert("127.0.0.1").configure_cert(contexts[0])
+    authority.issue_cert("host.test").configure_cert(contexts[1])
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    options: Any = {"extensions": {"sni_hostname": "host.test"}, "json": BODY}
+
+    async def scenario(url: str) -> None:
+        with Proxy(context=contexts[0]) as right, Proxy(context=contexts[1]) as wrong:
+            for proxy in (right, wrong):
+                given = httpx.Proxy(f"https://127.0.0.1:{proxy.port}", ssl_context=trusting)
+                async with open_client(library, runtime, proxy=given, verify=trusting) as client:
+                    if proxy is right:
+                        assert (await client.post(url, **options)).status_code == 200
+                    else:
+                        with pytest.raises(library.ConnectError, match="IP address mismatch"):
+                            await client.post(url, **options)
+            assert (len(right.seen), wrong.seen) == (1, [])
+
+    with FaultyServer(ssl_context=contexts[0]) as server:
+        runtime.run(partial(scenario, server.base_url))
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "seen"),
+    [
+        ("http://h.test:81/x", b"/y", "GET http://h.test:81/y"),
+        ("http://h.test:81/x", b"*", "GET *"),
+        ("https://h.test:81/x", b"/y", "CONNECT h.test:81"),
+        ("https://h.test:81/x", b"other.test:81", "CONNECT h.test:81"),
+    ],
+)
+def test_a_target_is_not_the_target_of_a_request_to_a_proxy(
+    url: str, target: bytes, seen: str, runtime: Runtime, library: Any
+) -> None:
+    async def scenario() -> None:
+        with Proxy(answer=b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n") as proxy:
+            address = f"http://127.0.0.1:{proxy.port}"
+            async with open_client(library, runtime, proxy=address) as client:
+                with contextlib.suppress(library.ProxyError):
+                    await client.get(url, extensions={"target": target})
+            assert proxy.seen == [seen]
+
+    runtime.run(scenario)
 
 
 def test_an_unknown_scheme_raises_an_error(runtime: Runtime, library: Any) -> None:

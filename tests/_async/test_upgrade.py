@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -291,9 +292,9 @@ def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
         runtime.run(partial(scenario, url))
 
 
-def test_a_tunnel_to_another_host_than_its_certificate_is_for(
-    runtime: Runtime, library: Any
-) -> None:
+@contextlib.contextmanager
+def serve_tunnel(behave: Callable[[socket.socket], None]) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Serve a TLS connection in a tunnel. Yields the URL, and a context that trusts the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority = build_authority()
     authority.issue_cert("localhost").configure_cert(context)
@@ -303,22 +304,181 @@ def test_a_tunnel_to_another_host_than_its_certificate_is_for(
     def serve(connection: Connection) -> None:
         connection.read_until(b"\r\n\r\n")
         connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        connection.start_tls(context)
+        sock = connection._sock
+        sock.settimeout(20)
         with contextlib.suppress(OSError):
-            connection.start_tls(context)
+            behave(sock)
         connection.close()
 
+    with RawServer(serve) as url:
+        yield url, trusting
+
+
+def test_a_stream_cannot_be_used_after_start_tls(runtime: Runtime, library: Any) -> None:
+    def echo(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            plain = response.extensions["network_stream"]
+            stream = await finish(plain.start_tls(trusting, "localhost", timeout=20))
+            for use in (partial(plain.write, b"secret"), partial(plain.read, 100)):
+                with pytest.raises(core_of(library).ReadError, match="start_tls has replaced it"):
+                    await finish(use(timeout=20))
+            # The connection is still in order.
+            await finish(stream.write(b"hello", timeout=20))
+            assert await finish(stream.read(100, timeout=20)) == b"hello"
+            await close(response, runtime)
+
+    with serve_tunnel(echo) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_a_read_and_a_write_over_tls_at_the_same_time(runtime: Runtime) -> None:
+    count, part = 3_000, b"x" * 10_000
+
+    def echo(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+            async def write() -> None:
+                for _ in range(count):
+                    await finish(stream.write(part, timeout=20))
+
+            async def read() -> None:
+                left = count * len(part)
+                while left:
+                    data = await finish(stream.read(65536, timeout=20))
+                    assert data == b"x" * len(data) != b""
+                    left -= len(data)
+
+            await runtime.together(write, read)
+            await close(response, runtime)
+
+    with serve_tunnel(echo) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_two_writes_over_tls_at_the_same_time(runtime: Runtime) -> None:
+    count, parts = 100, (b"x" * 100_000, b"y" * 100_000)
+    go = threading.Event()
+
+    def receive(sock: socket.socket) -> None:
+        go.wait(20)
+        received = bytearray()
+        while len(received) < count * sum(map(len, parts)):
+            data = sock.recv(65536)
+            if not data:
+                return
+            received += data
+        # Each write is sent as a whole.
+        blocks = {bytes(received[at : at + 100_000]) for at in range(0, len(received), 100_000)}
+        sock.sendall(b"all" if blocks == set(parts) else b"mixed")
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+            async def write(part: bytes) -> None:
+                for _ in range(count):
+                    await finish(stream.write(part, timeout=20))
+
+            async def start() -> None:
+                # The first write waits for the server, and the second for the first.
+                await wait_until_all_others_wait(runtime)
+                go.set()
+
+            await runtime.together(*(partial(write, part) for part in parts), start)
+            assert await finish(stream.read(100, timeout=20)) == b"all"
+            await close(response, runtime)
+
+    with serve_tunnel(receive) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_a_write_over_tls_that_waits_for_another_one_has_its_timeout(runtime: Runtime) -> None:
+    is_over = threading.Event()
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+            async def first() -> None:
+                with pytest.raises(httpcore.ReadError):
+                    await finish(stream.write(b"x" * 100_000_000, timeout=50))
+
+            async def second() -> None:
+                await wait_until_all_others_wait(runtime)
+                with pytest.raises(httpcore.WriteTimeout):
+                    await finish(stream.write(b"y", timeout=0.1))
+                await close(response, runtime)
+                is_over.set()
+
+            await runtime.together(first, second)
+
+    with serve_tunnel(lambda _: is_over.wait(20)) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+@pytest.mark.parametrize(
+    ("hostname", "kind", "message"),
+    [
+        (None, "ValueError", "^check_hostname requires server_hostname$"),
+        ("other.test", "ConnectError", "Hostname mismatch"),
+    ],
+)
+def test_a_tunnel_to_another_host_than_its_certificate_is_for(
+    hostname: str | None, kind: str, message: str, runtime: Runtime, library: Any
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = build_authority()
+    authority.issue_cert("localhost").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    received: list[bytes] = []
+
+    def serve(connection: Connection) -> None:
+        connection.read_until(b"\r\n\r\n")
+        connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        sock = connection._sock
+        sock.settimeout(20)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        with contextlib.suppress(OSError):
+            while data := sock.recv(65536):
+                received.append(data)
+                incoming.write(data)
+                with contextlib.suppress(ssl.SSLError):
+                    tls.do_handshake()
+                sock.sendall(outgoing.read())
+
     async def scenario(url: str) -> None:
+        core = core_of(library)
         async with open_client(library, runtime) as client:
             response = await send(client, "CONNECT", url)
             stream = response.extensions["network_stream"]
-            with pytest.raises(ValueError, match=r"^check_hostname requires server_hostname$"):
-                await finish(stream.start_tls(trusting, timeout=20))
-            with pytest.raises(core_of(library).ConnectError, match="Hostname mismatch"):
-                await finish(stream.start_tls(trusting, "other.test", timeout=20))
+            with pytest.raises(getattr(core, kind, ValueError), match=message):
+                await finish(stream.start_tls(trusting, hostname, timeout=20))
+            with pytest.raises(core.ReadError, match="closed"):
+                await finish(stream.write(b"secret"))
             await close(response, runtime)
 
     with RawServer(serve) as url:
         runtime.run(partial(scenario, url))
+    assert b"secret" not in b"".join(received)
 
 
 def test_a_handshake_in_a_tunnel_has_a_timeout_of_its_own(runtime: Runtime, library: Any) -> None:
@@ -337,6 +497,8 @@ def test_a_handshake_in_a_tunnel_has_a_timeout_of_its_own(runtime: Runtime, libr
             with pytest.raises(core_of(library).ReadTimeout):
                 await finish(stream.start_tls(ssl.create_default_context(), "h", timeout=0.2))
             assert time.monotonic() - started < 20
+            with pytest.raises(core_of(library).ReadError, match="closed"):
+                await finish(stream.write(b"x"))
             done.set()
             await close(response, runtime)
 

@@ -116,6 +116,8 @@ def test_what_a_proxy_carries() -> None:
     [
         *("", "p", "p:3128", "//p", "ftp://p", "http://", "http://:80", "socks4://p", "://"),
         *("http://user:hunter2@", "http://user:hunter2@p:x", "http://user:hunter2@[p"),
+        # httpx takes `user` for the host.
+        *("http://user:12/hunter2@p", "http://user:12?hunter2@p", "http://user:12#hunter2@p"),
         *("http://user:hunter2/x@p", "ftp://user:hunter2@p", "http://user:hunter2@p\n"),
         *("http://\ud800", "http://user:hunter2@p\0", "file:///hunter2", "http://p:-1"),
     ],
