@@ -18,6 +18,7 @@ import httpx
 import pytest
 from certificates import build_authority
 
+from cromicle_sdk import Transport
 from cromicle_sdk.testing import (
     LAST_CHUNK,
     Connection,
@@ -844,8 +845,12 @@ def test_a_fault_on_accept_breaks_the_handshake(
     tls_server: FaultyServer, trusting: ssl.SSLContext, fault: str
 ) -> None:
     getattr(tls_server, fault)(when="accept")
-    with pytest.raises((httpx.ConnectError, httpx.ConnectTimeout)):
-        httpx.post(tls_server.base_url, verify=trusting, timeout=0.2)
+    # Not httpx's own transport: `wrap_socket` leaves its socket open after an early reset.
+    with (
+        httpx.Client(transport=Transport(verify=trusting), timeout=0.2) as client,
+        pytest.raises((httpx.ConnectError, httpx.ConnectTimeout)),
+    ):
+        client.post(tls_server.base_url)
 
 
 def test_stop_ends_tls_connections(tls_server: FaultyServer, trusting: ssl.SSLContext) -> None:
