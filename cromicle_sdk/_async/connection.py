@@ -72,7 +72,14 @@ class AsyncConnection:
         """
         self._network.start_exchange(timeouts, cancel_handle, buffers_writes=buffers_writes)
         timeouts.enter("connect", time.monotonic())
-        return await self._http.handle_async_request(request)
+        try:
+            return await self._http.handle_async_request(request)
+        except httpcore.ConnectError as error:
+            failure, self._network.handshake_failure = self._network.handshake_failure, None
+            if failure is not None:
+                # httpcore's pool, which connects through a proxy, raises it `from None`.
+                error.__cause__ = failure
+            raise
 
     def read(self) -> Awaitable[bytes]:
         """Return the next bytes of the network, b"" at the end."""

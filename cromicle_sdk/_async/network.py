@@ -77,6 +77,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
+        self.handshake_failure: httpcore.NetworkError | None = None
         # Whether writes are held back until the next read.
         self.buffers_writes = False
         self.is_upgraded = False
@@ -593,7 +594,13 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             self._network.limit_read(timeout)
             self._network.limit_write(timeout)
         layer = _AsyncTLS(self._layer, ssl_context, hostname, self._network.pause)
-        await layer.handshake()
+        try:
+            await layer.handshake()
+        except httpcore.TimeoutException as error:
+            raise httpcore.ConnectTimeout from error
+        except httpcore.NetworkError as error:
+            self._network.handshake_failure = error
+            raise httpcore.ConnectError(str(error)) from error
         return self._network.open_stream(layer)
 
     def get_extra_info(self, info: str) -> Any:

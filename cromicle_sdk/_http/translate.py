@@ -150,8 +150,9 @@ def _is_of_network(error: BaseException) -> bool:
 
 
 def _is_of_tls(error: BaseException) -> bool:
-    """Whether TLS failed, which through a proxy may be that of the endpoint."""
-    return any(isinstance(cause, ssl.SSLError) for cause in _chain(error))
+    """Whether a TLS handshake failed, which through a proxy may be that of the endpoint."""
+    kinds: tuple[type[Exception], ...] = (ssl.SSLError, *_kinds("ReadError", "WriteError"))
+    return any(isinstance(cause, kinds) for cause in _chain(error))
 
 
 def _is_bad_name(error: UnicodeError) -> bool:

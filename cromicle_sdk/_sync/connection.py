@@ -73,7 +73,14 @@ class Connection:
         """
         self._network.start_exchange(timeouts, cancel_handle, buffers_writes=buffers_writes)
         timeouts.enter("connect", time.monotonic())
-        return self._http.handle_request(request)
+        try:
+            return self._http.handle_request(request)
+        except httpcore.ConnectError as error:
+            failure, self._network.handshake_failure = self._network.handshake_failure, None
+            if failure is not None:
+                # httpcore's pool, which connects through a proxy, raises it `from None`.
+                error.__cause__ = failure
+            raise
 
     def read(self) -> bytes:
         """Return the next bytes of the network, b"" at the end."""

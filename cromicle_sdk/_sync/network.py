@@ -78,6 +78,7 @@ class Network(httpcore.NetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
+        self.handshake_failure: httpcore.NetworkError | None = None
         # Whether writes are held back until the next read.
         self.buffers_writes = False
         self.is_upgraded = False
@@ -594,7 +595,13 @@ class _NetworkStream(httpcore.NetworkStream):
             self._network.limit_read(timeout)
             self._network.limit_write(timeout)
         layer = _TLS(self._layer, ssl_context, hostname, self._network.pause)
-        layer.handshake()
+        try:
+            layer.handshake()
+        except httpcore.TimeoutException as error:
+            raise httpcore.ConnectTimeout from error
+        except httpcore.NetworkError as error:
+            self._network.handshake_failure = error
+            raise httpcore.ConnectError(str(error)) from error
         return self._network.open_stream(layer)
 
     def get_extra_info(self, info: str) -> Any:

@@ -325,6 +325,39 @@ class TestProxies:
 
         runtime.run(scenario)
 
+    @pytest.mark.parametrize("fault", ["cut", "reset"])
+    def test_a_handshake_in_a_tunnel_that_breaks_off_is_not_of_the_proxy(
+        self, fault: str, runtime: Runtime, tls: FaultyServer, trusting: ssl.SSLContext
+    ) -> None:
+        getattr(tls, fault)(when="accept")
+
+        async def scenario() -> None:
+            with Proxy() as proxy:
+                client = runtime.client(
+                    base_url=tls.base_url, proxy=url_of(proxy), verify=trusting, retry=ONCE
+                )
+                async with client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert error.option == "base_url"
+
+        runtime.run(scenario)
+
+    @pytest.mark.parametrize("scheme", ["http", "socks5"])
+    def test_a_certificate_behind_a_proxy_that_cannot_be_verified(
+        self, scheme: str, runtime: Runtime, tls: FaultyServer
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy() as proxy:
+                client = runtime.client(base_url=tls.base_url, proxy=url_of(proxy, scheme))
+                async with client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert f"The certificate of {tls.base_url}/chat cannot be verified" in str(error)
+                assert (error.option, error.attempts) == ("verify", 1)
+
+        runtime.run(scenario)
+
     def test_socks_with_a_password(self, runtime: Runtime, faults: FaultyServer) -> None:
         async def scenario() -> None:
             with Proxy() as proxy:

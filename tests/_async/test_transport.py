@@ -578,6 +578,27 @@ def test_a_failed_handshake_is_a_connect_error(runtime: Runtime, library: Any) -
         runtime.run(partial(scenario, server.base_url))
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("cut", "ConnectError"), ("reset", "ConnectError"), ("stall", "ConnectTimeout")],
+)
+def test_a_handshake_that_breaks_off_is_a_connect_error(
+    fault: str, kind: str, runtime: Runtime, library: Any
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    build_authority().issue_cert("127.0.0.1").configure_cert(context)
+
+    async def scenario(base_url: str) -> None:
+        timeout = library.Timeout(20, connect=0.2 if fault == "stall" else 20)
+        async with open_client(library, runtime, timeout=timeout) as client:
+            with pytest.raises(getattr(library, kind)):
+                await client.get(base_url)
+
+    with FaultyServer(ssl_context=context) as server:
+        getattr(server, fault)(when="accept")
+        runtime.run(partial(scenario, server.base_url))
+
+
 def test_a_connection_is_reused_only_for_the_name_in_its_certificate(
     runtime: Runtime, library: Any
 ) -> None:

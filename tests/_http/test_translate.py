@@ -200,7 +200,10 @@ def chain(error: Exception, cause: Exception) -> Exception:
         (httpx.ConnectError("refused"), True, f"The proxy on the way to {URL} is unreachable"),
         (httpx.ConnectError("refused"), False, f"No response from {URL}"),
         (httpx.ReadError("refused"), True, f"No response from {URL}"),
-        (chain(httpx.ConnectError("refused"), ssl.SSLError()), True, f"No response from {URL}"),
+        *(
+            (chain(httpx.ConnectError("refused"), cause), True, f"No response from {URL}")
+            for cause in (ssl.SSLError(), httpcore.ReadError(), httpcore.WriteError())
+        ),
     ],
 )
 def test_a_proxy_that_is_unreachable(error: Exception, uses_proxy: bool, what: str) -> None:
