@@ -123,7 +123,8 @@ class _Connection(asyncio.Protocol):
             self._timer = loop.call_at(due, self._write_next, response, index + 1, due)
 
     def _write_endlessly(self) -> None:
-        while self._endless and not self._is_paused:
+        # A closed transport never pauses.
+        while self._endless and not (self._is_paused or self._transport.is_closing()):
             self._transport.write(self._endless)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.bounds import BOUNDS, Bound
 from benchmarks.measure import Case, Sample, Settings, Unavailable, compare, run_rounds
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.server import ReplySpec, run_server
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda b: f"{b.scenario} {b.subject} {b.baseline}")
@@ -38,6 +40,19 @@ def test_a_quick_run_prints_the_ratios_of_the_named_scenarios_beside_their_bound
     assert {bound["scenario"] for bound in written["bounds"]} == {"import", "flood"}
     assert written["scenarios"]["import"]["samples"]["import httpx"][0]["cpu"] > 0
     assert written["scenarios"]["flood"]["samples"]["cromicle trio"][0]["wall"] >= 0
+
+
+def test_the_server_survives_clients_that_leave_an_endless_reply() -> None:
+    request = b"POST %s/chat HTTP/1.1\r\ncontent-length: 0\r\n\r\n"
+    with run_server() as base_url:
+        address = ("127.0.0.1", int(base_url.rpartition(":")[2]))
+        for _ in range(50):
+            with socket.create_connection(address, timeout=20) as leaving:
+                leaving.sendall(request % ReplySpec(tokens=0).path.encode())
+                assert leaving.recv(65536)
+            with socket.create_connection(address, timeout=20) as other:
+                other.sendall(request % ReplySpec(tokens=1).path.encode())
+                assert other.recv(65536)
 
 
 def test_help_lists_all_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
