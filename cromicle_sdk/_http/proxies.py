@@ -109,7 +109,7 @@ def encode_server_name(name: str) -> str:
     if name.isascii():
         return name
     try:
-        return httpx.URL(scheme="https", host=name).raw_host.decode("ascii")
+        return httpx.URL(host=name).raw_host.decode("ascii")
     except httpx.InvalidURL as error:
         raise ValueError(str(error)) from error
 

@@ -253,6 +253,37 @@ def test_an_http_proxy_receives_an_ipv6_address_with_brackets(
     assert (target.scheme, target.port, target.target) == (b"http", 81, b"/chat")
 
 
+@pytest.mark.parametrize(
+    ("proxy", "url", "kept"),
+    [
+        ("http://p", "https://h/chat", {"trace": 1}),
+        ("https://p", "http://h/chat", {"trace": 1}),
+        ("http://p", "http://h*", {"trace": 1, "target": b"*"}),
+        ("http://p", "https://h*", {"trace": 1}),
+        ("socks5://p", "https://h/chat", {"trace": 1, "sni_hostname": "x", "target": b"*"}),
+        (None, "https://h/chat", {"trace": 1, "sni_hostname": "x", "target": b"*"}),
+    ],
+)
+def test_the_extensions_of_a_request_that_are_not_for_its_proxy(
+    proxy: str | None, url: str, kept: dict[str, object]
+) -> None:
+    scheme, rest = url.encode().split(b"://h")
+    parsed = httpcore.URL(scheme=scheme, host=b"h", port=None, target=rest)
+    given: dict[str, object] = {"trace": 1, "sni_hostname": "x", "target": b"*"}
+    route = find_route("https://h", proxy)
+    assert route.find_extensions(parsed, given) == kept
+    plain: dict[str, object] = {"trace": 1}
+    assert route.find_extensions(parsed, plain) is plain
+
+
+def test_the_name_in_a_certificate() -> None:
+    assert proxies.encode_server_name("straße.test") == "xn--strae-oqa.test"
+    for name in ("a_b.test", "127.0.0.1", "::1", ""):
+        assert proxies.encode_server_name(name) == name
+    with pytest.raises(ValueError, match=r"^Invalid IDNA hostname: '☃\.test'"):
+        proxies.encode_server_name("☃.test")
+
+
 def test_user_and_password_of_a_proxy_are_not_shown() -> None:
     proxy = find_proxy("http://h", "socks5://user:canary@p:1")
     assert proxy is not None
