@@ -137,10 +137,10 @@ def test_no_more_is_kept_of_hosts_than_of_idle_connections(runtime: Runtime) -> 
         pool = open_pool(runtime, 2)
         origins = [httpcore.Origin(b"http", b"127.0.0.1", port) for port in range(1, 6)]
         for origin in origins:
-            pool.put_idle(pool.open_connection(origin))
+            pool.put_idle(pool.open_connection(origin, "h.test"))
         assert [port for _, _, port, _ in pool._idle_by_origin] == [4, 5]
         # It has no socket, and is dropped.
-        assert pool.get_idle(origins[-1]) is None
+        assert pool.get_idle(origins[-1], "h.test") is None
         assert [port for _, _, port, _ in pool._idle_by_origin] == [4]
         pool.close()
         assert pool._idle_by_origin == {}
