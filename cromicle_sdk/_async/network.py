@@ -77,7 +77,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
-        self.handshake_failure: httpcore.NetworkError | None = None
+        # What the next `ConnectError` is caused by, where httpcore drops its cause.
+        self.connect_failure: Exception | None = None
         # Whether writes are held back until the next read.
         self.buffers_writes = False
         self.is_upgraded = False
@@ -355,7 +356,13 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         finally:
             for sock in pending:
                 sock.close()
+        self.connect_failure = failure
         raise httpcore.ConnectError(str(failure)) from failure
+
+    @property
+    def is_behind_proxy(self) -> bool:
+        """Whether a proxy has responded, so that what follows is of the endpoint."""
+        return self._has_received and not self.is_upgraded
 
     def _set_socket(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -594,12 +601,14 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             self._network.limit_read(timeout)
             self._network.limit_write(timeout)
         layer = _AsyncTLS(self._layer, ssl_context, hostname, self._network.pause)
+        is_behind_proxy = self._network.is_behind_proxy
         try:
             await layer.handshake()
         except httpcore.TimeoutException as error:
             raise httpcore.ConnectTimeout from error
         except httpcore.NetworkError as error:
-            self._network.handshake_failure = error
+            if is_behind_proxy:
+                self._network.connect_failure = error
             raise httpcore.ConnectError(str(error)) from error
         return self._network.open_stream(layer)
 

@@ -128,7 +128,7 @@ class Timeout:
     - `connect`: to establish a connection: DNS, TCP, proxy and TLS together.
     - `first_byte`: from the end of the request to the first byte of the body of the response; also
       each pause while the request is being sent.
-    - `stall`: to wait for each further chunk of the reply.
+    - `stall`: the wait for each further chunk of the reply.
     - `total`: the complete call, with all attempts and the delays between them, but without the
       wait for one of the client's `max_connections`.
     - `pool`: the wait for one of the client's `max_connections`.

@@ -161,7 +161,7 @@ class Client:
         - `max_reply_bytes`: in bytes; a longer reply raises `ReplyTooLargeError`. Defaults to the
           client's.
         - `strict`: True to reject any response that is not verifiably a complete plain-text reply,
-          False to accept what the client's option names. Defaults to the client's.
+          False to accept those that `Client` lists. Defaults to the client's.
         - `extra_body`: JSON fields by name, added to the client's. Defaults to None.
         - `send_messages`: True to also send the messages with their roles. Defaults to the
           client's.

@@ -76,7 +76,7 @@ class Connection:
         try:
             return self._http.handle_request(request)
         except httpcore.ConnectError as error:
-            failure, self._network.handshake_failure = self._network.handshake_failure, None
+            failure, self._network.connect_failure = self._network.connect_failure, None
             if failure is not None:
                 # httpcore's pool, which connects through a proxy, raises it `from None`.
                 error.__cause__ = failure
@@ -293,5 +293,5 @@ class ProcessPool:
 
 
 def _key(origin: httpcore.Origin, sni_hostname: str | None) -> _OriginKey:
-    """Return a key for the origin, because httpcore's origins are not hashable."""
+    """Return the key of idle connections. httpcore's origins are not hashable."""
     return origin.scheme, origin.host, origin.port, sni_hostname

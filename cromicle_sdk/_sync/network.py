@@ -78,7 +78,8 @@ class Network(httpcore.NetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
-        self.handshake_failure: httpcore.NetworkError | None = None
+        # What the next `ConnectError` is caused by, where httpcore drops its cause.
+        self.connect_failure: Exception | None = None
         # Whether writes are held back until the next read.
         self.buffers_writes = False
         self.is_upgraded = False
@@ -356,7 +357,13 @@ class Network(httpcore.NetworkBackend):
         finally:
             for sock in pending:
                 sock.close()
+        self.connect_failure = failure
         raise httpcore.ConnectError(str(failure)) from failure
+
+    @property
+    def is_behind_proxy(self) -> bool:
+        """Whether a proxy has responded, so that what follows is of the endpoint."""
+        return self._has_received and not self.is_upgraded
 
     def _set_socket(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -595,12 +602,14 @@ class _NetworkStream(httpcore.NetworkStream):
             self._network.limit_read(timeout)
             self._network.limit_write(timeout)
         layer = _TLS(self._layer, ssl_context, hostname, self._network.pause)
+        is_behind_proxy = self._network.is_behind_proxy
         try:
             layer.handshake()
         except httpcore.TimeoutException as error:
             raise httpcore.ConnectTimeout from error
         except httpcore.NetworkError as error:
-            self._network.handshake_failure = error
+            if is_behind_proxy:
+                self._network.connect_failure = error
             raise httpcore.ConnectError(str(error)) from error
         return self._network.open_stream(layer)
 

@@ -65,8 +65,7 @@ _FIELDS = {
     "frequency_penalty": "frequency_penalty",
 }
 
-# Settings of Pydantic AI that would change the text, and have no equivalent in the protocol or the
-# gateway.
+# Settings of Pydantic AI that are rejected, because neither the protocol nor the gateway has them.
 _NOT_SENT = frozenset({"top_k", "logit_bias", "service_tier"})
 
 _FINISH_REASONS: dict[str, FinishReason] = {

@@ -35,8 +35,10 @@ from cromicle_sdk import (
     Timeout,
 )
 from cromicle_sdk._async import concurrency as async_concurrency
+from cromicle_sdk._async import network as async_network
 from cromicle_sdk._http import proxies, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
+from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk.testing import Connection, FaultyServer, RecordedRequest, build_head
 
 if TYPE_CHECKING:
@@ -355,6 +357,41 @@ class TestProxies:
                 assert type(error) is APIConnectionError
                 assert f"The certificate of {tls.base_url}/chat cannot be verified" in str(error)
                 assert (error.option, error.attempts) == ("verify", 1)
+
+        runtime.run(scenario)
+
+    def test_the_certificate_of_a_proxy_that_cannot_be_verified(
+        self, runtime: Runtime, tls: FaultyServer, server_context: ssl.SSLContext
+    ) -> None:
+        async def scenario() -> None:
+            with Proxy(context=server_context) as proxy:
+                client = runtime.client(
+                    base_url=tls.base_url, proxy=url_of(proxy, "https"), retry=ONCE
+                )
+                async with client:
+                    error = await outcome(client.chat("Hi"))
+                assert type(error) is APIConnectionError
+                assert "The proxy on the way to" in str(error)
+                assert "certificate verify failed" in str(error)
+                assert error.option == "proxy"
+
+        runtime.run(scenario)
+
+    def test_no_descriptor_is_left_for_a_proxy(
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(address: object) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        for module in (async_network, sync_network):
+            monkeypatch.setattr(module, "start_connect", refuse)
+
+        async def scenario() -> None:
+            client = runtime.client(base_url="http://h", proxy="http://127.0.0.1:1", retry=ONCE)
+            async with client:
+                error = await outcome(client.chat("Hi"))
+            assert type(error) is APIConnectionError
+            assert error.option == "max_connections"
 
         runtime.run(scenario)
 

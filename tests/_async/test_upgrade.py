@@ -264,34 +264,6 @@ def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> No
         runtime.run(partial(scenario, url))
 
 
-def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority = build_authority()
-    authority.issue_cert("localhost").configure_cert(context)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-
-    def serve(connection: Connection) -> None:
-        connection.read_until(b"\r\n\r\n")
-        connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
-        connection.start_tls(context)
-        connection.send(connection.read_exactly(5).upper())
-        connection.close()
-
-    async def scenario(url: str) -> None:
-        async with open_client(library, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
-            await finish(stream.write(b"hello"))
-            assert await finish(stream.read(100, timeout=20)) == b"HELLO"
-            assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
-            await close(response, runtime)
-
-    with RawServer(serve) as url:
-        runtime.run(partial(scenario, url))
-
-
 @contextlib.contextmanager
 def serve_tunnel(behave: Callable[[socket.socket], None]) -> Iterator[tuple[str, ssl.SSLContext]]:
     """Serve a TLS connection in a tunnel. Yields the URL, and a context that trusts the server."""
@@ -313,6 +285,24 @@ def serve_tunnel(behave: Callable[[socket.socket], None]) -> Iterator[tuple[str,
 
     with RawServer(serve) as url:
         yield url, trusting
+
+
+def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
+    def shout(sock: socket.socket) -> None:
+        sock.sendall(sock.recv(5).upper())
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(library, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            await finish(stream.write(b"hello"))
+            assert await finish(stream.read(100, timeout=20)) == b"HELLO"
+            assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
+            await close(response, runtime)
+
+    with serve_tunnel(shout) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
 
 
 def test_a_stream_cannot_be_used_after_start_tls(runtime: Runtime, library: Any) -> None:
