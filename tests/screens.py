@@ -136,6 +136,11 @@ class Process:
     def resize(self, columns: int, lines: int) -> None:
         self._process.setwinsize(lines, columns)
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(self._process.getecho())
+
     def wait(self) -> int:
         """Wait until the process ends, and return its exit code."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -19,6 +20,7 @@ from . import clipboard
 from .ask import describe_early_end, print_stream
 from .errors import Misuse, describe_error
 from .history import Archive, load_conversation, save_conversation
+from .keyboard import without_echo
 from .output import open_output, report_error, report_quietly
 from .profiles import check
 from .slash import COMMANDS, parse_line
@@ -316,7 +318,9 @@ def start_chat(
         chat.say(f"Chat with {where}. /help lists the commands, Ctrl-D exits.")
         if transcript.question is not None:
             chat.show_last()
-        run_chat(chat, _open_reader(chat))
+        # What is typed between two prompts is shown by the next one.
+        with without_echo() if chat.is_interactive else contextlib.nullcontext():
+            run_chat(chat, _open_reader(chat))
 
 
 def _load_first(archive: Archive | None, file: Path | None) -> Conversation:

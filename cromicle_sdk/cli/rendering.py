@@ -11,17 +11,16 @@ import io
 import math
 import os
 import re
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
 from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from .keyboard import without_echo
 from .markdown import Block, divide, divide_anywhere, split_blocks
 from .output import remove_controls, write_all
 
@@ -80,7 +79,7 @@ class LiveOutput:
 
     def begin(self) -> None:
         self._started = time.monotonic()
-        self._keyboard.enter_context(_without_echo())
+        self._keyboard.enter_context(without_echo())
         self._thread.start()
 
     @property
@@ -300,27 +299,3 @@ def _join(thread: threading.Thread) -> None:
             interrupt = error
     if interrupt is not None:
         raise interrupt
-
-
-@contextlib.contextmanager
-def _without_echo() -> Generator[None]:
-    """Disable the echo of typed characters, which stay available to the next program."""
-    try:
-        import termios
-    except ImportError:
-        # Windows echoes only while a program reads.
-        yield
-        return
-    try:
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-    except (AttributeError, OSError, ValueError, termios.error):
-        # Stdin is closed or not a terminal.
-        yield
-        return
-    changed = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(descriptor, termios.TCSANOW, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -177,12 +177,13 @@ def test_tab_completes_commands_and_files(chat: Process, tmp_path: Path) -> None
     chat.wait_for("Ho")
 
 
+@pytest.mark.parametrize("arguments", [(), ("--raw",)], ids=["rendered", "raw"])
 def test_what_is_typed_during_a_reply_waits_for_the_prompt(
-    faults: FaultyServer, tmp_path: Path
+    arguments: tuple[str, ...], faults: FaultyServer, tmp_path: Path
 ) -> None:
     gate = threading.Event()
     faults.reply(chunks=["First", " reply."], gate=gate).reply("Second reply.")
-    with start(faults, tmp_path) as chat:
+    with start(faults, tmp_path, *arguments) as chat:
         chat.wait_for_prompt()
         enter(chat, "One?")
         chat.wait_for("First")
@@ -191,6 +192,16 @@ def test_what_is_typed_during_a_reply_waits_for_the_prompt(
         chat.wait_for("Second reply.")
         assert "First reply." in chat.screen.lines
         assert chat.screen.text.count("Two?") == 1
+
+
+def test_the_terminal_echoes_again_after_the_chat(chat: Process, faults: FaultyServer) -> None:
+    faults.reply("Good.")
+    enter(chat, "One?")
+    chat.wait_for("1 attempt")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.wait() == 0
+    assert chat.echoes
 
 
 def test_lines_and_conversations_are_kept_across_runs(faults: FaultyServer, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -221,29 +219,3 @@ def test_ctrl_c_waits_for_the_painter() -> None:
 
 
 # The keyboard
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo terminals")
-def test_what_is_typed_meanwhile_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pty
-    import termios
-
-    main, side = pty.openpty()
-    with os.fdopen(side) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        before = termios.tcgetattr(side)
-        with _rendering._without_echo():
-            assert not termios.tcgetattr(side)[3] & termios.ECHO
-        assert termios.tcgetattr(side) == before
-    os.close(main)
-
-
-def test_without_a_terminal_there_is_no_echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    with _rendering._without_echo():
-        pass
-    monkeypatch.setattr(sys, "stdin", None)
-    with _rendering._without_echo():
-        pass
-    monkeypatch.setitem(sys.modules, "termios", None)
-    with _rendering._without_echo():
-        pass
