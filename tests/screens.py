@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from rich.style import Style
 from rich.text import Text
 from typing_extensions import Self
 
-__all__ = ["PATIENCE", "Process", "Screen", "isolate"]
+__all__ = ["COMMAND", "PATIENCE", "Process", "Screen", "isolate"]
 
 PATIENCE = 30.0
+
+COMMAND = (sys.executable, "-m", "cromicle_sdk")
 
 
 class Screen:
@@ -78,12 +80,13 @@ class Screen:
 
 
 class Process:
-    """A process of the command on a pseudo terminal, seen through an emulator."""
+    """A process, by default of the command, on a pseudo terminal, seen through an emulator."""
 
     def __init__(
         self,
         *arguments: str,
         environment: Mapping[str, str],
+        program: Sequence[str] = COMMAND,
         columns: int = 80,
         lines: int = 24,
     ) -> None:
@@ -99,8 +102,8 @@ class Process:
         self.screen = Screen(columns, lines)
         self.output = b""
         self._process = pexpect.spawn(
-            sys.executable,
-            ["-m", "cromicle_sdk", *arguments],
+            program[0],
+            [*program[1:], *arguments],
             env={**kept, **plain, **environment},
             dimensions=(lines, columns),
             timeout=PATIENCE,

@@ -32,6 +32,7 @@ class PromptReader:
             completer=Commands(),
             complete_while_typing=False,
             enable_open_in_editor=True,
+            enable_suspend=True,
             key_bindings=self._build_keys(),
         )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
-from screens import PATIENCE
+from screens import COMMAND, PATIENCE, Process, isolate
 
 from cromicle_sdk.cli.keyboard import without_echo
 from cromicle_sdk.testing import FaultyServer
@@ -53,10 +56,29 @@ def test_a_process_in_the_background_is_not_stopped(faults: FaultyServer) -> Non
     import pexpect  # type: ignore[import-untyped]  # not annotated
 
     faults.reply("Good morning.")
-    command = [sys.executable, "-m", "cromicle_sdk", "ask", "--base-url", faults.base_url, "Hello"]
+    command = [*COMMAND, "ask", "--base-url", faults.base_url, "Hello"]
     shell = pexpect.spawn(sys.executable, ["-c", IN_THE_BACKGROUND, *command], timeout=PATIENCE)
     shell.expect(pexpect.EOF)
     output = shell.before.decode()
     shell.close()
     assert "Good morning." in output
     assert "ended with 0" in output
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="it needs a shell with job control")
+def test_ctrl_z_suspends_the_chat(faults: FaultyServer, tmp_path: Path) -> None:
+    faults.reply("Good.")
+    program = ("bash", "--norc", "--noprofile", "-i")
+    with Process(program=program, environment={**isolate(tmp_path), "PS1": "$ "}) as shell:
+        shell.wait_until(lambda screen: screen.visible[-1:] == ["$"])
+        shell.type(shlex.join([*COMMAND, "chat", "--base-url", faults.base_url]) + "\r")
+        shell.wait_for_prompt()
+        shell.type("Hello")
+        shell.wait_for("> Hello")
+        shell.type("\x1a")
+        shell.wait_for("Stopped")
+        shell.type("fg\r")
+        shell.wait_until(lambda screen: screen.visible[-1:] == ["> Hello"])
+        shell.type(" there\r")
+        shell.wait_for("Good.")
+    assert faults.requests[0].message == "Hello there"
