@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -136,6 +137,10 @@ class Process:
         """Press Ctrl-C."""
         self._process.sendintr()
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.kill(signal.SIGTERM)
+
     def resize(self, columns: int, lines: int) -> None:
         self._process.setwinsize(lines, columns)
 
@@ -145,13 +150,14 @@ class Process:
         return bool(self._process.getecho())
 
     def wait(self) -> int:
-        """Wait until the process ends, and return its exit code."""
+        """Wait until the process ends, and return its exit code, negative for a signal."""
         try:
             while True:
                 self._receive()
         except pexpect.EOF:
             self._process.wait()
-        status = self._process.exitstatus
+        number = self._process.signalstatus
+        status = self._process.exitstatus if number is None else -number
         assert isinstance(status, int), self.screen.text
         return status
 

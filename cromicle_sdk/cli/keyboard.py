@@ -7,12 +7,17 @@ import os
 import sys
 from collections.abc import Generator
 
+from .signals import called_before_termination
+
 __all__ = ["without_echo"]
 
 
 @contextlib.contextmanager
 def without_echo() -> Generator[None]:
-    """Disable the echo of typed characters, which stay available to the next program."""
+    """Disable the echo of typed characters, which stay available to the next program.
+
+    It is enabled again at the end, even if SIGTERM ends the process.
+    """
     try:
         import termios
     except ImportError:
@@ -29,13 +34,18 @@ def without_echo() -> Generator[None]:
     if _is_in_background(descriptor):
         yield
         return
-    changed = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(descriptor, termios.TCSANOW, changed)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         if not _is_in_background(descriptor):
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+    changed = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    with called_before_termination(restore):
+        termios.tcsetattr(descriptor, termios.TCSANOW, changed)
+        try:
+            yield
+        finally:
+            restore()
 
 
 def _is_in_background(descriptor: int) -> bool:

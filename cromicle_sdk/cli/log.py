@@ -6,15 +6,14 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Generator
-from types import FrameType
 
 from .output import remove_controls
+from .signals import called_before_termination
 
 __all__ = ["LogWriter", "log_to_stderr"]
 
@@ -47,7 +46,8 @@ def log_to_stderr(*, access: bool) -> Generator[None]:
     if not access:
         access_logger.setLevel(logging.WARNING)
     try:
-        with _flushed_before_termination(writer):
+        # uvicorn raises SIGTERM again after its stop.
+        with called_before_termination(writer.close):
             yield
     finally:
         root.removeHandler(handler)
@@ -138,22 +138,3 @@ def _write_to_stderr(text: str) -> None:
                 data = data[os.write(descriptor, data) :]
             except BlockingIOError:
                 time.sleep(RETRY_SECONDS)
-
-
-@contextlib.contextmanager
-def _flushed_before_termination(writer: LogWriter) -> Generator[None]:
-    """Close the writer before SIGTERM ends the process; uvicorn raises it again after its stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        writer.close()
-        signal.signal(signal.SIGTERM, handler)
-        signal.raise_signal(signal.SIGTERM)
-
-    handler = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)

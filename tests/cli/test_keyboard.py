@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,22 @@ def test_a_process_in_the_background_is_not_stopped(faults: FaultyServer) -> Non
     shell.close()
     assert "Good morning." in output
     assert "ended with 0" in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo terminals")
+@pytest.mark.parametrize("arguments", [("ask", "Hello"), ("chat",)], ids=["reply", "prompt"])
+def test_the_terminal_echoes_again_after_sigterm(
+    arguments: tuple[str, ...], faults: FaultyServer, tmp_path: Path
+) -> None:
+    command, *words = arguments
+    faults.reply(chunks=["First", " reply."], gate=threading.Event())
+    arguments = (command, "--base-url", faults.base_url, *words)
+    with Process(*arguments, environment=isolate(tmp_path)) as process:
+        process.wait_for("First" if words else ">")
+        assert not process.echoes
+        process.terminate()
+        assert process.wait() == -signal.SIGTERM
+        assert process.echoes
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="it needs a shell with job control")
