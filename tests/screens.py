@@ -56,6 +56,10 @@ class Screen:
         """The row and the column of the cursor."""
         return self._screen.cursor.y, self._screen.cursor.x
 
+    @property
+    def hides_cursor(self) -> bool:
+        return bool(self._screen.cursor.hidden)
+
     def find_styles(self, text: str) -> set[str]:
         """Return the styles of a text at its first occurrence on the screen."""
         for row, line in enumerate(self._screen.display):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Generator
 
 from .output import report
+from .signals import called_before_termination
 
 __all__ = ["Progress", "show_progress"]
 
@@ -89,9 +90,11 @@ def _show_bar(progress: Progress) -> Generator[None]:
         )
         return table
 
-    with Live(
+    bar = Live(
         get_renderable=render, console=Console(stderr=True), refresh_per_second=4, transient=True
-    ):
+    )
+    # It hides the cursor.
+    with bar, called_before_termination(bar.stop):
         yield
 
 

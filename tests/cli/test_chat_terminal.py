@@ -1,9 +1,10 @@
-"""`cromicle chat` and `cromicle ask` on a real terminal, through the eyes of an emulator."""
+"""`cromicle chat`, `ask` and `batch` on a real terminal, through the eyes of an emulator."""
 
 from __future__ import annotations
 
 import re
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -341,3 +342,16 @@ def test_the_help_loads_nothing_that_a_chat_needs(tmp_path: Path) -> None:
 
 def test_the_picture_in_the_readme_is_what_chat_shows() -> None:
     assert read_text(draw_chat()) == read_text(PICTURE.read_text(encoding="utf-8"))
+
+
+def test_a_terminated_batch_leaves_a_visible_cursor(faults: FaultyServer, tmp_path: Path) -> None:
+    faults.reply("Good.", gate=threading.Event())
+    source = tmp_path / "in.txt"
+    source.write_text("One\n", encoding="utf-8")
+    arguments = ("--base-url", faults.base_url, str(source), str(tmp_path / "out.jsonl"))
+    with Process("batch", *arguments, environment=isolate(tmp_path)) as batch:
+        batch.wait_for("0 of 1 done")
+        assert batch.screen.hides_cursor
+        batch.terminate()
+        assert batch.wait() == -signal.SIGTERM
+        assert not batch.screen.hides_cursor
