@@ -19,6 +19,7 @@ import httpx
 import httpx2
 import pytest
 from certificates import build_authority
+from plain_clients import RawServer
 from proxies import Proxy
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
@@ -834,6 +835,32 @@ class TestIdleConnections:
             assert (reply.text, reply.attempts, faults.connections) == ("two", 1, 2)
 
         runtime.run(scenario)
+
+    def test_one_that_is_reset_in_the_middle_of_the_request_is_a_failed_attempt(
+        self, runtime: Runtime
+    ) -> None:
+        """The server may have processed the part that it has acknowledged."""
+
+        def serve(connection: Connection) -> None:
+            connection.read_until(b"}")
+            connection.send(build_head(length=2) + b"ok")
+            connection.read_until(b"{")
+            # Longer than a close and a request take to pass each other on the network. A pause of
+            # the connection would read on.
+            time.sleep(1)
+            connection.reset()
+
+        async def scenario(url: str) -> None:
+            base_url = url.removesuffix("/chat")
+            async with runtime.client(base_url=base_url, retry=ONCE, timeout=20) as client:
+                assert (await client.chat("Hi")).text == "ok"
+                # More than the kernel buffers for a peer that does not read.
+                error = await outcome(client.chat("x" * 20_000_000))
+            assert type(error) is APIConnectionError
+            assert error.attempts == 1
+
+        with RawServer(serve) as url:
+            runtime.run(lambda: scenario(url))
 
     def test_one_that_dies_after_a_first_byte_is_a_failed_attempt(
         self, runtime: Runtime, faults: FaultyServer

@@ -412,8 +412,10 @@ def test_a_write_over_tls_that_waits_for_another_one_has_its_timeout(runtime: Ru
 
             async def second() -> None:
                 await wait_until_all_others_wait(runtime)
+                started = time.monotonic()
                 with pytest.raises(httpcore.WriteTimeout):
-                    await finish(stream.write(b"y", timeout=0.1))
+                    await finish(stream.write(b"y", timeout=1.1))
+                assert time.monotonic() - started > 1
                 await close(response, runtime)
                 is_over.set()
 
