@@ -265,19 +265,26 @@ def test_a_cancelled_read_after_an_upgrade_loses_nothing(runtime: Runtime) -> No
 
 
 @contextlib.contextmanager
-def serve_tunnel(behave: Callable[[socket.socket], None]) -> Iterator[tuple[str, ssl.SSLContext]]:
+def serve_tunnel(
+    behave: Callable[[ssl.SSLSocket], None],
+) -> Iterator[tuple[str, ssl.SSLContext]]:
     """Serve a TLS connection in a tunnel. Yields the URL, and a context that trusts the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode, context.post_handshake_auth = ssl.CERT_OPTIONAL, True
     authority = build_authority()
     authority.issue_cert("localhost").configure_cert(context)
     trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
+    trusting.post_handshake_auth = True
+    authority.issue_cert("client.test").configure_cert(trusting)
+    for one in (context, trusting):
+        authority.configure_trust(one)
 
     def serve(connection: Connection) -> None:
         connection.read_until(b"\r\n\r\n")
         connection.send(b"HTTP/1.1 200 Connected\r\n\r\n")
         connection.start_tls(context)
         sock = connection._sock
+        assert isinstance(sock, ssl.SSLSocket)
         sock.settimeout(20)
         with contextlib.suppress(OSError):
             behave(sock)
@@ -355,6 +362,48 @@ def test_a_read_and_a_write_over_tls_at_the_same_time(runtime: Runtime) -> None:
             await close(response, runtime)
 
     with serve_tunnel(echo) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_a_read_over_tls_that_has_to_answer_leaves_it_to_the_write_in_progress(
+    runtime: Runtime,
+) -> None:
+    is_writing, has_read = threading.Event(), threading.Event()
+    data = b"x" * 20_000_000
+
+    def ask_for_a_certificate(sock: ssl.SSLSocket) -> None:
+        is_writing.wait(20)
+        sock.verify_client_post_handshake()
+        sock.sendall(b"now")
+        has_read.wait(20)
+        left = len(data)
+        while left:
+            left -= len(sock.recv(1_000_000))
+        assert sock.recv(3) == b"end"
+        sock.sendall(b"known" if sock.getpeercert() else b"unknown")
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+            async def write() -> None:
+                # More than the kernel buffers for a peer that does not read.
+                await finish(stream.write(data, timeout=20))
+
+            async def read() -> None:
+                await wait_until_all_others_wait(runtime)
+                is_writing.set()
+                assert await finish(stream.read(100, timeout=20)) == b"now"
+                has_read.set()
+
+            await runtime.together(write, read)
+            await finish(stream.write(b"end", timeout=20))
+            assert await finish(stream.read(100, timeout=20)) == b"known"
+            await close(response, runtime)
+
+    with serve_tunnel(ask_for_a_certificate) as (url, trusting):
         runtime.run(partial(scenario, url, trusting))
 
 
