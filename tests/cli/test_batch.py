@@ -29,6 +29,13 @@ from cromicle_sdk.testing import FaultyServer
 PATIENCE = 60.0
 COMMAND = [sys.executable, "-m", "cromicle_sdk", "batch"]
 
+# The command, which prints its progress often.
+WITH_MANY_LINES = """
+from cromicle_sdk.__main__ import main
+from cromicle_sdk.cli import batch_progress
+batch_progress.LINE_SECONDS = 0.05
+main()
+"""
 # Their escape codes on a terminal.
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
@@ -574,14 +581,30 @@ def test_lines_are_on_the_disk_after_a_second(
     assert len(syncs) == 12
 
 
+def test_ctrl_c_while_a_result_is_written_to_the_disk_counts_it(
+    echo: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    write("in.txt", "One", "Two", "Three")
+    # At the start, after the first result, and at the end.
+    effects = iter([None, KeyboardInterrupt, None])
+
+    def sync(descriptor: int) -> None:
+        if effect := next(effects):
+            raise effect
+
+    monkeypatch.setattr(batch_output, "_SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", sync)
+    assert batch(echo, "--concurrency", "1") == 130
+    assert [each["id"] for each in read()] == [1]
+    assert capsys.readouterr().err == "1 succeeded, 2 not finished. Continue with --resume.\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals")
 def test_ctrl_c_keeps_what_is_finished() -> None:
     hold = threading.Event()
-    some = threading.Event()
 
     async def hold_most(prompt: str) -> AsyncIterator[str]:
         if int(prompt) >= 5:
-            some.set()
             import anyio
 
             await anyio.to_thread.run_sync(hold.wait, PATIENCE, abandon_on_cancel=True)
@@ -589,18 +612,18 @@ def test_ctrl_c_keeps_what_is_finished() -> None:
 
     write("in.txt", *map(str, range(20)))
     with LocalServer(hold_most) as server:
-        command = [*COMMAND, "in.txt", "out.jsonl", "--base-url", server.base_url]
-        with subprocess.Popen([*command, "--concurrency", "2"], stderr=subprocess.PIPE) as process:
-            assert some.wait(PATIENCE)
-            deadline = time.monotonic() + PATIENCE
-            while Path("out.jsonl").read_bytes().count(b"\n") < 5:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        arguments = ["batch", "in.txt", "out.jsonl", "--base-url", server.base_url]
+        command = [sys.executable, "-c", WITH_MANY_LINES, *arguments, "--concurrency", "2"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            # The fifth result is written and counted.
+            counts = iter(process.stderr.readline, b"")
+            assert any(line.startswith(b"5 of 20 done, ") for line in counts)
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=PATIENCE)
+            *_, error = process.stderr.read().splitlines()
+            assert process.wait(PATIENCE) == 130
         hold.set()
-    assert process.returncode == 130
-    assert error == b"5 succeeded, 15 not finished. Continue with --resume.\n"
+    assert error == b"5 succeeded, 15 not finished. Continue with --resume."
     assert sorted(each["id"] for each in read()) == [1, 2, 3, 4, 5]
 
 
