@@ -184,6 +184,11 @@ class TestReplies:
 
 
 class TestTooLarge:
+    @pytest.fixture(autouse=True)
+    def _slow_clients(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Allow any time for the rest of a request."""
+        monkeypatch.setattr("cromicle_sdk.server.errors.LINGER_SECONDS", 10 * PATIENCE)
+
     def test_the_413_arrives_while_the_body_is_still_being_sent(self) -> None:
         length = 50_000_000
         with LocalServer(max_request_bytes=1000) as server, connect(server) as connection:
