@@ -174,7 +174,11 @@ class Process:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._process.close(force=True)
+        # `close(force=True)` fails if the process has not ended 0.1 s after SIGKILL.
+        if self._process.isalive():
+            self._process.kill(signal.SIGKILL)
+            self._process.wait()
+        self._process.close()
 
 
 def isolate(folder: Path) -> dict[str, str]:

@@ -212,6 +212,8 @@ class _Run:
                     output.append(self._build_result(ids[index], outcome))
                     is_error = isinstance(outcome, CromicleError)
                     progress.add(type(outcome).__name__ if is_error else None)
+                    # After the result is counted, because Ctrl-C may interrupt it.
+                    output.sync_if_due()
                     if is_error and self.fail_fast:
                         break
             has_ended = True

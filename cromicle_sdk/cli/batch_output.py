@@ -175,7 +175,7 @@ class OutputFile:
             stack.pop_all()
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """Append a result with a new id."""
+        """Append a result with a new id. Call `sync_if_due` afterwards."""
         # A lone surrogate in an id is written as its JSON escape.
         text = json.dumps(result, ensure_ascii=False) + "\n"
         line = text.encode("utf-8", "backslashreplace")
@@ -188,7 +188,11 @@ class OutputFile:
                 raise
             self._lines[result["id"]] = (self._size, len(line))
             self._size += len(line)
-            if time.monotonic() - self._synced >= _SYNC_SECONDS:
+
+    def sync_if_due(self) -> None:
+        """Sync the file if the last time is more than a second ago, which may take long."""
+        if time.monotonic() - self._synced >= _SYNC_SECONDS:
+            with self._errors():
                 self._sync()
 
     def close(self, order: Iterable[Id] | None = None) -> None:

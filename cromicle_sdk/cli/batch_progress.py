@@ -90,11 +90,16 @@ def _show_bar(progress: Progress) -> Generator[None]:
         )
         return table
 
-    bar = Live(
-        get_renderable=render, console=Console(stderr=True), refresh_per_second=4, transient=True
-    )
-    # It hides the cursor.
-    with bar, called_before_termination(bar.stop):
+    console = Console(stderr=True)
+    bar = Live(get_renderable=render, console=console, refresh_per_second=4, transient=True)
+
+    def stop() -> None:
+        # Before `stop`, which fails in the middle of `start`.
+        console.show_cursor()
+        bar.stop()
+
+    # The bar hides the cursor from its start to its end.
+    with called_before_termination(stop), bar:
         yield
 
 

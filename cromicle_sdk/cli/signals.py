@@ -13,17 +13,24 @@ __all__ = ["called_before_termination"]
 
 @contextlib.contextmanager
 def called_before_termination(action: Callable[[], None]) -> Generator[None]:
-    """Call an action before SIGTERM has its former effect. Only the main thread can do so."""
+    """Call an action before SIGTERM has its former effect, even if the action fails.
+
+    Only the main thread can do so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        action()
-        signal.signal(signal.SIGTERM, handler)
-        signal.raise_signal(signal.SIGTERM)
+        try:
+            action()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)
 
-    handler = signal.signal(signal.SIGTERM, terminate)
+    # Known before the signal can arrive.
+    handler = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

@@ -28,6 +28,9 @@ distributed: Any = importlib.import_module("distributed")
 
 PATIENCE = 60.0
 
+# The number of prompts in a task.
+SHARD = 5
+
 Capture = pytest.CaptureFixture[str]
 
 
@@ -53,13 +56,17 @@ def test_the_executor_of_a_client(cluster: Any, echo: LocalServer) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it ends a worker by a signal")
 def test_a_worker_that_is_killed_in_the_middle_loses_no_prompt(cluster: Any) -> None:
-    some, killed = threading.Event(), threading.Event()
+    are_busy, killed = threading.Event(), threading.Event()
     arrived: list[str] = []
+    held: set[int] = set()
 
     async def answer(prompt: str) -> AsyncIterator[str]:
         arrived.append(prompt)
         if len(arrived) > 20:
-            some.set()
+            held.add(int(prompt) // SHARD)
+            # As many as the two workers have threads: both wait for this server.
+            if len(held) == 4:
+                are_busy.set()
             await anyio.to_thread.run_sync(killed.wait, PATIENCE)
         yield prompt
 
@@ -67,19 +74,19 @@ def test_a_worker_that_is_killed_in_the_middle_loses_no_prompt(cluster: Any) -> 
         pids = dask.run(os.getpid)
 
         def kill() -> None:
-            some.wait(PATIENCE)
+            are_busy.wait(PATIENCE)
             os.kill(next(iter(pids.values())), signal.SIGKILL)
             killed.set()
 
         thread = threading.Thread(target=kill)
         thread.start()
         with Client(base_url=server.base_url) as client:
+            executor = dask.get_executor()
             outcomes = list(
-                bulk(
-                    map(str, range(200)), client=client, executor=dask.get_executor(), shard_size=5
-                )
+                bulk(map(str, range(200)), client=client, executor=executor, shard_size=SHARD)
             )
         thread.join()
+        assert are_busy.is_set()
     assert sorted(
         (index, outcome.text) for index, outcome in outcomes if isinstance(outcome, Reply)
     ) == [(i, str(i)) for i in range(200)]

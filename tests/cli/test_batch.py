@@ -7,7 +7,6 @@ import io
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -16,9 +15,12 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from cromicle_sdk.cli import batch_output, batch_progress, run
 from cromicle_sdk.server import LocalServer
@@ -26,6 +28,16 @@ from cromicle_sdk.testing import FaultyServer
 
 PATIENCE = 60.0
 COMMAND = [sys.executable, "-m", "cromicle_sdk", "batch"]
+
+# The command, which prints its progress often.
+WITH_MANY_LINES = """
+from cromicle_sdk.__main__ import main
+from cromicle_sdk.cli import batch_progress
+batch_progress.LINE_SECONDS = 0.05
+main()
+"""
+# Their escape codes on a terminal.
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 Capture = pytest.CaptureFixture[str]
 
@@ -569,14 +581,30 @@ def test_lines_are_on_the_disk_after_a_second(
     assert len(syncs) == 12
 
 
+def test_ctrl_c_while_a_result_is_written_to_the_disk_counts_it(
+    echo: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    write("in.txt", "One", "Two", "Three")
+    # At the start, after the first result, and at the end.
+    effects = iter([None, KeyboardInterrupt, None])
+
+    def sync(descriptor: int) -> None:
+        if effect := next(effects):
+            raise effect
+
+    monkeypatch.setattr(batch_output, "_SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", sync)
+    assert batch(echo, "--concurrency", "1") == 130
+    assert [each["id"] for each in read()] == [1]
+    assert capsys.readouterr().err == "1 succeeded, 2 not finished. Continue with --resume.\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals")
 def test_ctrl_c_keeps_what_is_finished() -> None:
     hold = threading.Event()
-    some = threading.Event()
 
     async def hold_most(prompt: str) -> AsyncIterator[str]:
         if int(prompt) >= 5:
-            some.set()
             import anyio
 
             await anyio.to_thread.run_sync(hold.wait, PATIENCE, abandon_on_cancel=True)
@@ -584,18 +612,18 @@ def test_ctrl_c_keeps_what_is_finished() -> None:
 
     write("in.txt", *map(str, range(20)))
     with LocalServer(hold_most) as server:
-        command = [*COMMAND, "in.txt", "out.jsonl", "--base-url", server.base_url]
-        with subprocess.Popen([*command, "--concurrency", "2"], stderr=subprocess.PIPE) as process:
-            assert some.wait(PATIENCE)
-            deadline = time.monotonic() + PATIENCE
-            while Path("out.jsonl").read_bytes().count(b"\n") < 5:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        arguments = ["batch", "in.txt", "out.jsonl", "--base-url", server.base_url]
+        command = [sys.executable, "-c", WITH_MANY_LINES, *arguments, "--concurrency", "2"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            # The fifth result is written and counted.
+            counts = iter(process.stderr.readline, b"")
+            assert any(line.startswith(b"5 of 20 done, ") for line in counts)
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=PATIENCE)
+            *_, error = process.stderr.read().splitlines()
+            assert process.wait(PATIENCE) == 130
         hold.set()
-    assert process.returncode == 130
-    assert error == b"5 succeeded, 15 not finished. Continue with --resume.\n"
+    assert error == b"5 succeeded, 15 not finished. Continue with --resume."
     assert sorted(each["id"] for each in read()) == [1, 2, 3, 4, 5]
 
 
@@ -682,16 +710,53 @@ def test_a_terminal_has_a_bar(echo: LocalServer, monkeypatch: pytest.MonkeyPatch
     assert terminal.getvalue().endswith("2 succeeded.\n")
 
 
-def test_the_line_of_progress() -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="it ends by signals")
+@pytest.mark.parametrize(
+    ("owner", "name", "is_before"),
+    [(Console, "show_cursor", False), (Live, "start", False), (Live, "stop", True)],
+)
+def test_a_bar_that_is_terminated_shows_the_cursor_again(
+    owner: type, name: str, is_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM arrives while the bar starts, once it has started, or before it stops."""
+    terminal = Terminal()
+    seen: list[str] = []
+    method = getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(owner, name, method)
+        if not is_before:
+            method(*arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+
+    def end(*_: object) -> None:
+        seen.append(terminal.getvalue())
+        raise SystemExit
+
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(owner, name, call)
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        with (
+            pytest.raises(SystemExit),
+            batch_progress.show_progress(batch_progress.Progress(1)),
+        ):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    (written,) = seen
+    assert 0 <= written.rfind(HIDE_CURSOR) < written.rfind(SHOW_CURSOR)
+
+
+def test_the_line_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(batch_progress, "time", SimpleNamespace(monotonic=lambda: now))
     progress = batch_progress.Progress(10_000)
-    progress._started = time.monotonic() - 100
+    now = 100.0
     progress.add(None)
     progress.add("APITimeoutError")
-    assert re.fullmatch(
-        r"2 of 10,000 done, 1 failed, 0\.0 a second, 138:\d\d:\d\d left", progress.describe()
-    )
+    assert progress.describe() == "2 of 10,000 done, 1 failed, 0.0 a second, 138:51:40 left"
     for _ in range(998):
         progress.add(None)
-    assert re.fullmatch(
-        r"1,000 of 10,000 done, 1 failed, (10\.0|9\.9) a second, 15:\d\d left", progress.describe()
-    )
+    assert progress.describe() == "1,000 of 10,000 done, 1 failed, 10.0 a second, 15:00 left"

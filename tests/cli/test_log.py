@@ -57,6 +57,12 @@ def pipe() -> Iterator[Pipe]:
         yield pipe
 
 
+@pytest.fixture(autouse=True)
+def _flush_completely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait at the end until the last line is written, however busy the machine is."""
+    monkeypatch.setattr(_log, "FLUSH_SECONDS", PATIENCE)
+
+
 @UNIX
 def test_lines_beyond_the_queue_are_dropped_and_counted(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
@@ -114,7 +120,6 @@ def test_a_pipe_that_does_not_block_gets_every_line(monkeypatch: pytest.MonkeyPa
         reading.start()
         writer._thread.join(0)
         wait_until(lambda: not writer._lines)
-        monkeypatch.setattr(_log, "FLUSH_SECONDS", PATIENCE)
         writer.close()
     reading.join(PATIENCE)
     assert [line.split()[0] for line in text[0].splitlines()] == [str(n) for n in range(5000)]

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import anyio.to_thread
@@ -199,11 +199,15 @@ def count_waiting(server: LocalServer) -> float:
     )
 
 
-def wait_until_waiting(server: LocalServer, count: int) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while count_waiting(server) != count:
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def wait_until_waiting(server: LocalServer, count: int) -> None:
+    wait_until(lambda: count_waiting(server) == count)
 
 
 def test_more_workers_than_slots_get_every_reply(runtime: Runtime) -> None:
@@ -215,6 +219,9 @@ def test_more_workers_than_slots_get_every_reply(runtime: Runtime) -> None:
         now += 1
         most = max(most, now)
         await anyio.sleep(0.002)
+        # However slowly the callers come.
+        while most < 5:
+            await anyio.sleep(0.001)
         yield prompt.upper()
         now -= 1
 
@@ -246,6 +253,7 @@ def test_waiting_callers_are_served_in_order() -> None:
             call = threading.Thread(target=ask, args=(str(number),))
             call.start()
             threads.append(call)
+            wait_until(lambda: bool(gate.prompts))
             wait_until_waiting(server, number)
         assert gate.prompts == ["0"]
         with Client(base_url=server.base_url, token="abc", retry=ONCE) as client:
@@ -268,6 +276,7 @@ def test_a_caller_that_disconnects_leaves_the_queue() -> None:
             connection = socket.create_connection((url.host, url.port or 0), PATIENCE)
             connections.append(connection)
             connection.sendall(build_request(sign(prompt)))
+            wait_until(lambda: bool(gate.prompts))
             wait_until_waiting(server, len(connections) - 1)
         connections[1].close()
         wait_until_waiting(server, 1)
@@ -296,9 +305,7 @@ def test_one_token_cannot_take_all_replies() -> None:
         assert httpx.post(server.base_url + "/chat", json=sign("x", "greedy")).status_code == 503
         threads.append(threading.Thread(target=ask, args=("modest",)))
         threads[-1].start()
-        deadline = time.monotonic() + PATIENCE
-        while gate.prompts != ["greedy", "modest"] and time.monotonic() < deadline:
-            time.sleep(0.001)
+        wait_until(lambda: len(gate.prompts) > 1)
         assert gate.prompts == ["greedy", "modest"]
         gate.opened.set()
         for thread in threads:

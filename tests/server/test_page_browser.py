@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,14 @@ def ask(page: Page, text: str) -> str:
 
 def wait_until_over(page: Page) -> None:
     page.get_by_role("button", name="Send").wait_for()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Not `Page.wait_for_function`, which the page's Content-Security-Policy may block."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def get_reply(page: Page) -> Locator:
@@ -385,11 +394,10 @@ class TestStreaming:
         get_reply(page).get_by_text("line").last.wait_for()
         model.gate.release()
         get_reply(page).get_by_text("MIDDLE").wait_for(state="attached")
-        page.wait_for_timeout(200)
-        assert page.evaluate(DISTANCE_TO_END) < 50
+        wait_until(lambda: page.evaluate(DISTANCE_TO_END) < 50)
         page.get_by_role("main").hover()
         page.mouse.wheel(0, -1500)
-        page.wait_for_timeout(200)
+        wait_until(lambda: page.evaluate(DISTANCE_TO_END) > 1000)
         model.gate.release()
         get_reply(page).get_by_text("END").wait_for(state="attached")
         wait_until_over(page)
@@ -735,7 +743,7 @@ class TestMarkdown:
 class TestControls:
     def test_it_is_used_by_keyboard(self, page: Page, model: Model) -> None:
         # The field gets the focus as the page opens, which takes the browser a moment.
-        page.wait_for_function("document.activeElement.id === 'prompt'")
+        page.locator("#prompt:focus").wait_for()
         page.keyboard.type("One")
         page.keyboard.press("Shift+Enter")
         page.keyboard.type("two")

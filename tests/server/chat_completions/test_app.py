@@ -14,7 +14,7 @@ import pytest
 from openai_apps import KEY, TOKEN, build_openai_app, connect, connect_async, serve_openai
 from runtimes import ASYNC_RUNTIMES, Runtime
 
-from cromicle_sdk import AsyncClient, Client, ConfigurationError, Retry
+from cromicle_sdk import AsyncClient, Client, ConfigurationError, Retry, Timeout
 from cromicle_sdk.server import LocalServer, create_openai_app
 from cromicle_sdk.testing import FaultyServer
 
@@ -307,7 +307,7 @@ def test_the_package_raises_its_own_errors(faults: FaultyServer) -> None:
 
 def test_an_endpoint_that_does_not_respond(faults: FaultyServer) -> None:
     faults.stall()
-    with serve_openai(faults.base_url, timeout=0.2) as server:
+    with serve_openai(faults.base_url, timeout=Timeout(first_byte=0.2)) as server:
         assert "(first_byte)" in assert_error(post(server), 504, "upstream_timeout")
 
 

@@ -129,9 +129,11 @@ def test_a_default_client_waits_for_a_model_that_thinks_for_100_seconds(
 ) -> None:
     runtimes = [Runtime(name) for name in ("blocking", "asyncio", "trio")]
     thinking = threading.Semaphore(0)
+    is_fast = threading.Event()
 
     def think(connection: Connection, request: RecordedRequest) -> None:
         thinking.release()
+        connection.wait(is_fast)
         connection.pause(THINKING_SECONDS / RATE)
         connection.send(build_head(content_type=EVENTS))
         connection.send(build_chunk("".join([*say("At last."), "data: [DONE]\n\n"])) + LAST_CHUNK)
@@ -157,6 +159,7 @@ def test_a_default_client_waits_for_a_model_that_thinks_for_100_seconds(
         for _ in runtimes:
             assert thinking.acquire(timeout=20)
         clock.rate = RATE
+        is_fast.set()
 
     with serve_gateway(faults, clock) as base_url:
         run_in_threads(hurry, *(lambda each=each: ask(each) for each in runtimes))

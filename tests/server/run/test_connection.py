@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -30,18 +31,42 @@ HEAD = b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/jso
 WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that pass to `connect` what they send at first."""
     monkeypatch.setattr(_connection, "HEAD_SECONDS", 0.2)
     monkeypatch.setattr(_connection, "BODY_SECONDS", 0.2)
 
 
+short_timeouts = pytest.mark.usefixtures("_short_timeouts")
+
+
 @contextlib.contextmanager
-def connect(*args: Any, **options: Any) -> Iterator[socket.socket]:
-    with LocalServer(*args, **options) as server:
+def connect(*args: Any, sent: bytes = b"", **options: Any) -> Iterator[socket.socket]:
+    """A connection on which `sent` has arrived when its time limits begin."""
+    with hold_accepted() as has_arrived, LocalServer(*args, **options) as server:
         url = httpx.URL(server.base_url)
         with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as connection:
+            connection.sendall(sent)
+            has_arrived.set()
             yield connection
+
+
+@contextlib.contextmanager
+def hold_accepted() -> Iterator[threading.Event]:
+    """Hold each connection, accepted and not yet served, until the event is set."""
+    released = threading.Event()
+    accept = asyncio.SelectorEventLoop.sock_accept
+
+    async def accept_and_hold(loop: Any, listener: socket.socket) -> Any:
+        accepted = await accept(loop, listener)
+        while not released.is_set():
+            await asyncio.sleep(0.001)
+        return accepted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.SelectorEventLoop, "sock_accept", accept_and_hold)
+        yield released
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -68,18 +93,20 @@ def assert_timed_out(answer: bytes, part: str) -> None:
     assert part in error["message"]
 
 
+@short_timeouts
 def test_a_connection_without_a_request_is_closed_without_a_response() -> None:
     with connect() as connection:
         assert read_all(connection) == b""
 
 
+@short_timeouts
 @pytest.mark.parametrize("sent", [b"P", HEAD, HEAD + b"x-slow: "])
 def test_incomplete_headers_are_a_408(sent: bytes) -> None:
-    with connect() as connection:
-        connection.sendall(sent)
+    with connect(sent=sent) as connection:
         assert_timed_out(read_all(connection), "head")
 
 
+@short_timeouts
 def test_slow_headers_do_not_extend_the_limit() -> None:
     with connect() as connection:
         connection.settimeout(0.02)
@@ -106,6 +133,7 @@ def test_slow_headers_do_not_extend_the_limit() -> None:
                 assert_timed_out(answer, "head")
 
 
+@short_timeouts
 @pytest.mark.parametrize(
     "sent",
     [
@@ -115,23 +143,22 @@ def test_slow_headers_do_not_extend_the_limit() -> None:
     ],
 )
 def test_an_incomplete_body_is_a_408(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    with connect() as connection:
-        connection.sendall(sent)
+    with connect(sent=sent) as connection:
         assert_timed_out(read_all(connection), "body")
     assert not caplog.records
 
 
+@short_timeouts
 def test_the_limit_applies_to_a_later_request() -> None:
-    with connect() as connection:
-        connection.sendall(WHOLE)
+    with connect(sent=WHOLE) as connection:
         read_reply(connection)
         connection.sendall(HEAD)
         assert_timed_out(read_all(connection), "head")
 
 
+@short_timeouts
 def test_the_limit_applies_to_a_pipelined_request() -> None:
-    with connect() as connection:
-        connection.sendall(WHOLE + HEAD + b"content-length: 100\r\n\r\n{")
+    with connect(sent=WHOLE + HEAD + b"content-length: 100\r\n\r\n{") as connection:
         assert_timed_out(read_all(connection).partition(b"0\r\n\r\n")[2], "body")
 
 
@@ -204,11 +231,7 @@ def test_a_client_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyP
             connection.sendall(WHOLE)
             assert closed.wait(PATIENCE)
             # The connection is aborted: a plain close would wait for the client to read everything.
-            assert server._server is not None
-            deadline = time.monotonic() + PATIENCE
-            while server._server.server_state.connections and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert not server._server.server_state.connections
+            wait_until_closed(server)
             with Client(base_url=server.base_url, token="abc") as client:
                 assert client.chat("you").text == "you"
             assert not read_all(connection).endswith(b"0\r\n\r\n")
@@ -242,6 +265,7 @@ def test_empty_lines_before_a_request_are_ignored(count: int, split: bool) -> No
             assert read_reply(connection).startswith(b"HTTP/1.1 200 ")
 
 
+@short_timeouts
 def test_an_endless_number_of_empty_lines_is_limited() -> None:
     with connect() as connection, contextlib.suppress(ConnectionError):
         connection.settimeout(0.02)
@@ -302,13 +326,19 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
     ],
 )
 def test_each_invalid_request_is_one_line_of_the_access_log(
-    parts: list[bytes], line: str, caplog: pytest.LogCaptureFixture
+    parts: list[bytes],
+    line: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "cromicle_sdk.server")
-    with connect() as connection:
-        for part in parts:
-            connection.sendall(part)
+    if "status=408" in line:
+        monkeypatch.setattr(_connection, "HEAD_SECONDS", 0.2)
+    first, *others = parts
+    with connect(sent=first) as connection:
+        for part in others:
             time.sleep(0.02)
+            connection.sendall(part)
         read_all(connection)
     *_, last = (record.getMessage() for record in caplog.records)
     assert len(caplog.records) == len(parts)
@@ -358,21 +388,24 @@ def test_an_invalid_chunk_after_the_response_closes_the_connection(
     assert not any(record.exc_info for record in caplog.records)
 
 
+@short_timeouts
 def test_an_error_in_response_to_head_has_no_body(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await anyio.sleep(PATIENCE)
 
-    with connect(app=app) as connection:
-        connection.sendall(b"HEAD / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n")
+    sent = b"HEAD / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n"
+    with connect(app=app, sent=sent) as connection:
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert body == b""
 
 
+@short_timeouts
 def test_an_idle_connection_stays_open() -> None:
-    with connect() as connection:
-        for _ in range(2):
-            connection.sendall(WHOLE)
+    with connect(sent=WHOLE) as connection:
+        for number in range(2):
+            if number:
+                connection.sendall(WHOLE)
             read_reply(connection)
             # Longer than the limit for a request.
             connection.settimeout(0.4)
@@ -381,22 +414,21 @@ def test_an_idle_connection_stays_open() -> None:
             connection.settimeout(PATIENCE)
 
 
+@short_timeouts
 def test_a_reply_may_take_longer_than_a_request() -> None:
     async def backend(prompt: str) -> AsyncIterator[str]:
         yield "one "
         await anyio.sleep(0.5)
         yield "two"
 
-    with connect(backend) as connection:
-        connection.sendall(WHOLE)
+    with connect(backend, sent=WHOLE) as connection:
         assert b"two" in read_reply(connection)
 
 
+@short_timeouts
 def test_the_rest_of_a_rejected_body_is_limited() -> None:
-    with connect() as connection:
-        connection.sendall(
-            b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n" + b"x"
-        )
+    head = b"POST /chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
+    with connect(sent=head + b"x") as connection:
         connection.sendall(b"x")
         answer = b""
         connection.settimeout(0.02)
@@ -415,14 +447,14 @@ def test_the_rest_of_a_rejected_body_is_limited() -> None:
         assert b"408" not in answer
 
 
+@short_timeouts
 def test_a_response_before_the_end_of_the_body_is_not_interrupted() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await anyio.sleep(0.5)
         await send({"type": "http.response.body", "body": b"done"})
 
-    with connect(app=app) as connection:
-        connection.sendall(HEAD + b"content-length: 100\r\n\r\n{")
+    with connect(app=app, sent=HEAD + b"content-length: 100\r\n\r\n{") as connection:
         assert b"done" in read_reply(connection)
 
 
@@ -438,15 +470,24 @@ def test_nodelay_is_set() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def wait_until_closed(server: LocalServer) -> None:
+    """Wait until the server has no connection."""
+    assert server._server is not None
+    deadline = time.monotonic() + PATIENCE
+    while server._server.server_state.connections:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
-def connect_with_small_buffers(app: Any) -> Iterator[socket.socket]:
+def connect_with_small_buffers(app: Any) -> Iterator[tuple[socket.socket, LocalServer]]:
     """A client whose system takes a few kilobytes from the server that it does not read."""
     with LocalServer(app=app) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(PATIENCE)
         url = httpx.URL(server.base_url)
         connection.connect((url.host, url.port))
-        yield connection
+        yield connection, server
 
 
 @pytest.mark.parametrize("kind", ["chunks", "one chunk"])
@@ -462,7 +503,7 @@ def test_a_slow_client_that_does_read_gets_the_whole_reply(
         else:
             yield "~" * 20_000_000
 
-    with connect_with_small_buffers(create_app(talk)) as connection:
+    with connect_with_small_buffers(create_app(talk)) as (connection, _):
         connection.sendall(WHOLE)
         received = bytearray()
         # Twice as long as a client that reads nothing may take, and at 15 kB/s less in that time
@@ -490,13 +531,13 @@ def test_unread_responses_do_not_keep_a_closed_connection_open(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
-    with connect_with_small_buffers(app) as connection:
+    with connect_with_small_buffers(app) as (connection, server):
         close = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
         connection.sendall(GET * (count - 1) + close)
-        answer = b""
-        time.sleep(1.0)
+        answer = connection.recv(1)
+        wait_until_closed(server)
         with contextlib.suppress(ConnectionError):
-            answer = read_all(connection)
+            answer += read_all(connection)
         assert not answer.endswith(b"0\r\n\r\n")
 
 
