@@ -154,6 +154,8 @@ def test_idle_connections_beyond_the_file_descriptors(tmp_path: Path) -> None:
     with run_server(tmp_path, descriptors=1024) as server, contextlib.ExitStack() as stack:
         for _ in range(1200):
             stack.enter_context(server.connect())
+        # It is accepted after all of these.
+        assert server.is_healthy()
         with health_watched(server) as times:
             before = server.cpu
             time.sleep(3)
