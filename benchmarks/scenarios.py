@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -141,9 +141,19 @@ def _call_in_threads(library: str, settings: Settings) -> Sample:
     spec, count = ReplySpec(tokens=20), settings.scale(20)
     barrier = threading.Barrier(_THREADS + 1)
 
+    def start_together() -> None:
+        # The failed call of the thread that has broken the barrier is raised below.
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait()
+
     def work(call: Call) -> None:
-        _check(call(), spec)
-        barrier.wait()
+        try:
+            _check(call(), spec)
+        except BaseException:
+            # All others would wait for this thread for ever.
+            barrier.abort()
+            raise
+        start_together()
         for _ in range(count):
             _check(call(), spec)
 
@@ -151,7 +161,7 @@ def _call_in_threads(library: str, settings: Settings) -> Sample:
         call = stack.enter_context(BLOCKING[library](settings.base_url + spec.path))
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         done = [pool.submit(work, call) for _ in range(_THREADS)]
-        barrier.wait()
+        start_together()
         with Stopwatch() as watch:
             for future in done:
                 future.result()

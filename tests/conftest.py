@@ -55,13 +55,14 @@ def _default_signal_handlers() -> Iterator[None]:
 
 
 @pytest.fixture
-def interrupt() -> Callable[[], None]:
+def interrupt() -> Iterator[Callable[[], None]]:
     """A function that interrupts the main thread once, like Ctrl-C. Callable from any thread.
 
     A signal that arrives just before a system call does not interrupt it, and Python runs the
     handler only when the call returns. Therefore the signal is repeated until the handler has run.
     """
     raised = threading.Event()
+    sending = threading.Lock()
 
     def handle(*args: object) -> None:
         if not raised.is_set():
@@ -73,10 +74,15 @@ def interrupt() -> Callable[[], None]:
 
     def interrupt() -> None:
         while not raised.is_set():
-            os.kill(os.getpid(), signal.SIGINT)
+            with sending:
+                # Not after the end of the test, when another handler is installed.
+                if not raised.is_set():
+                    os.kill(os.getpid(), signal.SIGINT)
             raised.wait(0.1)
 
-    return interrupt
+    yield interrupt
+    with sending:
+        raised.set()
 
 
 @pytest.fixture

@@ -6,16 +6,21 @@ import json
 import math
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
+from benchmarks import faults, isolated, scenarios
 from benchmarks.__main__ import main
 from benchmarks.bounds import BOUNDS, Bound
+from benchmarks.libraries import BLOCKING, Call, Received
 from benchmarks.measure import Case, Sample, Settings, Unavailable, compare, run_rounds
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.server import ReplySpec, run_server
+from cromicle_sdk.testing import FaultyServer
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda b: f"{b.scenario} {b.subject} {b.baseline}")
@@ -53,6 +58,35 @@ def test_the_server_survives_clients_that_leave_an_endless_reply() -> None:
             with socket.create_connection(address, timeout=20) as other:
                 other.sendall(request % ReplySpec(tokens=1).path.encode())
                 assert other.recv(65536)
+
+
+@pytest.mark.parametrize("case", isolated.ISOLATED["flood"])
+def test_the_limit_of_a_flood_is_raised_until_text_arrives_within_it(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "_FLOOD_SECONDS", (0.2, 1.0, 5.0, 20.0))
+    with FaultyServer() as server:
+        server.stall(after="").flood()
+        sample = isolated.ISOLATED["flood"][case](Settings(server.base_url, quick=True))
+        assert len(server.requests) >= 2
+    assert sample.wall >= 0
+
+
+def test_a_failed_call_in_threads_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def library(url: str) -> Iterator[Call]:
+        numbers = count()
+
+        def call() -> Received:
+            if next(numbers) == 5:
+                raise ConnectionError("mine")
+            return Received(ReplySpec(tokens=20).characters, 0.0)
+
+        yield call
+
+    monkeypatch.setitem(BLOCKING, "failing", library)
+    with pytest.raises(ConnectionError, match="mine"):
+        scenarios._call_in_threads("failing", Settings("http://127.0.0.1", quick=True))
 
 
 def test_help_lists_all_scenarios(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,12 @@ class RawClient:
 
     def __init__(self, server: FaultyServer, request: bytes = REQUEST) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port_of(server)), timeout=20)
-        self.sock.sendall(request)
+        try:
+            self.sock.sendall(request)
+        except OSError:
+            # A reset on accept may arrive first.
+            self.sock.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,14 @@ import pytest
 from model_servers import NEEDS_SIGNALS, find_port, run, wait_for_status
 from recipes import build_environment, install_for, run_script, write_recipes
 
-from cromicle_sdk.testing import FaultyServer
+from cromicle_sdk.testing import (
+    LAST_CHUNK,
+    Connection,
+    FaultyServer,
+    RecordedRequest,
+    build_chunk,
+    build_head,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), NEEDS_SIGNALS]
 
@@ -57,10 +64,15 @@ print(json.dumps([[part.value for part in message.markdown] for message in app.c
 
 GRADIO = """
 import json
+import time
+from pathlib import Path
 from gradio_client import Client
 
 client = Client(URL, verbose=False)
 job = client.submit("Hello", api_name="/answer")
+while not (job.outputs() or job.done()):
+    time.sleep(0.02)
+Path("seen").touch()
 answers = [job.result(timeout=60)]
 answers.append([output for output in job.outputs()])
 try:
@@ -121,7 +133,13 @@ def test_the_command_of_streamlit(folder: Path, faults: FaultyServer) -> None:
 
 
 def test_a_chat_of_gradio(folder: Path, faults: FaultyServer) -> None:
-    faults.reply(chunks=["Hi ", "there."], delay=0.2).fail(429, retry_after=100)
+    def reply(connection: Connection, request: RecordedRequest) -> None:
+        connection.send(build_head() + build_chunk("Hi "))
+        while not (folder / "seen").exists():
+            connection.pause(0.02)
+        connection.send(build_chunk("there.") + LAST_CHUNK)
+
+    faults.script(reply).fail(429, retry_after=100)
     port, log = find_port(), folder / "log"
     environment = {
         **build_environment(folder, faults.base_url),
