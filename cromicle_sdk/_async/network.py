@@ -231,6 +231,9 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         call = self._write_call or call
         # Start with bytes: some fake sockets do not accept a memoryview.
         rest: bytes | memoryview = data
+        if not self._sent_bytes:
+            # Before `send`, because the server may work and close before this thread continues.
+            self._sending_since = time.monotonic()
         while rest:
             # Do not wait inside the handler: an error raised there would have this one as its
             # context, with its frames, which hold the request.
@@ -245,8 +248,6 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 raise httpcore.WriteError(str(error)) from error
             now = time.monotonic()
             if sent:
-                if not self._sent_bytes:
-                    self._sending_since = now
                 self._sent_bytes += sent
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)

@@ -624,6 +624,45 @@ class Busy:
         return self._sock.fileno()
 
 
+class Paused:
+    """A socket whose thread is paused after each `send`, as where others hold the GIL."""
+
+    def __init__(self, sock: socket.socket, run: Callable[[], object]) -> None:
+        self._sock = sock
+        self._run = run
+
+    def send(self, data: bytes) -> int:
+        sent = self._sock.send(data)
+        self._run()
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_a_request_that_was_read_while_its_thread_was_paused_is_not_unread(
+    runtime: Runtime,
+) -> None:
+    """It would be sent again behind the caller's back, although the server has worked on it."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+
+            def work() -> None:
+                assert far.recv(100) == b"prompt"
+                time.sleep(sockets._RACE_SECONDS)
+                far.close()
+
+            network = open_network(runtime, Paused(near, work))
+            await finish(network.send(b"prompt"))
+            assert await finish(network.receive(10)) == b""
+            assert not network.is_request_unread
+
+    runtime.run(scenario)
+
+
 def test_a_send_that_has_to_wait_goes_on(runtime: Runtime) -> None:
     async def scenario() -> None:
         near, far = socket.socketpair()
