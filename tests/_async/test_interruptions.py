@@ -22,7 +22,7 @@ import anyio
 import httpcore
 import httpx
 import pytest
-from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, notice_reads, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
@@ -575,13 +575,21 @@ def test_closing_a_stream_in_a_thread_wakes_its_reader(faults: FaultyServer) -> 
     with Client(base_url=faults.base_url, retry=ONCE) as client:
         stream = client.stream("Hi")
         assert next(stream) == "Hel"
-        timer = threading.Timer(0.2, stream.close)
-        timer.start()
+        reading = notice_reads(stream)
+
+        def close_it() -> None:
+            assert reading.wait(20)
+            # Nothing tells when the read has begun to wait.
+            time.sleep(0.2)
+            stream.close()
+
+        thread = threading.Thread(target=close_it)
+        thread.start()
         started = time.monotonic()
         with pytest.raises(IncompleteReplyError, match="closed"):
             next(stream)
         assert time.monotonic() - started < 10
-        timer.join()
+        thread.join()
 
 
 # The parts below a client

@@ -19,7 +19,7 @@ import anyio
 import httpx
 import pytest
 from certificates import build_authority
-from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, notice_reads, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
@@ -400,7 +400,7 @@ def test_closing_ends_a_call_over_your_own_client(
     closed: str, runtime: Runtime, faults: FaultyServer
 ) -> None:
     """At once where a task can be cancelled, at the next bytes where a thread can't be."""
-    gate, reading = threading.Event(), threading.Event()
+    gate = threading.Event()
     faults.reply(chunks=["a", "b"], gate=gate)
 
     async def scenario() -> None:
@@ -408,10 +408,9 @@ def test_closing_ends_a_call_over_your_own_client(
         client = runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE)
         stream = client.stream("Hi")
         assert await anext(stream) == "a"
-        inner: Any = getattr(stream, "inner", stream)
+        reading = notice_reads(stream)
 
         async def reader() -> None:
-            reading.set()
             error = await outcome(anext(stream))
             assert isinstance(error, IncompleteReplyError)
             assert error.partial_text == "a"
