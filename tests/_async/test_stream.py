@@ -839,7 +839,7 @@ def test_dropping_a_stream_over_your_own_client_causes_no_warning() -> None:
 def test_a_stream_in_a_forked_process_says_why_it_ends(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults.drip("x", forever=True)
+    faults.stall(after="x")
 
     async def scenario() -> None:
         async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:
