@@ -65,9 +65,8 @@ def unanswered(name: str, script: Callable[[FaultyServer], object]) -> Fault:
 
 def slow(name: str, script: Callable[[FaultyServer], object], phase: str, **more: Any) -> Fault:
     """A timeout expires."""
-    limits = {"first_byte": 0.2, "stall": 0.2, "total": 30.0}
-    if phase == "total":
-        limits = {"first_byte": 30.0, "stall": 30.0, "total": 0.4}
+    limits = {"first_byte": 30.0, "stall": 30.0, "total": 30.0}
+    limits[phase] = 0.4 if phase == "total" else 0.2
     options = {"timeout": Timeout(**limits)}
     return Fault(name, script, APITimeoutError, facts={"phase": phase}, options=options, **more)
 
