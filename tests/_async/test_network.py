@@ -858,8 +858,13 @@ class TestIdleConnections:
             async with runtime.client(base_url=faults.base_url) as client:
                 assert (await client.chat("Hi")).text == "one"
                 gate.set()
-                # The second answer is under way on loopback; a moment is all it needs.
-                time.sleep(0.1)
+                pool = getattr(client, "inner", client)._session._http_client._transport._pool
+                pools = pool._process_pools if runtime.is_blocking else pool._loop_pools
+                ((idle,),) = [inner._idle for inner in pools.values()]
+                until = time.monotonic() + 20
+                while idle.is_reusable:
+                    assert time.monotonic() < until, "the second answer has not arrived"
+                    time.sleep(0.001)
                 assert (await client.chat("Hi")).text == "two"
                 assert faults.connections == 2
 
