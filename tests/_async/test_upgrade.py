@@ -18,7 +18,14 @@ import httpcore2
 import httpx
 import pytest
 from certificates import build_authority
-from plain_clients import RawServer, close, open_client, send, wait_until_all_others_wait
+from plain_clients import (
+    RawServer,
+    close,
+    open_client,
+    send,
+    wait_until,
+    wait_until_all_others_wait,
+)
 from runtimes import ASYNC_RUNTIMES, Runtime
 
 from cromicle_sdk.testing import Connection
@@ -405,13 +412,14 @@ def test_a_write_over_tls_that_waits_for_another_one_has_its_timeout(runtime: Ru
             response = await send(client, "CONNECT", url)
             stream = response.extensions["network_stream"]
             stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            layer = stream._stream._layer
 
             async def first() -> None:
                 with pytest.raises(httpcore.ReadError):
                     await finish(stream.write(b"x" * 100_000_000, timeout=50))
 
             async def second() -> None:
-                await wait_until_all_others_wait(runtime)
+                await wait_until(layer._sending.locked, runtime)
                 with pytest.raises(httpcore.WriteTimeout):
                     await finish(stream.write(b"y", timeout=0.1))
                 await close(response, runtime)
