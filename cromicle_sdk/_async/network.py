@@ -217,6 +217,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             # A read that is not full has taken all there is, so the next one waits first.
             self._may_have_data = len(received) == max_bytes
             if not received:
+                # `cancel` shuts down the socket, which looks like its end.
+                call.cancel_handle.check()
                 self._notice_close(sock)
             # With a server that sends faster than this reads, let other tasks run, and allow a
             # cancellation.

@@ -199,6 +199,31 @@ def test_a_read_after_an_upgrade_ends_when_it_is_closed(
         runtime.run(partial(scenario, url))
 
 
+def test_a_read_after_a_client_was_closed_is_not_at_the_end(library: Any, runtime: Runtime) -> None:
+    """Also one that need not wait, because the read before it was full."""
+
+    def serve(connection: Connection) -> None:
+        sock = switch_protocol(connection)
+        # What comes with the head, httpcore keeps.
+        assert sock.recv(2) == b"go"
+        sock.sendall(b"full")
+        sock.recv(1)
+
+    async def scenario(url: str) -> None:
+        client = open_client(library, runtime)
+        response = await send(client, "GET", url, headers=UPGRADE)
+        stream = response.extensions["network_stream"]
+        await finish(stream.write(b"go"))
+        assert await finish(stream.read(4)) == b"full"
+        await client.aclose()
+        with pytest.raises(core_of(library).ReadError, match="closed"):
+            await finish(stream.read(4))
+        await close(response, runtime)
+
+    with RawServer(serve) as url:
+        runtime.run(partial(scenario, url))
+
+
 def test_closing_a_client_ends_a_read_and_a_write_that_wait_at_the_same_time(
     library: Any, runtime: Runtime
 ) -> None:
