@@ -212,9 +212,9 @@ def test_the_head_and_the_body_of_a_prompt_are_sent_together(
     kind = sync_network.Network if runtime.is_blocking else async_network.AsyncNetwork
     send: Any = kind.send
 
-    def record(network: Any, data: bytes) -> Any:
+    def record(network: Any, data: bytes, *limits: Any) -> Any:
         sent.append(data)
-        return send(network, data)
+        return send(network, data, *limits)
 
     monkeypatch.setattr(kind, "send", record)
     prompt = "x" * length
