@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from runtimes import RUNTIMES, Runtime
 
+from cromicle_sdk._http import resolver
 from cromicle_sdk.server import LocalServer
 from cromicle_sdk.testing import FaultyServer
 
@@ -106,6 +107,12 @@ def config_folder(
     home = tmp_path_factory.getbasetemp() / f"config-{uuid4().hex}"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     return home / "cromicle"
+
+
+@pytest.fixture(autouse=True)
+def _own_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test not share a lookup with the test before it, whose thread may still be ending."""
+    monkeypatch.setattr(resolver, "_lookups", {})
 
 
 @pytest.fixture(autouse=True)

@@ -65,12 +65,9 @@ def unanswered(name: str, script: Callable[[FaultyServer], object]) -> Fault:
 
 def slow(name: str, script: Callable[[FaultyServer], object], phase: str, **more: Any) -> Fault:
     """A timeout expires, also on a busy machine before those that are not under test."""
-    limits = {"first_byte": 0.2, "stall": 0.2, "total": 60.0}
-    if phase == "stall":
-        limits["first_byte"] = 30.0
-    elif phase == "total":
-        # It includes the time until the request is sent.
-        limits = {"first_byte": 30.0, "stall": 30.0, "total": 1.0}
+    limits = {"first_byte": 30.0, "stall": 30.0, "total": 30.0}
+    # `total` includes the time until the request is sent.
+    limits[phase] = 1.0 if phase == "total" else 0.2
     options = {"timeout": Timeout(**limits)}
     return Fault(name, script, APITimeoutError, facts={"phase": phase}, options=options, **more)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,12 +13,22 @@ import anyio.lowlevel
 from runtimes import Runtime
 
 from cromicle_sdk import AsyncTransport, Transport
+from cromicle_sdk._http.clients import find_source
 from cromicle_sdk.testing import Connection
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["RawServer", "SyncClient", "close", "open_client", "send", "wait_until_all_others_wait"]
+__all__ = [
+    "RawServer",
+    "SyncClient",
+    "close",
+    "open_client",
+    "send",
+    "wait_until",
+    "wait_until_all_others_wait",
+    "wait_until_read",
+]
 
 
 def open_client(library: Any, runtime: Runtime, timeout: Any = 20, **options: Any) -> Any:
@@ -86,6 +97,21 @@ async def send(client: Any, *args: Any, **options: Any) -> Any:
 
 async def close(thing: Any, runtime: Runtime) -> None:
     thing.close() if runtime.is_blocking else await thing.aclose()
+
+
+async def wait_until(condition: Callable[[], object], runtime: Runtime) -> None:
+    """Let other tasks or threads run until the condition is true. Fail after 20 s."""
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001) if runtime.is_blocking else await anyio.sleep(0.001)
+
+
+async def wait_until_read(response: Any, runtime: Runtime) -> None:
+    """Wait until another task or thread reads a response over our transport."""
+    exchange = find_source(response.stream)
+    await wait_until(lambda: exchange._connection.is_in_use, runtime)
+    await wait_until_all_others_wait(runtime)
 
 
 async def wait_until_all_others_wait(runtime: Runtime) -> None:

@@ -169,6 +169,23 @@ class WrappedStream:
         self.inner.__exit__(*args)
 
 
+def notice_reads(stream: Any) -> threading.Event:
+    """Return an event that is set when a stream that has yielded text is read again.
+
+    By then the stream is known to be open: closing it ends the read, and does not prevent it.
+    """
+    reading = threading.Event()
+    attempt: Any = getattr(stream, "inner", stream)._attempt
+    read = attempt.read
+
+    def notice() -> Any:
+        reading.set()
+        return read()
+
+    attempt.read = notice
+    return reading
+
+
 async def outcome(call: Awaitable[Any]) -> Any:
     """Return the result of a call, or the error that it raises."""
     try:

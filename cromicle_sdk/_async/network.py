@@ -61,10 +61,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     """
 
     def __init__(self) -> None:
-        # The limits of reads, and of everything until the connection is ready; then those of
-        # writes.
+        # The limits of everything but the writes after an upgrade, each of which has its own.
         self._call: _AsyncWaitLimits | None = None
-        self._write_call: _AsyncWaitLimits | None = None
         self._socket: socket.socket | None = None
         self._reader: SocketReader | None = None
         # The topmost layer, over which httpcore speaks HTTP. The TLS layers refer to those below.
@@ -92,7 +90,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         buffers_writes: bool,
     ) -> None:
         """Apply the limits of this call. `buffers_writes` buffers writes until the next read."""
-        self._call = self._write_call = _AsyncWaitLimits(timeouts, cancel_handle)
+        self._call = _AsyncWaitLimits(timeouts, cancel_handle)
         self.buffers_writes = buffers_writes
         self._has_received = False
         self._sent_bytes = 0
@@ -107,9 +105,12 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         """Limit the next read to so many seconds, independently of concurrent writes."""
         self._call = self._use_call().with_limit("first_byte", timeout)
 
-    def limit_write(self, timeout: float | None) -> None:
-        """Limit each wait of the next write to so many seconds."""
-        self._write_call = self._use_call().with_limit("send", timeout)
+    def build_write_limits(self, timeout: float | None) -> _AsyncWaitLimits:
+        """Return the limits of one write, each wait of which may take so many seconds.
+
+        Writes of several tasks or threads may be in progress at the same time.
+        """
+        return self._use_call().with_limit("send", timeout)
 
     async def connect_tcp(
         self,
@@ -174,7 +175,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         # They refer to this object: break the reference cycle, so that it is freed without the
         # cyclic GC.
         self._stream = None
-        self._call = self._write_call = None
+        self._call = None
         if self._reader is not None:
             self._reader.close()
 
@@ -217,6 +218,8 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             # A read that is not full has taken all there is, so the next one waits first.
             self._may_have_data = len(received) == max_bytes
             if not received:
+                # `cancel` shuts down the socket, which looks like its end.
+                call.cancel_handle.check()
                 self._notice_close(sock)
             # With a server that sends faster than this reads, let other tasks run, and allow a
             # cancellation.
@@ -225,12 +228,15 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 call.cancel_handle.check()
             return received
 
-    async def send(self, data: bytes) -> None:
-        """Send all of the data. Raises `httpcore`'s errors."""
+    async def send(self, data: bytes, limits: _AsyncWaitLimits | None = None) -> None:
+        """Send all of the data, by default in the call's limits. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
-        call = self._write_call or call
+        call = limits or call
         # Start with bytes: some fake sockets do not accept a memoryview.
         rest: bytes | memoryview = data
+        if not self._sent_bytes:
+            # Before `send`, because the server may work and close before this thread continues.
+            self._sending_since = time.monotonic()
         while rest:
             # Do not wait inside the handler: an error raised there would have this one as its
             # context, with its frames, which hold the request.
@@ -245,17 +251,15 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
                 raise httpcore.WriteError(str(error)) from error
             now = time.monotonic()
             if sent:
-                if not self._sent_bytes:
-                    self._sending_since = now
                 self._sent_bytes += sent
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
             elif not await call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
-    async def pause(self) -> None:
+    async def pause(self, limits: _AsyncWaitLimits | None) -> None:
         """Wait for a moment, until another write may have ended. Raises `httpcore.WriteTimeout`."""
-        call = self._write_call or self._use_call()
+        call = limits or self._use_call()
         left = call.timeouts.left(time.monotonic())
         if left is not None and left <= 0:
             raise httpcore.WriteTimeout
@@ -418,7 +422,7 @@ class _AsyncLayer(Protocol):
     @property
     def has_unread(self) -> bool: ...
     def receive(self, max_bytes: int) -> Awaitable[bytes]: ...
-    async def send(self, data: bytes) -> None: ...
+    async def send(self, data: bytes, limits: _AsyncWaitLimits | None = None) -> None: ...
 
 
 class _AsyncTCP:
@@ -432,8 +436,8 @@ class _AsyncTCP:
     def receive(self, max_bytes: int) -> Awaitable[bytes]:
         return self._network.receive(max_bytes)
 
-    async def send(self, data: bytes) -> None:
-        await self._network.send(data)
+    async def send(self, data: bytes, limits: _AsyncWaitLimits | None = None) -> None:
+        await self._network.send(data, limits)
 
 
 class _AsyncTLS:
@@ -448,7 +452,7 @@ class _AsyncTLS:
         lower: _AsyncLayer,
         context: ssl.SSLContext,
         hostname: str | None,
-        pause: Callable[[], Awaitable[None]],
+        pause: Callable[[_AsyncWaitLimits | None], Awaitable[None]],
     ) -> None:
         self._lower = lower
         self._pause = pause
@@ -475,18 +479,19 @@ class _AsyncTLS:
         read = partial(self.ssl_object.read, max_bytes)
         return await self._run(read, httpcore.ReadError, self._flush)
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, limits: _AsyncWaitLimits | None = None) -> None:
         while not self._sending.acquire(blocking=False):
-            await self._pause()
+            await self._pause(limits)
         try:
+            send_pending = partial(self._send_pending, limits)
             rest = memoryview(data)
             while rest:
                 # In parts, so that the ciphertext is not buffered as a whole.
                 write = partial(self.ssl_object.write, rest[:READ_BYTES])
-                rest = rest[await self._run(write, httpcore.WriteError, self._send_pending) :]
+                rest = rest[await self._run(write, httpcore.WriteError, send_pending) :]
         finally:
             self._sending.release()
-        await self._flush()
+        await self._flush(limits)
 
     async def _run(
         self,
@@ -515,18 +520,18 @@ class _AsyncTLS:
                 else:
                     self._incoming.write_eof()
 
-    async def _flush(self) -> None:
+    async def _flush(self, limits: _AsyncWaitLimits | None = None) -> None:
         """Send what a read has to send, or leave it to the write in progress."""
         while self._outgoing.pending and self._sending.acquire(blocking=False):
             try:
-                await self._send_pending()
+                await self._send_pending(limits)
             finally:
                 self._sending.release()
 
-    async def _send_pending(self) -> None:
+    async def _send_pending(self, limits: _AsyncWaitLimits | None) -> None:
         with self._lock:
             data = self._outgoing.read()
-        await self._lower.send(data)
+        await self._lower.send(data, limits)
 
 
 class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
@@ -569,8 +574,7 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._network.is_upgraded:
-            self._network.limit_write(timeout)
-            await self._layer.send(buffer)
+            await self._layer.send(buffer, self._network.build_write_limits(timeout))
             return
         self._unsent.append(buffer)
         if not self._network.buffers_writes:
@@ -599,7 +603,6 @@ class _AsyncNetworkStream(httpcore.AsyncNetworkStream):
             raise ValueError("check_hostname requires server_hostname")
         if self._network.is_upgraded:
             self._network.limit_read(timeout)
-            self._network.limit_write(timeout)
         layer = _AsyncTLS(self._layer, ssl_context, hostname, self._network.pause)
         is_behind_proxy = self._network.is_behind_proxy
         try:

@@ -62,10 +62,8 @@ class Network(httpcore.NetworkBackend):
     """
 
     def __init__(self) -> None:
-        # The limits of reads, and of everything until the connection is ready; then those of
-        # writes.
+        # The limits of everything but the writes after an upgrade, each of which has its own.
         self._call: _WaitLimits | None = None
-        self._write_call: _WaitLimits | None = None
         self._socket: socket.socket | None = None
         self._reader: SocketReader | None = None
         # The topmost layer, over which httpcore speaks HTTP. The TLS layers refer to those below.
@@ -93,7 +91,7 @@ class Network(httpcore.NetworkBackend):
         buffers_writes: bool,
     ) -> None:
         """Apply the limits of this call. `buffers_writes` buffers writes until the next read."""
-        self._call = self._write_call = _WaitLimits(timeouts, cancel_handle)
+        self._call = _WaitLimits(timeouts, cancel_handle)
         self.buffers_writes = buffers_writes
         self._has_received = False
         self._sent_bytes = 0
@@ -108,9 +106,12 @@ class Network(httpcore.NetworkBackend):
         """Limit the next read to so many seconds, independently of concurrent writes."""
         self._call = self._use_call().with_limit("first_byte", timeout)
 
-    def limit_write(self, timeout: float | None) -> None:
-        """Limit each wait of the next write to so many seconds."""
-        self._write_call = self._use_call().with_limit("send", timeout)
+    def build_write_limits(self, timeout: float | None) -> _WaitLimits:
+        """Return the limits of one write, each wait of which may take so many seconds.
+
+        Writes of several tasks or threads may be in progress at the same time.
+        """
+        return self._use_call().with_limit("send", timeout)
 
     def connect_tcp(
         self,
@@ -175,7 +176,7 @@ class Network(httpcore.NetworkBackend):
         # They refer to this object: break the reference cycle, so that it is freed without the
         # cyclic GC.
         self._stream = None
-        self._call = self._write_call = None
+        self._call = None
         if self._reader is not None:
             self._reader.close()
 
@@ -218,6 +219,8 @@ class Network(httpcore.NetworkBackend):
             # A read that is not full has taken all there is, so the next one waits first.
             self._may_have_data = len(received) == max_bytes
             if not received:
+                # `cancel` shuts down the socket, which looks like its end.
+                call.cancel_handle.check()
                 self._notice_close(sock)
             # With a server that sends faster than this reads, let other threads run, and allow a
             # cancellation.
@@ -226,12 +229,15 @@ class Network(httpcore.NetworkBackend):
                 call.cancel_handle.check()
             return received
 
-    def send(self, data: bytes) -> None:
-        """Send all of the data. Raises `httpcore`'s errors."""
+    def send(self, data: bytes, limits: _WaitLimits | None = None) -> None:
+        """Send all of the data, by default in the call's limits. Raises `httpcore`'s errors."""
         sock, call = self._use_socket()
-        call = self._write_call or call
+        call = limits or call
         # Start with bytes: some fake sockets do not accept a memoryview.
         rest: bytes | memoryview = data
+        if not self._sent_bytes:
+            # Before `send`, because the server may work and close before this thread continues.
+            self._sending_since = time.monotonic()
         while rest:
             # Do not wait inside the handler: an error raised there would have this one as its
             # context, with its frames, which hold the request.
@@ -246,17 +252,15 @@ class Network(httpcore.NetworkBackend):
                 raise httpcore.WriteError(str(error)) from error
             now = time.monotonic()
             if sent:
-                if not self._sent_bytes:
-                    self._sending_since = now
                 self._sent_bytes += sent
                 rest = memoryview(rest)[sent:]
                 call.timeouts.progress(now)
             elif not call.cancel_handle.wait_writable(sock, call.timeouts.left(now)):
                 raise httpcore.WriteTimeout
 
-    def pause(self) -> None:
+    def pause(self, limits: _WaitLimits | None) -> None:
         """Wait for a moment, until another write may have ended. Raises `httpcore.WriteTimeout`."""
-        call = self._write_call or self._use_call()
+        call = limits or self._use_call()
         left = call.timeouts.left(time.monotonic())
         if left is not None and left <= 0:
             raise httpcore.WriteTimeout
@@ -419,7 +423,7 @@ class _Layer(Protocol):
     @property
     def has_unread(self) -> bool: ...
     def receive(self, max_bytes: int) -> bytes: ...
-    def send(self, data: bytes) -> None: ...
+    def send(self, data: bytes, limits: _WaitLimits | None = None) -> None: ...
 
 
 class _TCP:
@@ -433,8 +437,8 @@ class _TCP:
     def receive(self, max_bytes: int) -> bytes:
         return self._network.receive(max_bytes)
 
-    def send(self, data: bytes) -> None:
-        self._network.send(data)
+    def send(self, data: bytes, limits: _WaitLimits | None = None) -> None:
+        self._network.send(data, limits)
 
 
 class _TLS:
@@ -449,7 +453,7 @@ class _TLS:
         lower: _Layer,
         context: ssl.SSLContext,
         hostname: str | None,
-        pause: Callable[[], None],
+        pause: Callable[[_WaitLimits | None], None],
     ) -> None:
         self._lower = lower
         self._pause = pause
@@ -476,18 +480,19 @@ class _TLS:
         read = partial(self.ssl_object.read, max_bytes)
         return self._run(read, httpcore.ReadError, self._flush)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, limits: _WaitLimits | None = None) -> None:
         while not self._sending.acquire(blocking=False):
-            self._pause()
+            self._pause(limits)
         try:
+            send_pending = partial(self._send_pending, limits)
             rest = memoryview(data)
             while rest:
                 # In parts, so that the ciphertext is not buffered as a whole.
                 write = partial(self.ssl_object.write, rest[:READ_BYTES])
-                rest = rest[self._run(write, httpcore.WriteError, self._send_pending) :]
+                rest = rest[self._run(write, httpcore.WriteError, send_pending) :]
         finally:
             self._sending.release()
-        self._flush()
+        self._flush(limits)
 
     def _run(
         self,
@@ -516,18 +521,18 @@ class _TLS:
                 else:
                     self._incoming.write_eof()
 
-    def _flush(self) -> None:
+    def _flush(self, limits: _WaitLimits | None = None) -> None:
         """Send what a read has to send, or leave it to the write in progress."""
         while self._outgoing.pending and self._sending.acquire(blocking=False):
             try:
-                self._send_pending()
+                self._send_pending(limits)
             finally:
                 self._sending.release()
 
-    def _send_pending(self) -> None:
+    def _send_pending(self, limits: _WaitLimits | None) -> None:
         with self._lock:
             data = self._outgoing.read()
-        self._lower.send(data)
+        self._lower.send(data, limits)
 
 
 class _NetworkStream(httpcore.NetworkStream):
@@ -570,8 +575,7 @@ class _NetworkStream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._network.is_upgraded:
-            self._network.limit_write(timeout)
-            self._layer.send(buffer)
+            self._layer.send(buffer, self._network.build_write_limits(timeout))
             return
         self._unsent.append(buffer)
         if not self._network.buffers_writes:
@@ -600,7 +604,6 @@ class _NetworkStream(httpcore.NetworkStream):
             raise ValueError("check_hostname requires server_hostname")
         if self._network.is_upgraded:
             self._network.limit_read(timeout)
-            self._network.limit_write(timeout)
         layer = _TLS(self._layer, ssl_context, hostname, self._network.pause)
         is_behind_proxy = self._network.is_behind_proxy
         try:

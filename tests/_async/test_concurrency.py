@@ -29,7 +29,14 @@ from cromicle_sdk import (
 from cromicle_sdk._async import concurrency, iterators
 from cromicle_sdk._http import resolver, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
-from cromicle_sdk.testing import FaultyServer, build_head
+from cromicle_sdk.testing import (
+    LAST_CHUNK,
+    Connection,
+    FaultyServer,
+    RecordedRequest,
+    build_chunk,
+    build_head,
+)
 
 if sys.version_info < (3, 11):
     pass
@@ -71,8 +78,7 @@ def test_a_client_that_is_closed_in_another_event_loop_ends_every_wait(
         faults.stall(after="Hel")
         options = {"max_connections": 1}
     elif wait == "resolver":
-        # A host of its own: the look-up of another case may still be shared.
-        url = f"http://h{time.monotonic_ns()}.example"
+        url = "http://h.example"
 
         def look_up(*args: object) -> Any:
             is_waiting.set()
@@ -357,8 +363,15 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_that_came_while_the_event_loop_was_busy_is_no_timeout(
     runtime: Runtime, phase: str, faults: FaultyServer
 ) -> None:
-    gate = threading.Event()
-    faults.raw([b"HTTP", build_head(length=6)[4:] + b"Hello."], gate=gate)
+    gate, sent = threading.Event(), threading.Event()
+
+    def answer(connection: Connection, request: RecordedRequest) -> None:
+        connection.send(b"HTTP")
+        connection.wait(gate)
+        connection.send(build_head(length=6)[4:] + b"Hello.")
+        sent.set()
+
+    faults.script(answer)
 
     async def scenario() -> None:
         limits = Timeout(**{phase: 0.6})
@@ -373,6 +386,7 @@ def test_an_answer_that_came_while_the_event_loop_was_busy_is_no_timeout(
                 group.start_soon(call)
                 await anyio.to_thread.run_sync(faults.wait_for_requests, 1)
                 gate.set()
+                assert sent.wait(20)
                 time.sleep(0.9)
             assert str(replies[0]) == "Hello."
 
@@ -384,26 +398,34 @@ def test_an_answer_that_came_while_the_event_loop_was_busy_is_no_timeout(
 def test_what_has_arrived_while_the_caller_was_busy_is_read_after_the_total(
     runtime: Runtime, custom: bool, faults: FaultyServer
 ) -> None:
-    gate = threading.Event()
-    faults.reply(chunks=["Hel", "lo."], gate=gate).stall(after="Hel")
+    gate, sent = threading.Event(), threading.Event()
+
+    def answer(connection: Connection, request: RecordedRequest) -> None:
+        connection.send(build_head() + build_chunk("Hel"))
+        connection.wait(gate)
+        connection.send(build_chunk("lo.") + LAST_CHUNK)
+        sent.set()
+
+    faults.script(answer).stall(after="Hel")
 
     async def scenario() -> None:
         own = httpx.Client() if runtime.is_blocking else httpx.AsyncClient()
         options: Any = {"http_client": own} if custom else {}
-        async with runtime.client(
-            base_url=faults.base_url, timeout=Timeout(total=0.3), retry=ONCE, **options
-        ) as client:
-            stream = client.stream("Hi")
+        async with runtime.client(base_url=faults.base_url, retry=ONCE, **options) as client:
+            # As if the caller was busy for longer than the total. What comes before is to arrive in
+            # time, also on a busy machine.
+            stream = client.stream("Hi", timeout=Timeout(total=20))
             assert await anext(stream) == "Hel"
             gate.set()
-            time.sleep(0.5)
+            assert sent.wait(20)
+            getattr(stream, "inner", stream)._call.timeouts._deadline = time.monotonic() - 0.2
             assert (await stream.read()).text == "Hello."
-            stream = client.stream("Hi")
-            assert await anext(stream) == "Hel"
-            time.sleep(0.5)
-            error = await outcome(stream.read())
-            assert isinstance(error, APITimeoutError)
-            assert error.phase == "total"
+            with pytest.raises(APITimeoutError) as caught:
+                stream = client.stream("Hi", timeout=Timeout(total=0.3))
+                assert await anext(stream) == "Hel"
+                time.sleep(0.5)
+                await stream.read()
+            assert caught.value.phase == "total"
         own.close() if isinstance(own, httpx.Client) else await own.aclose()
 
     runtime.run(scenario)

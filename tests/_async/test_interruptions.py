@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator
 from queue import Empty
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import httpcore
 import httpx
 import pytest
-from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, notice_reads, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
@@ -40,7 +40,7 @@ from cromicle_sdk._async import concurrency as async_concurrency
 from cromicle_sdk._async import network as async_network
 from cromicle_sdk._async.session import AsyncHTTPClient
 from cromicle_sdk._core.deadline import CallTimeouts, Phase
-from cromicle_sdk._http import framing, resolver, sockets
+from cromicle_sdk._http import framing, resolver, slots, sockets
 from cromicle_sdk._sync import concurrency as sync_concurrency
 from cromicle_sdk._sync import network as sync_network
 from cromicle_sdk._sync import pool as sync_pool
@@ -62,12 +62,12 @@ async def close(client: Any) -> None:
 
 
 @contextlib.contextmanager
-def alarm(
-    error: BaseException, seconds: float = 0.2, *, after: Callable[[], object] = int
-) -> Generator[None]:
+def alarm(error: BaseException, after: Callable[[], object]) -> Generator[None]:
     """A signal handler that raises, as programs have them to end a job, when `after` has returned.
 
-    A signal that comes just before a system call does not end it, so that it is repeated.
+    Before the call has come to its wait, Python ignores the error in some places, such as the
+    `__del__` of any object. A signal that comes just before a system call does not end it, so that
+    it is repeated.
     """
     errors = [error]
 
@@ -77,7 +77,7 @@ def alarm(
 
     def start() -> None:
         after()
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.1)
 
     before = signal.signal(signal.SIGALRM, handle)
     thread = threading.Thread(target=start)
@@ -88,6 +88,24 @@ def alarm(
         thread.join()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def request_of(faults: FaultyServer) -> Callable[[], object]:
+    """A wait for the first request."""
+    return functools.partial(faults.wait_for_requests, 1, timeout=60)
+
+
+def call_of(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
+    """A wait for the first call of a function."""
+    called = threading.Event()
+    function = getattr(owner, name)
+
+    def notice(*args: Any, **options: Any) -> Any:
+        called.set()
+        return function(*args, **options)
+
+    monkeypatch.setattr(owner, name, notice)
+    return functools.partial(called.wait, 60)
 
 
 SCRIPTS: dict[str, Callable[[FaultyServer], object]] = {
@@ -124,9 +142,7 @@ def test_an_exception_of_a_signal_handler_ends_the_call_at_once(
     script(faults)
     with Client(base_url=faults.base_url) as client:
         started = time.monotonic()
-        # Before, Python ignores the error in some places, such as the `__del__` of any object.
-        sent = functools.partial(faults.wait_for_requests, 1, timeout=60)
-        with alarm(error, after=sent), pytest.raises(type(error)) as caught:
+        with alarm(error, request_of(faults)), pytest.raises(type(error)) as caught:
             client.chat("Hi")
         assert caught.value is error
         assert time.monotonic() - started < 10
@@ -164,21 +180,10 @@ def test_an_exception_of_a_signal_handler_passes_through_a_custom_client(
 ) -> None:
     """httpcore takes what interrupts its system calls for an error of the network."""
     SCRIPTS[script](faults)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        raise error
-
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        with own_client(RUNTIMES[0]) as own:
-            client = Client(base_url=faults.base_url, http_client=own)
-            signal.setitimer(signal.ITIMER_REAL, 0.2, 0.1)
-            with pytest.raises(type(error)) as caught:
-                client.chat("Hi")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with own_client(RUNTIMES[0]) as own:
+        client = Client(base_url=faults.base_url, http_client=own)
+        with alarm(error, request_of(faults)), pytest.raises(type(error)) as caught:
+            client.chat("Hi")
     assert caught.value is error
     # The frames between the call and the handler hold the request.
     names = [entry.name for entry in caught.traceback]
@@ -194,7 +199,7 @@ def test_a_call_in_the_handler_of_an_earlier_interrupt_fails_by_itself(
     faults.stall().reset()
     with Client(base_url=faults.base_url, retry=ONCE) as client:
         try:
-            with alarm(TimeoutError("mine")):
+            with alarm(TimeoutError("mine"), request_of(faults)):
                 client.chat("Hi")
         except TimeoutError:
             with pytest.raises(APIConnectionError):
@@ -209,21 +214,23 @@ def test_an_exception_of_a_signal_handler_ends_every_other_wait(
     ended = threading.Event()
     if wait == "resolver":
         monkeypatch.setattr(resolver, "look_up", lambda *args: ended.wait(20))
+        waiting = call_of(resolver, "look_up", monkeypatch)
     elif wait == "connection":
         faults.black_hole()
+        waiting = call_of(sync_network, "start_connect", monkeypatch)
     elif wait == "upload":
         faults.stall(when="head")
+        waiting = request_of(faults)
     else:
         faults.stall(after="Hel")
-    # A host of its own: the look-up that the other error has interrupted may still be shared.
-    host = f"http://{type(error).__name__.lower()}.example"
-    url = host if wait == "resolver" else faults.base_url
+        waiting = call_of(slots.Slots, "wait", monkeypatch)
+    url = "http://h.example" if wait == "resolver" else faults.base_url
     prompt = "x" * 20_000_000 if wait == "upload" else "Hi"
     timeout = Timeout(connect=60)
     with Client(base_url=url, max_connections=1, timeout=timeout) as client:
         with client.stream("first") if wait == "slot" else contextlib.nullcontext():
             started = time.monotonic()
-            with alarm(error), pytest.raises(type(error)) as caught:
+            with alarm(error, waiting), pytest.raises(type(error)) as caught:
                 client.chat(prompt)
         assert caught.value is error
         assert time.monotonic() - started < 10
@@ -283,9 +290,10 @@ def test_an_exception_that_comes_while_resolving_passes_unchanged(
 ) -> None:
     resolved = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: resolved.wait(60) and [])
+    asked = call_of(socket, "getaddrinfo", monkeypatch)
     error = OSError("mine")
     with Client(base_url="http://h.example") as client:
-        with alarm(error), pytest.raises(OSError, match="mine") as caught:
+        with alarm(error, asked), pytest.raises(OSError, match="mine") as caught:
             client.chat("Hi")
         assert caught.value is error
     resolved.set()
@@ -575,13 +583,21 @@ def test_closing_a_stream_in_a_thread_wakes_its_reader(faults: FaultyServer) -> 
     with Client(base_url=faults.base_url, retry=ONCE) as client:
         stream = client.stream("Hi")
         assert next(stream) == "Hel"
-        timer = threading.Timer(0.2, stream.close)
-        timer.start()
+        reading = notice_reads(stream)
+
+        def close_it() -> None:
+            assert reading.wait(20)
+            # Nothing tells when the read has begun to wait.
+            time.sleep(0.2)
+            stream.close()
+
+        thread = threading.Thread(target=close_it)
+        thread.start()
         started = time.monotonic()
         with pytest.raises(IncompleteReplyError, match="closed"):
             next(stream)
         assert time.monotonic() - started < 10
-        timer.join()
+        thread.join()
 
 
 # The parts below a client
@@ -622,6 +638,45 @@ class Busy:
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+
+class Paused:
+    """A socket whose thread is paused after each `send`, as where others hold the GIL."""
+
+    def __init__(self, sock: socket.socket, run: Callable[[], object]) -> None:
+        self._sock = sock
+        self._run = run
+
+    def send(self, data: bytes) -> int:
+        sent = self._sock.send(data)
+        self._run()
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_a_request_that_was_read_while_its_thread_was_paused_is_not_unread(
+    runtime: Runtime,
+) -> None:
+    """It would be sent again behind the caller's back, although the server has worked on it."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+
+            def work() -> None:
+                assert far.recv(100) == b"prompt"
+                time.sleep(sockets._RACE_SECONDS)
+                far.close()
+
+            network = open_network(runtime, Paused(near, work))
+            await finish(network.send(b"prompt"))
+            assert await finish(network.receive(10)) == b""
+            assert not network.is_request_unread
+
+    runtime.run(scenario)
 
 
 def test_a_send_that_has_to_wait_goes_on(runtime: Runtime) -> None:

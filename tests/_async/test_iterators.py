@@ -369,9 +369,11 @@ def test_the_close_of_a_custom_response_has_a_limit(runtime: Runtime) -> None:
 @pytest.mark.parametrize("reason", ["left", "closed"])
 @on_each_event_loop
 def test_a_custom_response_has_time_to_close_while_its_call_goes_on(
-    reason: str, runtime: Runtime
+    reason: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a moment where the caller leaves the stream, and no more where it is closed."""
+    # On a busy machine, the close below may take longer than the real limit.
+    monkeypatch.setattr("cromicle_sdk._async.session._CLEANUP_SECONDS", 20)
     ended: list[str] = []
 
     class Slow(Body):

@@ -412,11 +412,13 @@ def test_threads_take_slots_in_the_order_in_which_they_came() -> None:
     limiter, handle = open_limiter(RUNTIMES[0], 1)
     slot = limiter.acquire(0, handle)
     order: list[int] = []
+    go_on = threading.Event()
 
     def wait(number: int) -> None:
         own = limiter.acquire(20, handle)
         assert own is not None
         order.append(number)
+        assert go_on.wait(20)
         own.release()
 
     threads = [threading.Thread(target=wait, args=(number,)) for number in range(5)]
@@ -427,6 +429,7 @@ def test_threads_take_slots_in_the_order_in_which_they_came() -> None:
     slot.release()
     # It is free now, and another thread's.
     assert limiter.acquire(0, handle) is None
+    go_on.set()
     for thread in threads:
         thread.join(20)
     assert order == list(range(5))

@@ -19,7 +19,7 @@ import anyio
 import httpx
 import pytest
 from certificates import build_authority
-from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, outcome
+from runtimes import ASYNC_RUNTIMES, RUNTIMES, Runtime, notice_reads, outcome
 
 from cromicle_sdk import (
     APIConnectionError,
@@ -400,7 +400,7 @@ def test_closing_ends_a_call_over_your_own_client(
     closed: str, runtime: Runtime, faults: FaultyServer
 ) -> None:
     """At once where a task can be cancelled, at the next bytes where a thread can't be."""
-    gate, reading = threading.Event(), threading.Event()
+    gate = threading.Event()
     faults.reply(chunks=["a", "b"], gate=gate)
 
     async def scenario() -> None:
@@ -408,10 +408,9 @@ def test_closing_ends_a_call_over_your_own_client(
         client = runtime.client(base_url=faults.base_url, http_client=own, retry=ONCE)
         stream = client.stream("Hi")
         assert await anext(stream) == "a"
-        inner: Any = getattr(stream, "inner", stream)
+        reading = notice_reads(stream)
 
         async def reader() -> None:
-            reading.set()
             error = await outcome(anext(stream))
             assert isinstance(error, IncompleteReplyError)
             assert error.partial_text == "a"
@@ -419,8 +418,6 @@ def test_closing_ends_a_call_over_your_own_client(
 
         async def closer() -> None:
             await runtime.wait(reading)
-            while not inner._reading.locked():
-                await anyio.sleep(0) if not runtime.is_blocking else None
             await (stream if closed == "stream" else client).aclose()
             if runtime.is_blocking:
                 gate.set()
@@ -630,10 +627,11 @@ def test_the_callers_own_time_after_the_head_is_not_the_servers(
                 await pause(runtime, 0.8)
                 assert (await stream.read()).text == "Hello"
             faults.clear().raw(build_head())
-            async with client.stream("Hi", retry=ONCE) as stream:
-                await pause(runtime, 0.8)
-                error = await outcome(stream.read())
-                assert error.phase == "first_byte"
+            with pytest.raises(APITimeoutError) as caught:
+                async with client.stream("Hi", retry=ONCE) as stream:
+                    await pause(runtime, 0.8)
+                    await stream.read()
+            assert caught.value.phase == "first_byte"
 
     runtime.run(scenario)
     assert len(faults.requests) == 1
@@ -840,7 +838,7 @@ def test_dropping_a_stream_over_your_own_client_causes_no_warning() -> None:
 def test_a_stream_in_a_forked_process_says_why_it_ends(
     runtime: Runtime, faults: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults.drip("x", forever=True)
+    faults.stall(after="x")
 
     async def scenario() -> None:
         async with runtime.client(base_url=faults.base_url, retry=ONCE) as client:

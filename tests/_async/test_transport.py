@@ -17,7 +17,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 from certificates import build_authority
-from plain_clients import RawServer, close, open_client, send, wait_until_all_others_wait
+from plain_clients import RawServer, close, open_client, send, wait_until_read
 from proxies import Proxy
 from runtimes import ASYNC_RUNTIMES, Runtime, outcome
 
@@ -83,9 +83,10 @@ def test_faults_raise_the_errors_of_the_library(
     script: Any, kind: str, library: Any, runtime: Runtime, faults: FaultyServer
 ) -> None:
     script(faults)
+    timeout = library.Timeout(20, read=0.3 if kind == "ReadTimeout" else 20)
 
     async def scenario() -> None:
-        async with open_client(library, runtime, timeout=0.3) as client:
+        async with open_client(library, runtime, timeout=timeout) as client:
             error = await outcome(client.post(f"{faults.base_url}/chat", json=BODY))
             assert type(error) is getattr(library, kind), repr(error)
             assert kind != "ReadError" or "Connection reset" in str(error)
@@ -211,9 +212,9 @@ def test_the_head_and_the_body_of_a_prompt_are_sent_together(
     kind = sync_network.Network if runtime.is_blocking else async_network.AsyncNetwork
     send: Any = kind.send
 
-    def record(network: Any, data: bytes) -> Any:
+    def record(network: Any, data: bytes, *limits: Any) -> Any:
         sent.append(data)
-        return send(network, data)
+        return send(network, data, *limits)
 
     monkeypatch.setattr(kind, "send", record)
     prompt = "x" * length
@@ -403,7 +404,7 @@ def test_a_response_is_closed_while_another_task_or_thread_reads_it(
                     assert "closed" in str(error)
 
                 async def close_it(response: Any = response) -> None:
-                    await wait_until_all_others_wait(runtime)
+                    await wait_until_read(response, runtime)
                     await close(response, runtime)
 
                 await runtime.together(read_it, close_it)
@@ -481,7 +482,7 @@ def test_closing_a_client_ends_a_read_of_a_body(
             assert type(error) is library.ReadError, repr(error)
 
         async def close_it() -> None:
-            await wait_until_all_others_wait(runtime)
+            await wait_until_read(response, runtime)
             await client.aclose()
 
         await runtime.together(read_it, close_it)

@@ -18,7 +18,14 @@ import httpcore2
 import httpx
 import pytest
 from certificates import build_authority
-from plain_clients import RawServer, close, open_client, send, wait_until_all_others_wait
+from plain_clients import (
+    RawServer,
+    close,
+    open_client,
+    send,
+    wait_until,
+    wait_until_all_others_wait,
+)
 from runtimes import ASYNC_RUNTIMES, Runtime
 
 from cromicle_sdk.testing import Connection
@@ -189,6 +196,31 @@ def test_a_read_after_an_upgrade_ends_when_it_is_closed(
         await client.aclose()
 
     with RawServer(serve_nothing) as url:
+        runtime.run(partial(scenario, url))
+
+
+def test_a_read_after_a_client_was_closed_is_not_at_the_end(library: Any, runtime: Runtime) -> None:
+    """Also one that need not wait, because the read before it was full."""
+
+    def serve(connection: Connection) -> None:
+        sock = switch_protocol(connection)
+        # What comes with the head, httpcore keeps.
+        assert sock.recv(2) == b"go"
+        sock.sendall(b"full")
+        sock.recv(1)
+
+    async def scenario(url: str) -> None:
+        client = open_client(library, runtime)
+        response = await send(client, "GET", url, headers=UPGRADE)
+        stream = response.extensions["network_stream"]
+        await finish(stream.write(b"go"))
+        assert await finish(stream.read(4)) == b"full"
+        await client.aclose()
+        with pytest.raises(core_of(library).ReadError, match="closed"):
+            await finish(stream.read(4))
+        await close(response, runtime)
+
+    with RawServer(serve) as url:
         runtime.run(partial(scenario, url))
 
 
@@ -454,13 +486,14 @@ def test_a_write_over_tls_that_waits_for_another_one_has_its_timeout(runtime: Ru
             response = await send(client, "CONNECT", url)
             stream = response.extensions["network_stream"]
             stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            layer = stream._stream._layer
 
             async def first() -> None:
                 with pytest.raises(httpcore.ReadError):
                     await finish(stream.write(b"x" * 100_000_000, timeout=50))
 
             async def second() -> None:
-                await wait_until_all_others_wait(runtime)
+                await wait_until(layer._sending.locked, runtime)
                 started = time.monotonic()
                 with pytest.raises(httpcore.WriteTimeout):
                     await finish(stream.write(b"y", timeout=1.1))
@@ -474,6 +507,66 @@ def test_a_write_over_tls_that_waits_for_another_one_has_its_timeout(runtime: Ru
         is_over.wait(20)
 
     with serve_tunnel(ignore) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_a_write_over_tls_has_its_timeout(runtime: Runtime) -> None:
+    is_over = threading.Event()
+
+    def ignore(sock: socket.socket) -> None:
+        is_over.wait(20)
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            started = time.monotonic()
+            with pytest.raises(httpcore.WriteTimeout):
+                await finish(stream.write(b"x" * 30_000_000, timeout=0.2))
+            assert time.monotonic() - started < 15
+            is_over.set()
+            await close(response, runtime)
+
+    with serve_tunnel(ignore) as (url, trusting):
+        runtime.run(partial(scenario, url, trusting))
+
+
+def test_a_write_over_tls_keeps_its_timeout_while_another_one_gives_up(runtime: Runtime) -> None:
+    data = b"x" * 30_000_000
+    go = threading.Event()
+
+    def read_with_a_pause(sock: socket.socket) -> None:
+        assert go.wait(20)
+        left = len(data)
+        for pause in (0.5, 0):
+            until = left // 2 if pause else 0
+            while left > until:
+                left -= len(sock.recv(min(left - until, 65536)))
+            time.sleep(pause)
+        sock.sendall(b"all")
+
+    async def scenario(url: str, trusting: ssl.SSLContext) -> None:
+        async with open_client(httpx, runtime) as client:
+            response = await send(client, "CONNECT", url)
+            stream = response.extensions["network_stream"]
+            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            layer = stream._stream._layer
+
+            async def first() -> None:
+                await finish(stream.write(data, timeout=20))
+
+            async def second() -> None:
+                await wait_until(layer._sending.locked, runtime)
+                with pytest.raises(httpcore.WriteTimeout):
+                    await finish(stream.write(b"y", timeout=0.1))
+                go.set()
+
+            await runtime.together(first, second)
+            assert await finish(stream.read(100, timeout=20)) == b"all"
+            await close(response, runtime)
+
+    with serve_tunnel(read_with_a_pause) as (url, trusting):
         runtime.run(partial(scenario, url, trusting))
 
 

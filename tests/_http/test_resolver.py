@@ -37,8 +37,12 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     monkeypatch.setattr(socket, "getaddrinfo", slow.getaddrinfo)
     # A lookup of the test before may not have ended yet.
     monkeypatch.setattr(resolver, "_lookups", {})
+    before = set(threading.enumerate())
     yield slow
     slow.released.set()
+    # One that starts late would call the resolver of the next test.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
 
 
 def start(host: str = "h.example") -> resolver.Lookup:
