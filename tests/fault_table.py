@@ -68,6 +68,9 @@ def slow(name: str, script: Callable[[FaultyServer], object], phase: str, **more
     limits = {"first_byte": 30.0, "stall": 30.0, "total": 30.0}
     # `total` includes the time until the request is sent.
     limits[phase] = 1.0 if phase == "total" else 0.2
+    if phase == "first_byte":
+        # The limit of httpx2's own transport once it has the head.
+        limits["stall"] = 0.2
     options = {"timeout": Timeout(**limits)}
     return Fault(name, script, APITimeoutError, facts={"phase": phase}, options=options, **more)
 
