@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,19 +28,43 @@ print("stopped" if os.WIFSTOPPED(status) else f"ended with {os.WEXITSTATUS(statu
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo terminals")
-def test_what_is_typed_meanwhile_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The descriptor of a pseudo terminal, which is stdin."""
+    if sys.platform == "win32":
+        pytest.skip("it has no pseudo terminals")
     import pty
-    import termios
 
     main, side = pty.openpty()
     with os.fdopen(side) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        before = termios.tcgetattr(side)
-        with without_echo():
-            assert not termios.tcgetattr(side)[3] & termios.ECHO
-        assert termios.tcgetattr(side) == before
+        yield side
     os.close(main)
+
+
+def test_what_is_typed_meanwhile_is_not_shown(terminal: int) -> None:
+    import termios
+
+    before = termios.tcgetattr(terminal)
+    with without_echo():
+        assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+    assert termios.tcgetattr(terminal) == before
+
+
+def test_the_terminal_belongs_to_the_shell_while_it_runs_the_process_in_the_background(
+    terminal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import termios
+
+    before = termios.tcgetattr(terminal)
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)
+    with without_echo():
+        assert termios.tcgetattr(terminal) == before
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+    with without_echo():
+        during = termios.tcgetattr(terminal)
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)
+    assert termios.tcgetattr(terminal) == during != before
 
 
 def test_without_a_terminal_there_is_no_echo(monkeypatch: pytest.MonkeyPatch) -> None:
