@@ -75,7 +75,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
         self._unacknowledged = 0
         self._is_request_unread = False
         self._is_closed = False
-        # What the next `ConnectError` is caused by, where httpcore drops its cause.
+        # The cause of the next `ConnectError`, where httpcore drops it.
         self.connect_failure: Exception | None = None
         # Whether writes are held back until the next read.
         self.buffers_writes = False
@@ -365,7 +365,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
 
     @property
     def is_behind_proxy(self) -> bool:
-        """Whether a proxy has responded, so that what follows is of the endpoint."""
+        """Whether a proxy has responded, so that what follows concerns the endpoint."""
         return self._has_received and not self.is_upgraded
 
     def _set_socket(self, sock: socket.socket) -> None:

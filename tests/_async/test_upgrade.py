@@ -326,15 +326,20 @@ def serve_tunnel(
         yield url, trusting
 
 
+async def open_tunnel(client: Any, url: str, trusting: ssl.SSLContext) -> tuple[Any, Any]:
+    """The response to CONNECT, and the stream of TLS in the tunnel."""
+    response = await send(client, "CONNECT", url)
+    stream = response.extensions["network_stream"]
+    return response, await finish(stream.start_tls(trusting, "localhost", timeout=20))
+
+
 def test_a_tunnel_that_the_caller_opens(runtime: Runtime, library: Any) -> None:
     def shout(sock: socket.socket) -> None:
         sock.sendall(sock.recv(5).upper())
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(library, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
             await finish(stream.write(b"hello"))
             assert await finish(stream.read(100, timeout=20)) == b"HELLO"
             assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
@@ -375,9 +380,7 @@ def test_a_read_and_a_write_over_tls_at_the_same_time(runtime: Runtime) -> None:
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(httpx, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
 
             async def write() -> None:
                 for _ in range(count):
@@ -416,9 +419,7 @@ def test_a_read_over_tls_that_has_to_answer_leaves_it_to_the_write_in_progress(
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(httpx, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
 
             async def write() -> None:
                 # More than the kernel buffers for a peer that does not read.
@@ -457,9 +458,7 @@ def test_two_writes_over_tls_at_the_same_time(runtime: Runtime) -> None:
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(httpx, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
 
             async def write(part: bytes) -> None:
                 for _ in range(count):
@@ -483,9 +482,7 @@ def test_a_write_over_tls_that_waits_for_another_one_has_its_timeout(runtime: Ru
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(httpx, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
             layer = stream._stream._layer
 
             async def first() -> None:
@@ -518,9 +515,7 @@ def test_a_write_over_tls_has_its_timeout(runtime: Runtime) -> None:
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(httpx, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
             started = time.monotonic()
             with pytest.raises(httpcore.WriteTimeout):
                 await finish(stream.write(b"x" * 30_000_000, timeout=0.2))
@@ -548,9 +543,7 @@ def test_a_write_over_tls_keeps_its_timeout_while_another_one_gives_up(runtime: 
 
     async def scenario(url: str, trusting: ssl.SSLContext) -> None:
         async with open_client(httpx, runtime) as client:
-            response = await send(client, "CONNECT", url)
-            stream = response.extensions["network_stream"]
-            stream = await finish(stream.start_tls(trusting, "localhost", timeout=20))
+            response, stream = await open_tunnel(client, url, trusting)
             layer = stream._stream._layer
 
             async def first() -> None:

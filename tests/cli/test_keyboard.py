@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from screens import COMMAND, PATIENCE, Process, isolate
+from screens import COMMAND, Process, isolate
 
 from cromicle_sdk.cli.keyboard import without_echo
 from cromicle_sdk.testing import FaultyServer
@@ -67,7 +67,7 @@ def test_the_terminal_belongs_to_the_shell_while_it_runs_the_process_in_the_back
     assert termios.tcgetattr(terminal) == during != before
 
 
-def test_without_a_terminal_there_is_no_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_there_is_nothing_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
     with without_echo():
         pass
     monkeypatch.setattr(sys, "stdin", None)
@@ -79,29 +79,31 @@ def test_without_a_terminal_there_is_no_echo(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo terminals")
-def test_a_process_in_the_background_is_not_stopped(faults: FaultyServer) -> None:
-    import pexpect  # type: ignore[import-untyped]  # not annotated
-
+def test_a_process_in_the_background_is_not_stopped(faults: FaultyServer, tmp_path: Path) -> None:
     faults.reply("Good morning.")
-    command = [*COMMAND, "ask", "--base-url", faults.base_url, "Hello"]
-    shell = pexpect.spawn(sys.executable, ["-c", IN_THE_BACKGROUND, *command], timeout=PATIENCE)
-    shell.expect(pexpect.EOF)
-    output = shell.before.decode()
-    shell.close()
-    assert "Good morning." in output
-    assert "ended with 0" in output
+    command = (*COMMAND, "ask", "--base-url", faults.base_url, "Hello")
+    shell = (sys.executable, "-c", IN_THE_BACKGROUND)
+    with Process(*command, program=shell, environment=isolate(tmp_path)) as process:
+        assert process.wait() == 0
+        assert "Good morning." in process.screen.lines
+        assert "ended with 0" in process.screen.lines
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo terminals")
-@pytest.mark.parametrize("arguments", [("ask", "Hello"), ("chat",)], ids=["reply", "prompt"])
+@pytest.mark.parametrize("where", ["ask", "chat", "reply in chat"])
 def test_the_terminal_echoes_again_after_sigterm(
-    arguments: tuple[str, ...], faults: FaultyServer, tmp_path: Path
+    where: str, faults: FaultyServer, tmp_path: Path
 ) -> None:
-    command, *words = arguments
     faults.reply(chunks=["First", " reply."], gate=threading.Event())
-    arguments = (command, "--base-url", faults.base_url, *words)
+    command, question = ("ask", ["Hello"]) if where == "ask" else ("chat", [])
+    arguments = (command, "--base-url", faults.base_url, *question)
     with Process(*arguments, environment=isolate(tmp_path)) as process:
-        process.wait_for("First" if words else ">")
+        if command == "chat":
+            process.wait_for_prompt()
+        if where == "reply in chat":
+            process.type("Hello\r")
+        if where != "chat":
+            process.wait_for("First")
         assert not process.echoes
         process.terminate()
         assert process.wait() == -signal.SIGTERM
